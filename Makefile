@@ -1,0 +1,47 @@
+# A virtual environment in .venv is made once and renewed when pyproject.toml or constraints.txt change.
+#   make demo | test | lint | types | imports | examples | bench | clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The pins are for Python 3.11; elsewhere pip chooses.
+CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
+EXAMPLES := $(wildcard examples/*.py)
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint types imports examples bench clean
+
+demo: $(VENV)/with-examples
+	@$(BIN)/python examples/eight_schools.py
+
+test: $(VENV)/with-test $(VENV)/with-examples
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/with-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/with-dev
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+imports: $(VENV)/with-dev
+	@$(BIN)/lint-imports
+
+examples: $(VENV)/with-examples
+	@for example in $(EXAMPLES); do echo "$$example --smoke-test"; $(BIN)/python $$example --smoke-test || exit 1; done
+
+bench: $(VENV)/with-bench
+	@$(BIN)/pytest benchmarks $(PYTEST_ARGS)
+
+clean:
+	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache
+
+$(VENV)/made: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# One stamp file per extra: with-test, with-examples, with-dev, with-bench, with-docs.
+$(VENV)/with-%: $(VENV)/made
+	@echo "installing the extra '$*' into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' $(CONSTRAINTS)
+	@touch $@

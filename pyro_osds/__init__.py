@@ -1,0 +1,10 @@
+"""One-step diffusion samplers for Pyro: posterior draws and a log evidence from one network evaluation per draw."""
+
+from pyro_osds.compare import compare_evidence
+from pyro_osds.evidence import Evidence, EvidenceCheck
+from pyro_osds.importance import WeightedDraws
+from pyro_osds.osds import OSDS
+
+__version__ = "0.1.0"
+
+__all__ = ["OSDS", "Evidence", "EvidenceCheck", "WeightedDraws", "compare_evidence"]

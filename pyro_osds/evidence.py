@@ -1,0 +1,166 @@
+r"""The log evidence, and whether to believe it.
+
+Weights alone cannot tell that a whole mode is missing, so the verdict asks three independent witnesses: the tail of the
+weights (pareto k), their effective number, and the log evidence of the annealed exploration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_k
+
+_MIN_ESS = 100.0
+_MAX_SIGMAS = 3.0
+# Islands share their temperatures and scales, so their spread alone claims a little too much.
+_MIN_CHECK_ERROR = 0.03
+# Eight islands: what three standard errors are to a normal, four and a half are to their t distribution.
+_CHECK_QUANTILE = 1.5
+
+
+@dataclass(frozen=True)
+class EvidenceCheck:
+    """A log evidence from elsewhere, to hold the flow's against.
+
+    Arguments:
+        log_evidence: The other estimate, nats.
+        std_error: Its standard error, nats.
+    """
+
+    log_evidence: float
+    std_error: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The log evidence with its standard error and a verdict.
+
+    Arguments:
+        log_evidence: Log of the mean weight, nats; nan where the prior is improper.
+        std_error: Its standard error, nats.
+        elbo: Mean log weight, a lower bound of the log evidence, nats.
+        ess: Effective number of the weighted draws.
+        pareto_k: Shape of the tail of the weights.
+        num_draws: Fresh draws that all of this was computed from.
+        reliable: Whether nothing speaks against the estimate.
+        reasons: What speaks against it: sentences, each with what was seen and the cure; empty when reliable.
+        check: Log evidence of the annealed exploration, if there was one.
+    """
+
+    log_evidence: float
+    std_error: float
+    elbo: float
+    ess: float
+    pareto_k: float
+    num_draws: int
+    reliable: bool
+    reasons: tuple[str, ...]
+    check: EvidenceCheck | None = None
+
+
+def judge(
+    log_weight: Tensor,
+    check: EvidenceCheck | None = None,
+    improper_sites: Sequence[str] = (),
+    num_not_finite: int = 0,
+) -> Evidence:
+    """Evidence and verdict from the log weights of fresh draws.
+
+    Arguments:
+        log_weight: Log weights, ``(S,)``; ``-inf`` counts as weight zero.
+        check: Another estimate that must agree within three combined standard errors.
+        improper_sites: Latent sites whose prior is flat: with them there is no evidence.
+        num_not_finite: Draws whose log density was nan or ``+inf``.
+
+    Returns:
+        The evidence with its verdict.
+
+    Example:
+        >>> import torch
+        >>> judge(torch.full((1000,), -2.0)).reliable
+        True
+    """
+    num_draws = len(log_weight)
+    estimate, std_error = log_mean_weight(log_weight)
+    ess, k = effective_sample_size(log_weight), pareto_k(log_weight)
+    finite = log_weight[log_weight.isfinite()]
+    elbo = finite.double().mean().item() if len(finite) else -math.inf
+    reasons = [
+        *_tail_reasons(k, num_draws),
+        *_ess_reasons(ess, num_draws),
+        *_not_finite_reasons(num_not_finite, num_draws),
+        *_check_reasons(estimate, std_error, check if not improper_sites else None),
+    ]
+    if improper_sites:
+        names = ", ".join(map(repr, improper_sites))
+        reasons.insert(
+            0,
+            f"The prior of site {names} is improper, so the evidence is not defined; "
+            "draws are valid. Give the site a proper prior.",
+        )
+        estimate = std_error = math.nan
+
+    return Evidence(estimate, std_error, elbo, ess, k, num_draws, not reasons, tuple(reasons), check)
+
+
+def pareto_k_threshold(num_draws: int) -> float:
+    """The largest trustworthy pareto k for a number of draws: ``min(1 - 1 / log10(S), 0.7)``.
+
+    Source: Vehtari et al. 2024 (1507.02646), section 3.2.4.
+
+    Example:
+        >>> pareto_k_threshold(10_000)
+        0.7
+    """
+    return min(1.0 - 1.0 / math.log10(max(num_draws, 2)), 0.7)
+
+
+def _tail_reasons(k: float, num_draws: int) -> list[str]:
+    threshold = pareto_k_threshold(num_draws)
+    if not k > threshold:
+        return []
+
+    return [
+        f"pareto k is {k:.2f}, above {threshold:.2f} for {num_draws} draws: a few draws carry the estimate, the flow's "
+        "tails are too light. Raise num_iterations, or reparametrise the model (a non-centred hierarchy, for instance)."
+    ]
+
+
+def _ess_reasons(ess: float, num_draws: int) -> list[str]:
+    if ess >= _MIN_ESS:
+        return []
+
+    return [
+        f"The effective sample size is {ess:.0f} of {num_draws} draws. Raise num_iterations, or num_samples if the flow "
+        "cannot do better."
+    ]
+
+
+def _not_finite_reasons(num_not_finite: int, num_draws: int) -> list[str]:
+    if num_not_finite <= 0.001 * num_draws:
+        return []
+
+    return [
+        f"The log density was nan or +inf at {num_not_finite} of {num_draws} draws; they got weight zero. Look for an "
+        "overflow, a division by zero or a factor that is not a number."
+    ]
+
+
+def _check_reasons(estimate: float, std_error: float, check: EvidenceCheck | None) -> list[str]:
+    if check is None or not math.isfinite(check.log_evidence):
+        return []
+    combined = math.hypot(std_error, _CHECK_QUANTILE * max(check.std_error, _MIN_CHECK_ERROR))
+    distance = estimate - check.log_evidence
+    if abs(distance) <= _MAX_SIGMAS * combined:
+        return []
+    side = "below" if distance < 0 else "above"
+    cure = "a mode may be lost" if distance < 0 else "the exploration may have missed a part of the posterior"
+
+    return [
+        f"The log evidence {estimate:.3f} lies {abs(distance):.2f} nats {side} the exploration's "
+        f"{check.log_evidence:.3f} +- {check.std_error:.3f}: {cure}. Raise num_particles, and repeat with another seed."
+    ]

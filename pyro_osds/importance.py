@@ -1,0 +1,203 @@
+r"""Draws with exact weights, and what the weights say.
+
+.. math::
+    \log w = \log \gamma(z) - \log q(z), \qquad \mathrm{ELBO} = \overline{\log w}, \qquad
+    \log \hat Z = \log \overline{w}, \qquad \mathrm{ESS} = \frac{(\sum w)^2}{\sum w^2}
+
+pareto k is the shape of a generalised Pareto distribution fitted to the largest weights: their number of finite moments is
+about ``1/k``, so above 0.5 their variance, and above 1 their mean, is not to be trusted.
+
+Source: Pareto-smoothed importance sampling, Vehtari et al. 2024 (1507.02646).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from pyro.infer.importance import LogWeightsMixin
+from pyro.ops.stats import fit_generalized_pareto
+from torch import Tensor
+
+from pyro_osds.leap import Leap
+from pyro_osds.target import Target, finite_log_prob
+
+_MIN_TAIL = 5
+_CHUNK_SIZE = 8192
+
+
+@dataclass(frozen=True)
+class WeightedDraws(LogWeightsMixin):
+    """Draws of the one-step flow with what is needed to weigh them.
+
+    ``get_log_normalizer()``, ``get_normalized_weights()`` and ``get_ESS()`` work as on Pyro's importance samplers.
+
+    Arguments:
+        samples: Constrained draws by site, each ``(num_draws, *site_shape)``.
+        log_weights: ``log_prob`` minus the log density of the flow, ``(num_draws,)``, nats.
+        log_prob: Unnormalised log density of the target in unconstrained space, ``(num_draws,)``.
+        log_abs_det: Log-determinant of the leap from the base, ``(num_draws,)``.
+        z: The draws in unconstrained space, ``(num_draws, D)``.
+    """
+
+    samples: dict[str, Tensor]
+    log_weights: Tensor
+    log_prob: Tensor
+    log_abs_det: Tensor
+    z: Tensor
+
+    def __len__(self) -> int:
+        return len(self.log_weights)
+
+
+class FlowDraws(NamedTuple):
+    """Fresh draws of the leap in unconstrained space.
+
+    Arguments:
+        z: Draws, ``(n, D)``.
+        log_weight: Log weights, ``(n,)``; ``-inf`` where the density is zero or not a number.
+        log_prob: Log densities of the target, ``(n,)``.
+        log_abs_det: Log-determinants of the leap, ``(n,)``.
+        num_not_finite: Draws whose log density was nan or ``+inf``.
+    """
+
+    z: Tensor
+    log_weight: Tensor
+    log_prob: Tensor
+    log_abs_det: Tensor
+    num_not_finite: int
+
+
+def weigh(leap: Leap, target: Target, num_draws: int) -> FlowDraws:
+    """Draw afresh and weigh, chunk by chunk.
+
+    Arguments:
+        leap: The leap that proposes.
+        target: The target that weighs.
+        num_draws: How many draws.
+    """
+    with torch.no_grad():
+        return join([_weigh_chunk(leap, target, size) for size in _chunks(num_draws)])
+
+
+def join(parts: Sequence[FlowDraws]) -> FlowDraws:
+    """Several batches of draws as one."""
+    *columns, num_not_finite = zip(*parts, strict=True)
+
+    return FlowDraws(*(torch.cat(column) for column in columns), sum(num_not_finite))
+
+
+def _weigh_chunk(leap: Leap, target: Target, num_draws: int) -> FlowDraws:
+    z, log_q, log_abs_det = leap.sample(num_draws)
+    log_prob = target.log_prob(z)
+    num_not_finite = int((log_prob.isnan() | (log_prob == torch.inf)).sum())
+    log_prob = finite_log_prob(log_prob)
+
+    return FlowDraws(z, finite_log_prob(log_prob - log_q), log_prob, log_abs_det, num_not_finite)
+
+
+def _chunks(total: int) -> Iterator[int]:
+    while total > 0:
+        yield min(total, _CHUNK_SIZE)
+        total -= _CHUNK_SIZE
+
+
+def log_mean_weight(log_weight: Tensor) -> tuple[float, float]:
+    """Log of the mean weight and its standard error, nats.
+
+    The standard error is the delta method's, from the spread of the weights. Where pareto k exceeds 1/2 that spread has no
+    limit, and the error of a mean of S weights falls like :math:`S^{k-1}` instead of :math:`S^{-1/2}`: it is scaled up by
+    :math:`S^{k - 1/2}`.
+
+    Arguments:
+        log_weight: Log weights, ``(S,)``; ``-inf`` counts as weight zero.
+
+    Returns:
+        The estimate and its standard error.
+
+    Example:
+        >>> log_mean_weight(torch.zeros(100))
+        (0.0, 0.0)
+    """
+    log_weight = log_weight.double()
+    size = len(log_weight)
+    estimate = (torch.logsumexp(log_weight, 0) - math.log(size)).item()
+    if not math.isfinite(estimate):
+        return estimate, math.inf
+    std_error = (log_weight - estimate).exp().std().item() / math.sqrt(size)
+    k = pareto_k(log_weight)
+    if k > 0.5:
+        std_error *= size ** (min(k, 1.0) - 0.5)
+
+    return estimate, std_error
+
+
+def effective_sample_size(log_weight: Tensor) -> float:
+    """Kish's effective sample size, in draws.
+
+    Example:
+        >>> effective_sample_size(torch.tensor([0.0, 0.0, -torch.inf]))
+        2.0
+    """
+    normalised = torch.log_softmax(log_weight.double(), 0)
+
+    return torch.exp(-torch.logsumexp(2 * normalised, 0)).item()
+
+
+def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, float]:
+    """Log weights with their largest values replaced by those of the fitted Pareto tail, and the tail's shape.
+
+    Arguments:
+        log_weight: Log weights, ``(S,)``.
+
+    Returns:
+        Normalised smoothed log weights ``(S,)`` and pareto k; k is ``-inf`` where all tail weights agree to rounding.
+    """
+    log_weight = log_weight.double()
+    log_weight = log_weight - log_weight.max()
+    order = log_weight.argsort()
+    tail = _tail(log_weight[order])
+    smoothed = log_weight.clone()
+    k = -math.inf
+    if tail is not None:
+        size, cutoff = tail
+        excess = log_weight[order[-size:]].exp() - cutoff
+        k, sigma = fit_generalized_pareto(excess.cpu())
+        probabilities = (torch.arange(size, dtype=torch.float64, device=log_weight.device) + 0.5) / size
+        quantiles = cutoff + sigma / k * torch.expm1(-k * torch.log1p(-probabilities))
+        if math.isfinite(k):
+            smoothed[order[-size:]] = quantiles.log().clamp(max=0.0)
+
+    return smoothed - torch.logsumexp(smoothed, 0), k
+
+
+def pareto_k(log_weight: Tensor) -> float:
+    """Shape of the tail of the weights; ``-inf`` where all tail weights agree to rounding, ``inf`` where none is finite.
+
+    Example:
+        >>> torch.manual_seed(0) and None
+        >>> bool(pareto_k(torch.randn(5000)) < 0.5)
+        True
+    """
+    if not log_weight.isfinite().any():
+        return math.inf
+
+    return pareto_smooth(log_weight)[1]
+
+
+def _tail(ascending: Tensor) -> tuple[int, float] | None:
+    """Size of the tail and the weight at which it starts, or None where there is nothing to fit."""
+    count = len(ascending)
+    size = math.ceil(min(0.2 * count, 3.0 * math.sqrt(count)))
+    if size < _MIN_TAIL or count <= size:
+        return None
+    cutoff = max(ascending[-size - 1].item(), math.log(torch.finfo(torch.float64).tiny))
+    excess = ascending[-size:].exp() - math.exp(cutoff)
+    # Weights equal up to rounding have no tail; the fit would divide by zero.
+    if not excess[size // 4] > 1e-12:
+        return None
+
+    return size, math.exp(cutoff)

@@ -1,0 +1,129 @@
+r"""What every part of the sampler asks of a posterior: a batched, unnormalised log density.
+
+.. math:: \log \gamma(z), \quad z \in \mathbb{R}^D, \qquad Z = \int \gamma(z)\,dz.
+
+The rooms between the Pyro front-end and ArviZ see a posterior only through :class:`Target`. Values that are not finite
+are a fact of life far from the posterior, so one function decides what they mean: :func:`finite_log_prob`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Target(Protocol):
+    """An unnormalised log density on ``R^D``, evaluated in batches."""
+
+    dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of a batch, ``(B, D) -> (B,)``."""
+        ...
+
+
+class FunctionTarget:
+    """A target from a plain function.
+
+    Arguments:
+        log_prob_fn: Maps unconstrained points ``(B, D)`` to log densities ``(B,)``.
+        dim: The number of dimensions ``D``.
+        dtype: Floating point type of the points. Default: :func:`torch.get_default_dtype`.
+        device: Device of the points. Default: the CPU.
+
+    Raises:
+        ValueError: If ``dim`` is not positive, or the function does not map ``(B, D)`` to ``(B,)``.
+
+    Example:
+        >>> target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), dim=2)
+        >>> target.log_prob(torch.zeros(3, 2))
+        tensor([0., 0., 0.])
+    """
+
+    def __init__(
+        self,
+        log_prob_fn: Callable[[Tensor], Tensor],
+        dim: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"dim must be a positive integer, got {dim!r}; pass the length of one point.")
+        self.dim = dim
+        self.dtype = dtype or torch.get_default_dtype()
+        self.device = torch.device(device)
+        self._log_prob_fn = log_prob_fn
+        probe = log_prob_fn(torch.zeros(2, dim, dtype=self.dtype, device=self.device))
+        if not isinstance(probe, Tensor) or probe.shape != (2,):
+            got = tuple(probe.shape) if isinstance(probe, Tensor) else type(probe).__name__
+            raise ValueError(
+                f"log_prob_fn must map (B, {dim}) to (B,); for a (2, {dim}) batch it returned {got}. "
+                "Sum over the last dimension, not over the batch."
+            )
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self._log_prob_fn(z)
+
+    def constrain(self, z: Tensor) -> dict[str, Tensor]:
+        """The draws as the single site ``z``, beside the sites that a model has."""
+        return {"z": z}
+
+
+def finite_log_prob(log_prob: Tensor) -> Tensor:
+    """Log densities with nan and +inf turned into -inf: such a point gets no weight, and is never averaged away.
+
+    Arguments:
+        log_prob: Log densities, any shape.
+
+    Returns:
+        The same values; ``-inf`` where they were nan or ``+inf``.
+
+    Example:
+        >>> finite_log_prob(torch.tensor([0.5, float("nan"), float("inf")]))
+        tensor([0.5000,   -inf,   -inf])
+    """
+    bad = log_prob.isnan() | (log_prob == torch.inf)
+
+    return log_prob.masked_fill(bad, -torch.inf)
+
+
+def log_prob_and_score(log_prob_fn: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Log densities and their scores :math:`\nabla_z \log \gamma(z)` at a batch.
+
+    Only the points are differentiated, so gradients that the caller's model keeps (``pyro.param``) stay untouched.
+
+    Arguments:
+        log_prob_fn: Maps ``(B, D)`` to ``(B,)``.
+        z: Points, ``(B, D)``.
+
+    Returns:
+        Log densities ``(B,)``, ``-inf`` where they are not numbers, and scores ``(B, D)``, zero where not finite.
+
+    Example:
+        >>> log_prob_and_score(lambda z: -0.5 * z.square().sum(-1), torch.tensor([[1.0, 2.0]]))
+        (tensor([-2.5000]), tensor([[-1., -2.]]))
+    """
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        log_prob = log_prob_fn(z)
+        (score,) = torch.autograd.grad(log_prob.sum(), z)
+    log_prob = finite_log_prob(log_prob.detach())
+    valid = log_prob.isfinite()[:, None] & score.isfinite()
+
+    return log_prob, torch.where(valid, score, torch.zeros_like(score))
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], z: Tensor, chunk_size: int = 8192) -> Tensor:
+    """A batched function applied chunk by chunk, so that memory stays bounded.
+
+    Example:
+        >>> in_chunks(lambda z: z.sum(-1), torch.ones(5, 2), chunk_size=2)
+        tensor([2., 2., 2., 2., 2.])
+    """
+    return torch.cat([function(chunk) for chunk in z.split(chunk_size)])

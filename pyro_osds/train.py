@@ -1,0 +1,221 @@
+r"""Training the leap: rounds of optimiser steps, each judged on fresh draws; the best weights are kept.
+
+A round runs a one-cycle schedule with clipped gradients and an exponential moving average (EMA) of the weights, and is
+followed by a look at fresh draws of the average. Rounds go on until the ELBO is as near to the log evidence as asked for, a
+round no longer helps, or the budget is spent. Ctrl-C ends training with the best weights so far.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_k, weigh
+from pyro_osds.leap import Leap
+from pyro_osds.objective import Objective, exact_volume, reverse_kl
+from pyro_osds.target import Target
+
+_EMA_DECAY = 0.98
+_MAX_GRADIENT_NORM = 1.0
+_WARM_UP_SHARE = 0.1
+_STALL = 0.8
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how hard to train.
+
+    Arguments:
+        num_iterations: Optimiser steps at most, over all rounds.
+        batch_size: Draws per step.
+        learning_rate: Peak of each round's one-cycle schedule.
+        first_round: Steps of the first round; each later one is one and a half times as long.
+        elbo_gap: Stop when the ELBO is this close to the log evidence, nats, and the weights have a good tail.
+        num_validation_draws: Fresh draws to judge a round on.
+    """
+
+    num_iterations: int = 1000
+    batch_size: int = 256
+    learning_rate: float = 1e-2
+    first_round: int = 250
+    elbo_gap: float = 0.02
+    num_validation_draws: int = 4096
+
+
+@dataclass
+class History:
+    """What training saw, one entry per step or per round.
+
+    Arguments:
+        loss: Negative mean log weight of each step's batch, nats.
+        step: Steps done at the end of each round.
+        elbo: ELBO on fresh draws at the end of each round, nats.
+        ess: Effective sample size there, as a share of the draws.
+        pareto_k: Pareto k there.
+        num_skipped: Steps whose gradient was not finite, and that were left out.
+        interrupted: Whether Ctrl-C ended training.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    step: list[int] = field(default_factory=list)
+    elbo: list[float] = field(default_factory=list)
+    ess: list[float] = field(default_factory=list)
+    pareto_k: list[float] = field(default_factory=list)
+    num_skipped: int = 0
+    interrupted: bool = False
+
+
+class Trainer:
+    """Trains a leap in place.
+
+    Arguments:
+        leap: The leap; ends up with the best weights found.
+        target: What it should become.
+        schedule: How long and how hard.
+        objective: What to minimise; default: both divergences on the exact weights, by path gradients.
+        disable_progbar: Whether to hide the progress bar.
+
+    Example:
+        >>> from pyro_osds.base import gaussian_base
+        >>> from pyro_osds.flow_map import FlowMap
+        >>> from pyro_osds.target import FunctionTarget
+        >>> target = FunctionTarget(lambda z: -0.5 * (z - 1).square().sum(-1), dim=2)
+        >>> trainer = Trainer(Leap(gaussian_base(torch.randn(200, 2)), FlowMap(2)), target, disable_progbar=True)
+        >>> history = trainer.run()
+        >>> history.ess[-1] > 0.9
+        True
+    """
+
+    def __init__(
+        self,
+        leap: Leap,
+        target: Target,
+        schedule: Schedule | None = None,
+        objective: Objective | None = None,
+        disable_progbar: bool = False,
+    ) -> None:
+        self.leap = leap
+        self.target = target
+        self.schedule = schedule or Schedule()
+        self.history = History()
+        self.disable_progbar = disable_progbar
+        batch_size = self.schedule.batch_size
+        self._objective = objective or exact_volume(target, batch_size)
+        self._plain = reverse_kl(target, batch_size)
+        self._parameters = list(leap.flow.parameters())
+        self._use_plain = False
+        self._start_round()
+
+    def _start_round(self, num_steps: int | None = None) -> None:
+        """A fresh optimiser and average; without a number of steps the learning rate stays constant."""
+        rate = self.schedule.learning_rate
+        self._optimizer = torch.optim.Adam(self._parameters, lr=rate, fused=True)
+        self._scheduler = None
+        if num_steps is not None:
+            self._scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                self._optimizer, rate, total_steps=max(num_steps, 2), pct_start=_WARM_UP_SHARE
+            )
+        self._average = AveragedModel(self.leap.flow, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
+
+    def step(self) -> float:
+        """One optimiser step; returns the negative mean log weight of its batch, nats."""
+        objective = self._plain if self._use_plain else self._objective
+        loss, log_weight = objective(self.leap)
+        gradients = torch.autograd.grad(loss, self._parameters)
+        finite = log_weight.isfinite()
+        value = -log_weight[finite].mean().item() if finite.any() else math.nan
+        self.history.loss.append(value)
+        # One scalar tells whether any entry is not finite; such a step is skipped, and the next one is a plain one.
+        usable = bool(torch.stack([g.sum() for g in gradients]).sum().isfinite())
+        self._use_plain = not usable
+        if usable:
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = gradient
+            clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
+            self._optimizer.step()
+            self._average.update_parameters(self.leap.flow)
+        else:
+            self.history.num_skipped += 1
+        if self._scheduler is not None:
+            self._scheduler.step()
+
+        return value
+
+    def evaluate(self) -> float:
+        """Negative ELBO on a fresh batch of the averaged weights, nats."""
+        log_weight = weigh(self.averaged(), self.target, self.schedule.batch_size).log_weight
+
+        return -log_weight[log_weight.isfinite()].mean().item()
+
+    def averaged(self) -> Leap:
+        """The leap with the moving average of its weights."""
+        return Leap(self.leap.base, self._average.module, self.leap.num_steps)
+
+    def run(self) -> History:
+        """Train until good enough, stalled, out of budget, or interrupted; the leap keeps the best weights."""
+        best, best_score = copy.deepcopy(self.leap.flow.state_dict()), -math.inf
+        progress = tqdm(total=self.schedule.num_iterations, disable=self.disable_progbar, desc="Train", leave=True)
+        gap, num_steps, left = math.inf, self.schedule.first_round, self.schedule.num_iterations
+        try:
+            best_score, _, _ = self._validate()
+            while left > 0:
+                num_steps = min(num_steps, left)
+                self._run_round(num_steps, progress)
+                left -= num_steps
+                score, new_gap, k = self._validate()
+                progress.set_postfix(elbo=f"{score:.3f}", pareto_k=f"{k:.2f}")
+                stalled = new_gap > _STALL * gap
+                if score > best_score:
+                    best, best_score = copy.deepcopy(self._average.module.state_dict()), score
+                self.leap.flow.load_state_dict(best)
+                if (new_gap < self.schedule.elbo_gap and k < 0.7) or stalled:
+                    break
+                gap, num_steps = new_gap, num_steps + num_steps // 2
+        except KeyboardInterrupt:
+            self._keep_interrupted(best, best_score)
+        finally:
+            progress.close()
+        if self.history.num_skipped:
+            warnings.warn(
+                f"{self.history.num_skipped} of {len(self.history.loss)} training steps had a gradient that is not "
+                "finite and were skipped; the log density may overflow near the posterior.",
+                stacklevel=3,
+            )
+
+        return self.history
+
+    def _run_round(self, num_steps: int, progress: tqdm) -> None:
+        self._start_round(num_steps)
+        for _ in range(num_steps):
+            self.step()
+            progress.update()
+
+    def _keep_interrupted(self, best: dict[str, torch.Tensor], best_score: float) -> None:
+        """Ctrl-C in the middle of a round: the average so far is kept if it is better than the best round."""
+        self.history.interrupted = True
+        average = self._average.module.state_dict()
+        score, _, _ = self._validate()
+        self.leap.flow.load_state_dict(average if score > best_score else best)
+        warnings.warn("Training was interrupted; the best weights so far are used.", stacklevel=4)
+
+    def _validate(self) -> tuple[float, float, float]:
+        """ELBO, its distance to the log evidence, and pareto k of the averaged weights, on fresh draws."""
+        num_draws = max(self.schedule.batch_size, self.schedule.num_validation_draws)
+        log_weight = weigh(self.averaged(), self.target, num_draws).log_weight
+        # Draws of density zero (outside a hard edge) count in the evidence and the ESS; they have no logarithm to average.
+        finite = log_weight[log_weight.isfinite()]
+        elbo = finite.mean().item() if len(finite) else -math.inf
+        k = pareto_k(log_weight)
+        self.history.step.append(len(self.history.loss))
+        self.history.elbo.append(elbo)
+        self.history.ess.append(effective_sample_size(log_weight) / len(log_weight))
+        self.history.pareto_k.append(k)
+
+        return elbo, log_mean_weight(log_weight)[0] - elbo, k
