@@ -19,6 +19,7 @@ from pyro_osds.moments import weighted_moments
 
 _EM_ITERATIONS = 60
 _MAX_COMPONENTS = 64
+_WIDENING = 1.1
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,12 @@ def mixture_base(z: Tensor, labels: Tensor) -> Base:
             break
         responsibilities = _responsibilities(candidate, u)
         best_responsibilities, score = responsibilities, candidate_score
-    density = _expectation_maximisation(u, best_responsibilities)
+    fitted = _expectation_maximisation(u, best_responsibilities)
+    components = fitted.component_distribution
+    # A little wider than fitted: where a mixture is too narrow the weights have no bound, where it is wide they have one.
+    wider = MultivariateNormal(components.loc, scale_tril=_WIDENING * components.scale_tril)
 
-    return Base(loc, scale_tril, density)
+    return Base(loc, scale_tril, MixtureSameFamily(fitted.mixture_distribution, wider))
 
 
 def _expectation_maximisation(u: Tensor, responsibilities: Tensor) -> MixtureSameFamily:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.moments import weighted_moments
-from pyro_osds.target import Target, finite_log_prob, log_prob_and_score
+from pyro_osds.target import NotFiniteError, Target, finite_log_prob, log_prob_and_score
 
 _MIN_INCREMENT = 1e-12
 _TARGET_ACCEPTANCE = 0.75
@@ -71,9 +71,7 @@ class ReferencePath:
         log_prob: Log density of the reference, ``(B, D) -> (B,)``.
     """
 
-    def __init__(
-        self, target: Target, sample: Callable[[int], Tensor], log_prob: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, target: Target, sample: Callable[[int], Tensor], log_prob: Callable[[Tensor], Tensor]) -> None:
         self.dim = target.dim
         self.sample = sample
         self._target = target
@@ -147,7 +145,7 @@ def explore(
         The particles at the target and the islands' estimates of the log evidence.
 
     Raises:
-        ValueError: If the target is not finite at any particle of the reference.
+        NotFiniteError: If the target is not finite at any particle of the reference.
     """
     num_total = num_particles * num_islands
     z, log_reference, log_target = _start(path, num_total)
@@ -169,7 +167,13 @@ def explore(
     z, log_target = _settle(mover, z, log_reference, log_target, max_settling)
 
     return Exploration(
-        z, log_target, log_evidence, num_temperatures, mover.num_evaluations + num_total, mover.acceptance, num_not_finite
+        z,
+        log_target,
+        log_evidence,
+        num_temperatures,
+        mover.num_evaluations + num_total,
+        mover.acceptance,
+        num_not_finite,
     )
 
 
@@ -198,9 +202,10 @@ def _start(path: AnnealingPath, num_total: int) -> tuple[Tensor, Tensor, Tensor]
         log_reference, log_target = path.log_densities(z)
     usable = usable & log_reference.isfinite() & log_target.isfinite()
     if not usable.any():
-        raise ValueError(
+        raise NotFiniteError(
             f"The log density is not finite at any of {num_total} starting points (for instance "
-            f"{log_target[0].item()} at {[round(value, 3) for value in z[0].tolist()][:5]})."
+            f"{log_target[0].item()} at {[round(value, 3) for value in z[0].tolist()][:5]}).",
+            z[0],
         )
 
     return z, torch.where(usable, log_reference, 0.0), torch.where(usable, log_target, -torch.inf)

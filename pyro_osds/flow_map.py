@@ -171,7 +171,7 @@ class FlowMap(nn.Module):
             d: Step size.
 
         Returns:
-            The new points (differentiable with respect to the weights), log-determinants and scores (both detached).
+            The new points and log-determinants, differentiable with respect to the weights, and the scores, detached.
 
         Source: recursion for path gradients, Vaitl et al. 2024 (arXiv 2403.15881).
         """
@@ -188,10 +188,12 @@ class FlowMap(nn.Module):
                 (curvature,) = torch.autograd.grad(log_slope.sum(), moving, retain_graph=True)
                 score_moving = score_moving - curvature * (-log_slope.detach()).exp()
             if block.num_fixed:
-                pull = torch.autograd.grad([moved, log_slope], fixed, [score_moving, torch.ones_like(log_slope)], retain_graph=True)
+                pull = torch.autograd.grad(
+                    [moved, log_slope], fixed, [score_moving, torch.ones_like(log_slope)], retain_graph=True
+                )
                 score_fixed = score_fixed - pull[0]
             x, score = torch.cat([fixed, moved], -1), torch.cat([score_fixed, score_moving], -1)
-            log_slopes.append(log_slope.detach())
+            log_slopes.append(log_slope)
 
         last = self.layout_steps[-1]
 

@@ -55,14 +55,14 @@ class Leap(nn.Module):
 
         return self.base.from_whitened(x), log_abs_det
 
-    def sample_with_score(self, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws that carry gradients for the weights, their log densities and the scores of their density, detached."""
-        x = self.base.density.sample(torch.Size([num_draws]))
+    def with_score(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From whitened base points ``(B, D)`` to ``z``, with its log density and the score of that density.
+
+        The first two carry gradients for the weights, the score does not.
+        """
         log_prob, score = log_prob_and_score(self.base.density.log_prob, x)
         for step in range(self.num_steps):
-            x, log_abs_det, score = self.flow.forward_with_score(
-                x, score, step / self.num_steps, 1.0 / self.num_steps
-            )
+            x, log_abs_det, score = self.flow.forward_with_score(x, score, step / self.num_steps, 1.0 / self.num_steps)
             log_prob = log_prob - log_abs_det
         score = torch.linalg.solve_triangular(self.base.scale_tril.mT, score.mT, upper=True).mT
 

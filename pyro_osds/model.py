@@ -74,9 +74,7 @@ class _ModelRun(Messenger):
     As the outermost handler it sees each site after plates, masks and scales have been applied to it.
     """
 
-    def __init__(
-        self, unconstrained: Mapping[str, Tensor], to_value: Callable[[Mapping[str, Any]], Transform]
-    ) -> None:
+    def __init__(self, unconstrained: Mapping[str, Tensor], to_value: Callable[[Mapping[str, Any]], Transform]) -> None:
         super().__init__()
         self.unconstrained = unconstrained
         self.to_value = to_value

@@ -24,34 +24,63 @@ from torch import Tensor
 from pyro_osds.leap import Leap
 from pyro_osds.target import Target, finite_log_prob, log_prob_and_score
 
+_STRETCH = 2.0
+_TAIL_WEIGHT = 0.1
+
 Objective = Callable[[Leap], tuple[Tensor, Tensor]]
 """Maps the leap to a loss to differentiate and the detached log weights of the batch, ``(B,)``."""
 
 
-def exact_volume(target: Target, batch_size: int, coverage: float = 0.5) -> Objective:
-    """Both directions of the divergence between the flow and the target, by path gradients.
+def exact_volume(target: Target, batch_size: int, coverage: float = 0.5, tail_share: float = 0.125) -> Objective:
+    r"""Both directions of the divergence between the flow and the target, by path gradients, and a look at the tails.
+
+    A share of the batch starts from base points stretched to twice their value along one coordinate, where the flow's own
+    draws are too rare to learn from. On them the log weight should be what it is on average,
+
+    .. math:: \lambda\, \mathrm{E}\, h\big(\log w - \overline{\log w}\big),
+
+    with Huber's function *h*: the log-variance objective, which may take its points from anywhere.
 
     Arguments:
         target: The target.
         batch_size: Draws per evaluation.
         coverage: Share of the covering direction KL(p || q); the rest is the sharpening one, KL(q || p).
+        tail_share: Share of stretched points in the batch; a mixture base, wide as it is, gets none.
 
     Returns:
         The objective. Its loss is a surrogate: only its gradient means something.
+
+    Source: log-variance divergence, Richter et al. 2020 (2010.10436).
     """
 
     def loss(leap: Leap) -> tuple[Tensor, Tensor]:
-        z, log_q, score_q = leap.sample_with_score(batch_size)
+        num_tail = int(tail_share * batch_size) if leap.base.num_components == 1 else 0
+        num_body = batch_size - num_tail
+        x = leap.base.density.sample(torch.Size([batch_size]))
+        z, log_q, score_q = leap.with_score(torch.cat([x[:num_body], _stretch(x[num_body:])]))
         log_p, score_p = log_prob_and_score(target.log_prob, z)
         log_weight = (log_p - log_q).detach()
+        body = log_weight[:num_body]
         # Truncated (Ionides 2008): early on, one draw would otherwise carry the whole batch.
-        weight = torch.softmax(log_weight, 0).clamp(max=batch_size**-0.5)
-        usable = log_p.isfinite()
+        weight = torch.softmax(body, 0).clamp(max=num_body**-0.5)
+        usable = body.isfinite()
         share = (1 - coverage) / usable.sum().clamp(min=1) * usable + coverage * weight
+        surrogate = (share * ((score_q - score_p) * z)[:num_body].sum(-1)).sum()
+        if num_tail:
+            excess = (log_weight - body[usable].mean()).clamp(-1.0, 1.0) * log_weight.isfinite()
+            tail = excess * ((score_p * z).sum(-1) - log_q)
+            surrogate = surrogate + _TAIL_WEIGHT * tail[num_body:].mean()
 
-        return (share * ((score_q - score_p) * z).sum(-1)).sum(), log_weight
+        return surrogate, body
 
     return loss
+
+
+def _stretch(x: Tensor) -> Tensor:
+    """Points with one coordinate of each, drawn at random, made twice as large."""
+    chosen = torch.randint(x.shape[1], (len(x), 1), device=x.device)
+
+    return x.scatter_add(1, chosen, (_STRETCH - 1.0) * x.gather(1, chosen))
 
 
 def reverse_kl(target: Target, batch_size: int) -> Objective:

@@ -23,7 +23,7 @@ from pyro_osds.leap import Leap
 from pyro_osds.model import ModelTarget
 from pyro_osds.posterior import CORRECTIONS, PosteriorDraws, draw_posterior
 from pyro_osds.survey import Survey, survey
-from pyro_osds.target import FunctionTarget, in_chunks
+from pyro_osds.target import FunctionTarget, NotFiniteError
 from pyro_osds.train import Schedule, Trainer
 
 _CHUNK_SIZE = 2048
@@ -264,9 +264,7 @@ class OSDS:
             )
         draws = weigh(self._leap, self._target, num_draws)
 
-        return WeightedDraws(
-            self._constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z
-        )
+        return WeightedDraws(self._constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
 
     @property
     def evidence(self) -> Evidence:
@@ -306,7 +304,14 @@ class OSDS:
         return to_inference_data(
             {group: _arrays(values) for group, values in sampled.items()},
             {"observed_data": _arrays(observed), "fit": self._fit(), "fit_stats": self._fit_stats()},
-            {"loss": ("step",), "step": ("round",), "elbo": ("round",), "ess": ("round",), "pareto_k": ("round",), **dims},
+            {
+                "loss": ("step",),
+                "step": ("round",),
+                "elbo": ("round",),
+                "ess": ("round",),
+                "pareto_k": ("round",),
+                **dims,
+            },
             {**self._seconds, "log_evidence": self.log_evidence, "num_steps": self.num_steps},
         )
 
@@ -337,7 +342,12 @@ class OSDS:
             # Point by point, every density costs about a millisecond: a smaller run that still ends before NUTS does.
             schedule = replace(schedule, batch_size=32, first_round=150, num_iterations=150, num_validation_draws=256)
             num_particles = 16
-        found = survey(target, num_particles, starts=self._starts(target))
+        try:
+            found = survey(target, num_particles, starts=self._starts(target))
+        except NotFiniteError as error:
+            sites = target.not_finite_sites(error.point) if isinstance(target, ModelTarget) else []
+            named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""
+            raise ValueError(f"{error}{named} Check the model for overflows, or start it elsewhere.") from error
         target = found.target
         leap = self._new_leap(target, found)
         self._trainer = Trainer(leap, target, schedule, disable_progbar=self.disable_progbar)
@@ -362,7 +372,9 @@ class OSDS:
 
     def _new_leap(self, target: ModelTarget | FunctionTarget, found: Survey) -> Leap:
         groups = [site.stop - site.start for site in target.sites] if isinstance(target, ModelTarget) else ()
-        flow = FlowMap(target.dim, groups, num_spline_blocks=1, **self._flow_options)
+        # A mixture has shape enough; splines on top of it only made its tails lighter.
+        num_spline_blocks = 1 if found.num_modes == 1 else 0
+        flow = FlowMap(target.dim, groups, num_spline_blocks=num_spline_blocks, **self._flow_options)
 
         return Leap(found.base, flow.to(dtype=target.dtype, device=target.device), self.num_steps)
 
@@ -461,7 +473,9 @@ def _arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 def _same(left: Any, right: Any) -> bool:  # noqa: ANN401
     """Whether two sets of model arguments are the same, tensors by value."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
-        return left is right or (left.shape == right.shape and left.dtype == right.dtype and bool((left == right).all()))
+        return left is right or (
+            left.shape == right.shape and left.dtype == right.dtype and bool((left == right).all())
+        )
     if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
         return len(left) == len(right) and all(map(_same, left, right))
     if isinstance(left, Mapping) and isinstance(right, Mapping):

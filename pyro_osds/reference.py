@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_osds.moments import weighted_moments
-from pyro_osds.target import Target, log_prob_and_score
+from pyro_osds.target import NotFiniteError, Target, log_prob_and_score
 
 _SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 _NUM_MOVES = 20
@@ -33,7 +33,7 @@ def wide_reference(target: Target, num_points: int = 256, starts: Tensor | None 
         A normalised density to anneal from.
 
     Raises:
-        ValueError: If the target is finite at no point.
+        NotFiniteError: If the target is finite at no point.
     """
     scales = torch.tensor(_SCALES, dtype=target.dtype, device=target.device)
     noise = torch.randn(num_points, target.dim, dtype=target.dtype, device=target.device)
@@ -44,9 +44,10 @@ def wide_reference(target: Target, num_points: int = 256, starts: Tensor | None 
     # Still climbing fast means not arrived; a handful of the best arrives by definition.
     arrived = log_prob.isfinite() & (climb < target.dim + 10.0)
     if not arrived.any():
-        raise ValueError(
+        raise NotFiniteError(
             f"The log density is not finite at any of {num_points} points between 0.5 and 64 units from the start; "
-            "pass initial_params at a point where it is."
+            "pass initial_params at a point where it is.",
+            z[0],
         )
     loc, scale_tril = weighted_moments(z[arrived], torch.zeros_like(log_prob[arrived]))
 

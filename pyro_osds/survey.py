@@ -21,6 +21,7 @@ from pyro_osds.target import Target
 _SHORT_WAY = 3
 _MAX_WAYS = 3
 _MIN_GAIN = 0.5
+_MORE_PARTICLES = 4
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,7 @@ class Survey:
     num_evaluations: int
 
 
-def survey(
-    target: Target, num_particles: int = 64, num_islands: int = 8, starts: Tensor | None = None
-) -> Survey:
+def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts: Tensor | None = None) -> Survey:
     """Explore a target and choose the base.
 
     Arguments:
@@ -70,6 +69,13 @@ def survey(
     base, num_modes = _choose_base(target, exploration)
     num_evaluations = exploration.num_evaluations
     ways = 1
+    if num_modes > 1:
+        # Several modes share the particles, and a mixture has many parameters: once more with four times as many.
+        num_particles *= _MORE_PARTICLES
+        way = ReferencePath(target, base.sample, base.log_prob)
+        exploration = explore(way, num_particles, num_islands, max_settling=0)
+        base, num_modes = _choose_base(target, exploration)
+        num_evaluations += exploration.num_evaluations
     while exploration.num_temperatures > _SHORT_WAY and ways < _MAX_WAYS:
         way = ReferencePath(target, base.sample, base.log_prob)
         exploration = explore(way, num_particles, num_islands, max_settling=0)

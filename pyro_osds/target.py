@@ -28,6 +28,19 @@ class Target(Protocol):
         ...
 
 
+class NotFiniteError(ValueError):
+    """A target that is finite at none of the points that were tried.
+
+    Arguments:
+        message: What was tried.
+        point: One of the points, ``(D,)``.
+    """
+
+    def __init__(self, message: str, point: Tensor) -> None:
+        super().__init__(message)
+        self.point = point
+
+
 class FunctionTarget:
     """A target from a plain function.
 

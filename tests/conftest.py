@@ -1,0 +1,28 @@
+"""Every test and every doctest starts from the same seed and an empty parameter store."""
+
+import pyro
+import pytest
+import torch
+
+
+class FreshState:
+    """A plugin rather than a fixture of this folder, so that the doctests of the package get it too."""
+
+    @pytest.fixture(autouse=True)
+    def fresh_state(self):
+        with torch.random.fork_rng():
+            pyro.set_rng_seed(0)
+            pyro.clear_param_store()
+            yield
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(FreshState(), "fresh_state")
+
+
+@pytest.fixture
+def float64():
+    """Python numbers and new tensors are double precision: exact checks have no rounding to hide behind."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

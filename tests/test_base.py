@@ -1,0 +1,87 @@
+"""The base room: a whitening that is undone exactly and a density that integrates to one."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from helpers import assert_within_standard_error
+from models import mixture_draws
+from pyro_osds.base import gaussian_base, mixture_base
+
+
+def two_modes(count=400):
+    # One mode in three is at (-6, 0), the others at (6, 3).
+    z = mixture_draws([[-6.0, 0.0], [6.0, 3.0]], [count, 2 * count])
+    labels = torch.cat([torch.ones(count, dtype=torch.long), torch.zeros(2 * count, dtype=torch.long)])
+
+    return z, labels
+
+
+@pytest.fixture(params=["gaussian", "mixture"])
+def base(request, float64):
+    z, labels = two_modes()
+
+    return gaussian_base(z) if request.param == "gaussian" else mixture_base(z, labels)
+
+
+def test_whitening_is_undone(base):
+    # Round trip, and the log-determinant of the affine map.
+    z = 5 * torch.randn(10, 2)
+    torch.testing.assert_close(base.from_whitened(base.to_whitened(z)), z)
+    torch.testing.assert_close(base.log_abs_det, torch.linalg.slogdet(base.scale_tril).logabsdet)
+    torch.testing.assert_close(base.from_whitened(torch.zeros(1, 2))[0], base.loc)
+
+
+def test_density_integrates_to_one(base):
+    # A sum over a fine grid that covers both modes.
+    axis = torch.linspace(-40, 40, 801)
+    grid = torch.cartesian_prod(axis, axis)
+    assert math.isclose(base.log_prob(grid).exp().sum().item() * 0.1**2, 1.0, abs_tol=1e-4)
+
+
+def test_draws_follow_the_density(base):
+    # Draws have the mean of the density on a grid, each coordinate within its standard error.
+    axis = torch.linspace(-40, 40, 801)
+    grid = torch.cartesian_prod(axis, axis)
+    mean = (base.log_prob(grid).exp()[:, None] * grid).sum(0) * 0.1**2
+    z = base.sample(4000)
+    for i in range(2):
+        assert_within_standard_error(z[:, i].mean(), mean[i], z[:, i].std().item() / math.sqrt(len(z)))
+
+
+def test_gaussian_base_is_the_gaussian_of_the_moments(float64):
+    # The density in original coordinates is the normal one with that location and scale.
+    base = gaussian_base(torch.randn(200, 3) * torch.tensor([1.0, 100.0, 0.01]) + 7)
+    z = base.sample(5)
+    torch.testing.assert_close(base.log_prob(z), MultivariateNormal(base.loc, scale_tril=base.scale_tril).log_prob(z))
+    assert base.num_components == 1
+
+
+def test_mixture_finds_weights_and_places():
+    # Components on either side have together the share of the particles there, and their mean within standard errors.
+    z, labels = two_modes()
+    base = mixture_base(z, labels)
+    probs = base.density.mixture_distribution.probs
+    places = base.from_whitened(base.density.component_distribution.mean)
+    for side, truth, count in [(places[:, 0] > 0, (6.0, 3.0), 800), (places[:, 0] < 0, (-6.0, 0.0), 400)]:
+        torch.testing.assert_close(probs[side].sum().item(), count / 1200, atol=1e-4, rtol=0)
+        mean = (probs[side, None] * places[side]).sum(0) / probs[side].sum()
+        for i in range(2):
+            assert_within_standard_error(mean[i], truth[i], 1 / math.sqrt(count))
+    assert base.num_components == len(probs) >= 2
+
+
+def test_components_are_doubled_where_that_helps():
+    # One label for two far modes: the held-out particles ask for a second component; a single Gaussian does not get 64.
+    z, _ = two_modes()
+    assert mixture_base(z, torch.zeros(len(z), dtype=torch.long)).num_components >= 2
+    assert mixture_base(torch.randn(400, 2), torch.zeros(400, dtype=torch.long)).num_components <= 4
+
+
+def test_a_mode_of_two_particles_does_not_collapse():
+    # A component with as many particles as coordinates keeps a positive definite covariance.
+    z = mixture_draws([[0.0, 0.0], [50.0, 50.0]], [200, 2])
+    base = mixture_base(z, torch.tensor([0] * 200 + [1] * 2))
+    assert base.log_prob(z).isfinite().all()

@@ -1,0 +1,108 @@
+"""The modes room: as many labels as there are separated modes, however the density is bent."""
+
+import math
+
+import pytest
+import torch
+
+from models import mixture_draws, mixture_log_prob
+from pyro_osds.modes import find_modes
+
+FOUR = [[-8.0, -8.0], [-8.0, 8.0], [8.0, -8.0], [8.0, 8.0]]
+
+
+def counts(z, log_prob_fn):
+    return find_modes(z, log_prob_fn(z), log_prob_fn).bincount().tolist()
+
+
+@pytest.mark.parametrize("sizes", [[300], [100, 200], [50, 100, 150, 200]])
+def test_particles_of_one_mode_have_one_label(sizes):
+    # Labels are counted by falling size, and each mode's particles have the same one.
+    places = FOUR[: len(sizes)]
+    z = mixture_draws(places, sizes)
+    log_prob_fn = mixture_log_prob(places, [1 / len(sizes)] * len(sizes))
+    labels = find_modes(z, log_prob_fn(z), log_prob_fn)
+    expected = torch.arange(len(sizes)).flip(0).repeat_interleave(torch.tensor(sizes))
+    assert torch.equal(labels, expected)
+
+
+def test_modes_of_different_width():
+    # A mode ten times as narrow as the other one.
+    def log_prob_fn(z):
+        wide, narrow = (z + 6).square().sum(-1), ((z - 6) / 0.1).square().sum(-1)
+        return torch.logaddexp(-0.5 * wide, -0.5 * narrow + math.log(100))
+
+    z = torch.cat([torch.randn(150, 2) - 6, 0.1 * torch.randn(100, 2) + 6])
+    assert counts(z, log_prob_fn) == [150, 100]
+
+
+@pytest.mark.xfail(strict=True, reason="in one dimension eight neighbours do not hold a mode together")
+def test_modes_in_one_dimension_do_not_fall_apart():
+    # Two far modes in one dimension are two, for each of twenty sets of particles.
+    places = [[-6.0], [6.0]]
+    log_prob_fn = mixture_log_prob(places, [0.4, 0.6])
+    assert [counts(mixture_draws(places, [100, 150]), log_prob_fn) for _ in range(20)] == [[150, 100]] * 20
+
+
+def test_overlapping_modes_are_one():
+    # Two standard deviations apart there is hardly a valley.
+    places = [[-1.0, 0.0], [1.0, 0.0]]
+    assert counts(mixture_draws(places, [150, 150]), mixture_log_prob(places, [0.5, 0.5])) == [300]
+
+
+def banana(z):
+    x, y = z.unbind(-1)
+
+    return -0.5 * (x / 5).square() - 0.5 * ((y - x.square()) / 0.5).square()
+
+
+def test_a_curved_density_is_one_mode():
+    # Straight lines between the two arms of a banana cross a valley; neighbours along it do not.
+    x = 5 * torch.randn(500)
+    z = torch.stack([x, x.square() + 0.5 * torch.randn(500)], -1)
+    middle = banana(((z[x.argmin()] + z[x.argmax()]) / 2)[None])
+    assert middle.item() < banana(z).min().item() - 100
+    assert counts(z, banana) == [500]
+
+
+def shell(radii):
+    def log_prob_fn(z):
+        radius = z.norm(dim=-1, keepdim=True)
+        return torch.logsumexp(-0.5 * ((radius - torch.tensor(radii)) / 0.2).square(), -1)
+
+    z = torch.randn(400, 2)
+    radius = torch.tensor(radii).repeat_interleave(400 // len(radii)) + 0.2 * torch.randn(400)
+
+    return z / z.norm(dim=-1, keepdim=True) * radius[:, None], log_prob_fn
+
+
+def test_a_shell_is_one_mode():
+    # The hollow middle parts opposite particles, and yet the ring holds together.
+    z, log_prob_fn = shell([4.0])
+    assert counts(z, log_prob_fn) == [400]
+
+
+def test_two_shells_are_two_modes():
+    # One inside the other.
+    z, log_prob_fn = shell([2.0, 8.0])
+    assert counts(z, log_prob_fn) == [200, 200]
+
+
+def test_crumbs_join_the_nearest_mode():
+    # One particle in 300 is below one percent: it takes the label of the mode next to it.
+    places = [[-20.0, 0.0], [20.0, 0.0], [8.0, 0.0]]
+    z = mixture_draws(places, [200, 100, 1])
+    log_prob_fn = mixture_log_prob(places, [0.5, 0.3, 0.2])
+    labels = find_modes(z, log_prob_fn(z), log_prob_fn)
+    assert labels.bincount().tolist() == [200, 101] and labels[-1] == 1
+
+
+def test_a_density_that_is_not_a_number_in_between_parts():
+    # nan on the way counts as a valley, not as a bridge.
+    def log_prob_fn(z):
+        near = z[:, 0].abs() < 1
+        return torch.where(near, torch.nan, -0.5 * (z[:, 0].abs() - 3).square() - 0.5 * z[:, 1].square())
+
+    z = mixture_draws([[-3.0, 0.0], [3.0, 0.0]], [100, 150])
+    z = z[z[:, 0].abs() > 1]
+    assert counts(z, log_prob_fn) == [(z[:, 0] > 0).sum().item(), (z[:, 0] < 0).sum().item()]

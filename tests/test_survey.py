@@ -1,0 +1,61 @@
+"""The survey room: modes, coordinates, base and check, before anything is trained."""
+
+import math
+
+import pytest
+import torch
+
+import models
+from helpers import assert_within_standard_error
+from pyro_osds.model import ModelTarget
+from pyro_osds.survey import survey
+from pyro_osds.target import FunctionTarget
+
+
+def test_a_gaussian_needs_a_gaussian_base(float64):
+    # Place, width and evidence of a single Gaussian.
+    sd = torch.tensor([0.1, 5.0])
+    found = survey(FunctionTarget(lambda z: -0.5 * ((z - 3) / sd).square().sum(-1), 2), 128)
+    assert found.num_modes == 1 and found.base.num_components == 1
+    truth = math.log(2 * math.pi) + sd.log().sum().item()
+    assert_within_standard_error(found.exploration.log_evidence, truth, found.exploration.std_error)
+    for i in range(2):
+        assert_within_standard_error(found.base.loc[i], 3.0, sd[i].item() / math.sqrt(256))
+
+
+def test_separated_modes_get_a_mixture(float64):
+    # Two modes, a component each at least, the evidence right.
+    locs = torch.tensor([[-6.0, 0.0], [6.0, 2.0]])
+    found = survey(FunctionTarget(models.mixture_log_prob(locs, [0.4, 0.6]), 2), 128)
+    assert found.num_modes == 2 and found.base.num_components >= 2
+    assert_within_standard_error(found.exploration.log_evidence, 0.0, found.exploration.std_error)
+    assert (found.base.log_prob(locs) > -6).all() and found.base.log_prob(torch.zeros(1, 2)) < -9
+
+
+@pytest.mark.parametrize(
+    ("model", "log_evidence"),
+    [
+        (models.conjugate, models.CONJUGATE_LOG_EVIDENCE),
+        (models.beta_binomial, models.BETA_BINOMIAL_LOG_EVIDENCE),
+    ],
+)
+def test_models_start_from_their_priors(model, log_evidence):
+    # The check is right for models with an exact evidence.
+    found = survey(ModelTarget(model))
+    assert_within_standard_error(found.exploration.log_evidence, log_evidence, found.exploration.std_error)
+
+
+def test_a_centred_hierarchy_is_standardised():
+    # Eight schools have a funnel in the centred coordinates; the evidence does not depend on them.
+    found = survey(ModelTarget(models.schools_centred))
+    assert found.target.standardized
+    assert_within_standard_error(
+        found.exploration.log_evidence, models.SCHOOLS_LOG_EVIDENCE, found.exploration.std_error
+    )
+    z = found.exploration.z
+    torch.testing.assert_close(found.target.log_prob(z), found.exploration.log_prob, rtol=1e-4, atol=1e-3)
+
+
+def test_strong_data_keep_the_coordinates_of_the_model():
+    # A posterior that is already Gaussian has nothing to gain.
+    assert not survey(ModelTarget(models.regression)).target.standardized
