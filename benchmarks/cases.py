@@ -192,7 +192,7 @@ def _numeric_rows(path: Path) -> list[list[str]]:
 def all_cases() -> list[Case]:
     known = {name: entry["log_evidence"] for name, entry in KNOWN.items()}
     halves = torch.tensor([0.5, 0.5])
-    cases = [
+    return [
         Case(
             "eight schools",
             eight_schools(False),
@@ -244,5 +244,3 @@ def all_cases() -> list[Case]:
             dim=10,
         ),
     ]
-
-    return cases

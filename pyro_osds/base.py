@@ -2,18 +2,17 @@ r"""Where the leap starts: a Gaussian, or a Gaussian mixture where the posterior
 
 .. math:: z = \mathrm{loc} + L\,u, \qquad x \sim b(x) = \sum_k \pi_k\, \mathcal{N}(x;\, \mu_k, \Sigma_k)
 
-Whitening by ``loc`` and the lower triangular ``L`` keeps the order of the coordinates, so that parents still come before
-children. The density of the base is exact, so a mixture changes nothing in the weights.
+Whitening by ``loc`` and the lower triangular ``L`` keeps the order of the coordinates, so that parents still come
+before children. The density of the base is exact, so a mixture changes nothing in the weights.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from pyro_osds.moments import weighted_moments
 
@@ -34,7 +33,7 @@ class Base:
 
     loc: Tensor
     scale_tril: Tensor
-    density: Distribution
+    density: MultivariateNormal | MixtureSameFamily
 
     @property
     def num_components(self) -> int:
@@ -111,8 +110,9 @@ def mixture_base(z: Tensor, labels: Tensor) -> Base:
         responsibilities = _responsibilities(candidate, u)
         best_responsibilities, score = responsibilities, candidate_score
     fitted = _expectation_maximisation(u, best_responsibilities)
-    components = fitted.component_distribution
-    # A little wider than fitted: where a mixture is too narrow the weights have no bound, where it is wide they have one.
+    components = _components(fitted)
+    # A little wider than fitted: where a mixture is too narrow the weights have no bound, where it is wide they have
+    # one.
     wider = MultivariateNormal(components.loc, scale_tril=_WIDENING * components.scale_tril)
 
     return Base(loc, scale_tril, MixtureSameFamily(fitted.mixture_distribution, wider))
@@ -148,10 +148,17 @@ def _maximisation(u: Tensor, responsibilities: Tensor) -> MixtureSameFamily:
     return MixtureSameFamily(Categorical(probs=counts / counts.sum()), components)
 
 
+def _components(mixture: MixtureSameFamily) -> MultivariateNormal:
+    components = mixture.component_distribution
+    assert isinstance(components, MultivariateNormal)
+
+    return components
+
+
 def _split(u: Tensor, responsibilities: Tensor) -> Tensor:
     """Cut each component in two across its longest axis."""
     mixture = _maximisation(u, responsibilities)
-    components = mixture.component_distribution
+    components = _components(mixture)
     _, vectors = torch.linalg.eigh(components.covariance_matrix)
     side = ((u[:, None] - components.mean) * vectors[..., -1]).sum(-1) > 0
 

@@ -2,8 +2,8 @@ r"""Posterior draws by independence Metropolis-Hastings: the flow proposes, the 
 
 .. math:: \Pr[\text{accept } z' \mid z] = \min\{1,\ w(z') / w(z)\}
 
-Exact in the limit, at the cost of no further evaluation. It also makes chain diagnostics mean something: where the flow is
-wrong, a draw of large weight is kept for long, chains stick, and R-hat and the effective sample size show it.
+Exact in the limit, at the cost of no further evaluation. It also makes chain diagnostics mean something: where the flow
+is wrong, a draw of large weight is kept for long, chains stick, and R-hat and the effective sample size show it.
 
 Source: Metropolised independent sampler (Liu 1996).
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 def independence_chains(log_weight: Tensor, num_chains: int) -> tuple[Tensor, Tensor]:
     """Run chains over given proposals.
 
-    Each chain goes once through its own share of the proposals. It starts from one of them drawn by weight, not from the
-    first, so that no warm-up has to be thrown away.
+    Each chain goes once through its own share of the proposals. It starts from one of them drawn by weight, not from
+    the first, so that no warm-up has to be thrown away.
 
     Arguments:
         log_weight: Log weights of the proposals, ``(num_chains * S,)``.

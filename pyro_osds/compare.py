@@ -1,6 +1,8 @@
 r"""Bayesian model comparison from log evidences.
 
-.. math:: p(M_i \mid y) \propto p(M_i)\, Z_i, \qquad \log \mathrm{BF}_{i,\mathrm{best}} = \log Z_i - \log Z_{\mathrm{best}}
+.. math::
+    p(M_i \mid y) \propto p(M_i)\, Z_i, \qquad
+    \log \mathrm{BF}_{i,\mathrm{best}} = \log Z_i - \log Z_{\mathrm{best}}
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ def compare_evidence(models: Mapping[str, Any], prior: Mapping[str, float] | Non
         prior: Prior probability of each model; default: equal. Need not be normalised.
 
     Returns:
-        A table indexed by model name, best first: ``log_evidence`` and ``std_error`` (nats), ``log_bayes_factor`` of the
-        model against the best (0 for the best, negative below), ``posterior_prob``, ``pareto_k``, ``reliable``. Models
-        without an evidence (improper prior) come last and take no part in the probabilities.
+        A table indexed by model name, best first: ``log_evidence`` and ``std_error`` (nats), ``log_bayes_factor`` of
+        the model against the best (0 for the best, negative below), ``posterior_prob``, ``pareto_k``, ``reliable``.
+        Models without an evidence (improper prior) come last and take no part in the probabilities.
 
     Raises:
-        ValueError: If there is no model, the names of ``prior`` differ, a prior is negative, or an InferenceData holds no
-            evidence.
+        ValueError: If there is no model, the names of ``prior`` differ, a prior is negative, or an InferenceData holds
+            no evidence.
 
     Example:
         >>> from pyro_osds.evidence import Evidence
@@ -48,7 +50,9 @@ def compare_evidence(models: Mapping[str, Any], prior: Mapping[str, float] | Non
     weight = (log_joint - log_joint.max()).map(math.exp)
     table["posterior_prob"] = weight / weight.sum()
 
-    return table[["log_evidence", "std_error", "log_bayes_factor", "posterior_prob", "pareto_k", "reliable"]]
+    columns = ["log_evidence", "std_error", "log_bayes_factor", "posterior_prob", "pareto_k", "reliable"]
+
+    return table.loc[:, columns]
 
 
 def _log_prior(names: list[str], prior: Mapping[str, float] | None) -> dict[str, float]:

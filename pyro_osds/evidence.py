@@ -135,8 +135,8 @@ def _ess_reasons(ess: float, num_draws: int) -> list[str]:
         return []
 
     return [
-        f"The effective sample size is {ess:.0f} of {num_draws} draws. Raise num_iterations, or num_samples if the flow "
-        "cannot do better."
+        f"The effective sample size is {ess:.0f} of {num_draws} draws. Raise num_iterations, or num_samples if the "
+        "flow cannot do better."
     ]
 
 

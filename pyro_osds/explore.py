@@ -33,7 +33,7 @@ class AnnealingPath(Protocol):
 
     dim: int
 
-    def sample(self, num_draws: int) -> Tensor:
+    def sample(self, num_draws: int, /) -> Tensor:
         """Draws of the reference, ``(num_draws, D)``."""
         ...
 
@@ -53,10 +53,12 @@ class PriorPath:
         self.dim = target.dim
         self._target = target
 
-    def sample(self, num_draws: int) -> Tensor:
+    def sample(self, num_draws: int, /) -> Tensor:
+        """Draws of the prior, ``(num_draws, D)``."""
         return self._target.sample_prior(num_draws)  # type: ignore[attr-defined]
 
     def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log prior and log joint density, ``(B, D) -> (B,), (B,)``."""
         log_prior, log_likelihood = self._target.log_prior_and_likelihood(z)  # type: ignore[attr-defined]
 
         return log_prior, log_prior + log_likelihood
@@ -78,6 +80,7 @@ class ReferencePath:
         self._log_prob = log_prob
 
     def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log reference and log target, ``(B, D) -> (B,), (B,)``."""
         return self._log_prob(z), self._target.log_prob(z)
 
 
@@ -139,6 +142,7 @@ def explore(
         ess_threshold: Share of the effective sample size that a change of temperature may leave.
         num_moves: Hamiltonian moves at each temperature.
         num_leapfrog: Leapfrog steps of a move.
+        max_settling: Rounds of moves at the target, at most, until the mean log density no longer drifts.
         max_temperatures: After this many the rest of the way is one step, so that a run always ends.
 
     Returns:

@@ -6,9 +6,9 @@ Each coupling block leaves one part :math:`x_a` of the coordinates as it is and 
 
 .. math:: x_b' = e^{d\,s(x_a, t, d)}\; \mathrm{RQS}\big(x_b;\ d\,\theta(x_a, t, d)\big) + d\,m(x_a, t, d),
 
-a monotone rational-quadratic spline followed by an affine map. So every block is a bijection with a triangular Jacobian,
-its log-determinant is a sum, its inverse is in closed form, and one leap from the base, ``t = 0, d = 1``, costs one
-network evaluation per block and no integration.
+a monotone rational-quadratic spline followed by an affine map. So every block is a bijection with a triangular
+Jacobian, its log-determinant is a sum, its inverse is in closed form, and one leap from the base, ``t = 0, d = 1``,
+costs one network evaluation per block and no integration.
 
 Sources: coupling layers (Dinh et al. 2017), splines (Durkan et al. 2019), step conditioning (arXiv 2512.05251, 3.2).
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import zuko
@@ -64,7 +65,7 @@ class CouplingBlock(nn.Module):
         moving = (moved - shift) * (-log_scale).exp()
         if curve is None:
             return moving, log_scale.expand_as(moving)
-        moving = curve.inv(moving)
+        moving = cast("Tensor", curve.inv(moving))
 
         return moving, log_scale + curve.call_and_ladj(moving)[1]
 
@@ -106,6 +107,8 @@ class FlowMap(nn.Module):
         True
     """
 
+    layout_steps: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -131,7 +134,7 @@ class FlowMap(nn.Module):
         """Leap from time ``t`` over a step ``d``: ``(B, D)`` to the new points and log-determinants ``(B,)``."""
         t, d = _column(t, x), _column(d, x)
         log_slopes = []
-        for block, step in zip(self.blocks, self.layout_steps, strict=False):
+        for block, step in self._chain():
             fixed, moving = x[:, step].split([block.num_fixed, block.num_moving], -1)
             moving, log_slope = block(fixed, moving, t, d)
             x = torch.cat([fixed, moving], -1)
@@ -139,13 +142,19 @@ class FlowMap(nn.Module):
 
         return x[:, self.layout_steps[-1]], torch.cat(log_slopes, -1).sum(-1)
 
+    def _chain(self, steps: Tensor | None = None) -> list[tuple[CouplingBlock, Tensor]]:
+        """Each block with the step of layout before it."""
+        steps = self.layout_steps if steps is None else steps
+
+        return list(zip(cast("list[CouplingBlock]", list(self.blocks)), steps[:-1], strict=True))
+
     def inverse(self, y: Tensor, t: float | Tensor = 0.0, d: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         """The points that the same leap maps to ``y``, and the log-determinants of the leap there."""
         t, d = _column(t, y), _column(d, y)
         back = self.layout_steps.argsort(-1)
         y = y[:, back[-1]]
         log_slopes = []
-        for block, step in zip(reversed(self.blocks), reversed(back[:-1]), strict=True):
+        for block, step in reversed(self._chain(back)):
             fixed, moved = y.split([block.num_fixed, block.num_moving], -1)
             moving, log_slope = block.inverse(fixed, moved, t, d)
             y = torch.cat([fixed, moving], -1)[:, step]
@@ -177,7 +186,7 @@ class FlowMap(nn.Module):
         """
         t, d = _column(t, x), _column(d, x)
         log_slopes = []
-        for block, step in zip(self.blocks, self.layout_steps, strict=False):
+        for block, step in self._chain():
             sizes = [block.num_fixed, block.num_moving]
             x = x if x.requires_grad else x.detach().requires_grad_()
             fixed, moving = x[:, step].split(sizes, -1)
@@ -203,8 +212,8 @@ class FlowMap(nn.Module):
 def coupling_splits(dim: int, groups: Sequence[int], num_blocks: int) -> list[tuple[list[int], list[int]]]:
     """Which coordinates steer which, block by block.
 
-    The last block that a draw passes lets parents steer their children, as the model does; the ones before it split at
-    the middle and at random, in both directions, so that every pair of coordinates meets.
+    The first block moves every coordinate by itself. The last one lets parents steer their children, as the model does,
+    the one before it the other way round; those between split at random, in both directions, so that coordinates meet.
 
     Arguments:
         dim: The number of coordinates.
@@ -215,8 +224,8 @@ def coupling_splits(dim: int, groups: Sequence[int], num_blocks: int) -> list[tu
         Pairs of index lists, ``(condition, transform)``.
 
     Example:
-        >>> coupling_splits(4, groups=[1, 3], num_blocks=1)
-        [([0], [1, 2, 3])]
+        >>> coupling_splits(4, groups=[1, 3], num_blocks=3)
+        [([], [0, 1, 2, 3]), ([1, 2, 3], [0]), ([0], [1, 2, 3])]
     """
     everything = list(range(dim))
     if dim == 1:

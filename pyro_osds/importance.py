@@ -4,8 +4,8 @@ r"""Draws with exact weights, and what the weights say.
     \log w = \log \gamma(z) - \log q(z), \qquad \mathrm{ELBO} = \overline{\log w}, \qquad
     \log \hat Z = \log \overline{w}, \qquad \mathrm{ESS} = \frac{(\sum w)^2}{\sum w^2}
 
-pareto k is the shape of a generalised Pareto distribution fitted to the largest weights: their number of finite moments is
-about ``1/k``, so above 0.5 their variance, and above 1 their mean, is not to be trusted.
+pareto k is the shape of a generalised Pareto distribution fitted to the largest weights: their number of finite moments
+is about ``1/k``, so above 0.5 their variance, and above 1 their mean, is not to be trusted.
 
 Source: Pareto-smoothed importance sampling, Vehtari et al. 2024 (1507.02646).
 """
@@ -85,9 +85,11 @@ def weigh(leap: Leap, target: Target, num_draws: int) -> FlowDraws:
 
 def join(parts: Sequence[FlowDraws]) -> FlowDraws:
     """Several batches of draws as one."""
-    *columns, num_not_finite = zip(*parts, strict=True)
+    z, log_weight, log_prob, log_abs_det, num_not_finite = zip(*parts, strict=True)
 
-    return FlowDraws(*(torch.cat(column) for column in columns), sum(num_not_finite))
+    return FlowDraws(
+        torch.cat(z), torch.cat(log_weight), torch.cat(log_prob), torch.cat(log_abs_det), sum(num_not_finite)
+    )
 
 
 def _weigh_chunk(leap: Leap, target: Target, num_draws: int) -> FlowDraws:
@@ -108,9 +110,9 @@ def _chunks(total: int) -> Iterator[int]:
 def log_mean_weight(log_weight: Tensor) -> tuple[float, float]:
     """Log of the mean weight and its standard error, nats.
 
-    The standard error is the delta method's, from the spread of the weights. Where pareto k exceeds 1/2 that spread has no
-    limit, and the error of a mean of S weights falls like :math:`S^{k-1}` instead of :math:`S^{-1/2}`: it is scaled up by
-    :math:`S^{k - 1/2}`.
+    The standard error is the delta method's, from the spread of the weights. Where pareto k exceeds 1/2 that spread has
+    no limit, and the error of a mean of S weights falls like :math:`S^{k-1}` instead of :math:`S^{-1/2}`: it is scaled
+    up by :math:`S^{k - 1/2}`.
 
     Arguments:
         log_weight: Log weights, ``(S,)``; ``-inf`` counts as weight zero.
@@ -175,7 +177,7 @@ def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, float]:
 
 
 def pareto_k(log_weight: Tensor) -> float:
-    """Shape of the tail of the weights; ``-inf`` where all tail weights agree to rounding, ``inf`` where none is finite.
+    """Shape of the tail of the weights; ``-inf`` where tail weights agree to rounding, ``inf`` where none is finite.
 
     Example:
         >>> torch.manual_seed(0) and None

@@ -57,7 +57,7 @@ def to_inference_data(
 
     import arviz
 
-    return arviz.InferenceData(**datasets, attrs=attrs)
+    return arviz.InferenceData(attrs=attrs, **datasets)  # type: ignore[arg-type]
 
 
 def _dataset(

@@ -95,7 +95,7 @@ class _ModelRun(Messenger):
                 f"Site {name!r} did not exist when the model was first run: the model's structure changes with its "
                 "latent values, so there is no density of fixed dimension. Make the site unconditional."
             )
-        transform = self.to_value(msg)
+        transform: Any = self.to_value(msg)
         u = self.unconstrained[name]
         value = transform(u)
         self.sites.append(msg)
@@ -239,7 +239,7 @@ class ModelTarget:
         terms = {**run.log_likelihood, **run.log_factor}
         names = [name for name, term in terms.items() if not term.sum().isfinite()]
         if not all(term.isfinite() for term in (*run.log_prior, *run.log_abs_det)):
-            names = [site.name for site in self.sites] if not names else names
+            names = names or [site.name for site in self.sites]
 
         return names
 
@@ -273,7 +273,7 @@ class ModelTarget:
 
     # ---- running the model ----
 
-    def _to_value(self, site: Mapping[str, Any]) -> Transform:
+    def _to_value(self, site: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a Transform, whose inverse torch types loosely
         """The transform from unconstrained coordinates to a site's value, from its distribution in the present run."""
         if site["name"] in self.transforms:
             return self.transforms[site["name"]].inv
@@ -337,7 +337,7 @@ class ModelTarget:
     def _prototype(self) -> Any:  # noqa: ANN401
         """The trace of a first run; an exception in it is reported with the sites that were reached."""
         trace = poutine.Trace()
-        tracer = poutine.trace(InitMessenger(_init_anywhere(self.init_strategy))(self.model))
+        tracer: Any = poutine.trace(InitMessenger(_init_anywhere(self.init_strategy))(self.model))
         try:
             with pyro.validation_enabled(False):
                 trace = tracer.get_trace(*self.args, **self.kwargs)
@@ -385,7 +385,7 @@ class ModelTarget:
 
 
 def _init_anywhere(strategy: Callable[..., Any]) -> Callable[..., Any]:
-    """Pyro's init strategies sample the prior; where an improper one cannot be sampled, a uniform unconstrained value."""
+    """Pyro's init strategies sample the prior; where an improper one cannot be sampled, a uniform value stands in."""
 
     def init(site: Mapping[str, Any]) -> Tensor:
         try:
@@ -413,8 +413,8 @@ def _check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any]
     for name, site in trace.nodes.items():
         if isinstance(site.get("fn"), _Subsample) and len(site["value"]) < site["fn"].size:
             raise ValueError(
-                f"Plate {name!r} subsamples {len(site['value'])} of {site['fn'].size} rows: the density would change at "
-                "every evaluation. Remove subsample_size; whole data sets are evaluated in one batch."
+                f"Plate {name!r} subsamples {len(site['value'])} of {site['fn'].size} rows: the density would change "
+                "at every evaluation. Remove subsample_size; whole data sets are evaluated in one batch."
             )
     if not latents:
         observed = [name for name, site in trace.nodes.items() if site["type"] == "sample"]

@@ -4,8 +4,8 @@ Two particles belong together if the straight line between them crosses no deep 
 
 .. math:: \min_{0 < s < 1} \log\gamma\big((1-s) z_i + s z_j\big) > \min\{\log\gamma(z_i), \log\gamma(z_j)\} - h.
 
-A log-concave density has no valley at all. On a curved one far particles do see valleys, near ones do not; so a mode is a
-connected component of the graph that joins each particle to its nearest neighbours. The depth is :math:`h = 4 + D/2`:
+A log-concave density has no valley at all. On a curved one far particles do see valleys, near ones do not; so a mode is
+a connected component of the graph that joins each particle to its nearest neighbours. The depth is :math:`h = 4 + D/2`:
 a Hamiltonian move has a kinetic energy of :math:`D/2` on average, and what it can cross does not separate modes.
 """
 

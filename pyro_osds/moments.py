@@ -1,6 +1,8 @@
 r"""Location and scale of weighted points, safe where the units of the coordinates differ by a factor of 1e5.
 
-.. math:: \mu = \sum_i w_i z_i, \qquad LL^\top = (1-\alpha) S + \alpha\,\mathrm{diag}(S), \qquad \alpha = \frac{D}{D + \mathrm{ESS}}
+.. math::
+    \mu = \sum_i w_i z_i, \qquad
+    LL^\top = (1-\alpha) S + \alpha\,\mathrm{diag}(S), \qquad \alpha = \frac{D}{D + \mathrm{ESS}}
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@ r"""The network that steers a coupling block: a multilayer perceptron beside a l
 
 .. math:: f(x, t, d) = A\,(x, t, d) + \mathrm{MLP}(x, t, d)
 
-The linear part is what a hierarchical model needs where its scale goes to zero: the children's location then has to match
-the parents' far more closely than a network of kinks learns to.
+The linear part is what a hierarchical model needs where its scale goes to zero: the children's location then has to
+match the parents' far more closely than a network of kinks learns to.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import zuko
@@ -33,7 +35,8 @@ class Conditioner(nn.Module):
         self.curve = zuko.nn.MLP(in_features + 2, out_features, [hidden_features] * 2, activation=nn.ReLU)
         self.line = nn.Linear(in_features + 2, out_features, bias=False)
         # Zero heads: the untrained flow is the identity.
-        for parameter in (self.curve[-1].weight, self.curve[-1].bias, self.line.weight):
+        head = cast("nn.Linear", self.curve[-1])
+        for parameter in (head.weight, head.bias, self.line.weight):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor, d: Tensor) -> Tensor:

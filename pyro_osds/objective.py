@@ -1,15 +1,15 @@
 r"""What the flow is trained on: its own exact weights.
 
-With draws :math:`z_\theta(x)` of the flow and log weights :math:`\log w = \log \gamma(z) - \log q_\theta(z)`, both directions
-of the Kullback-Leibler divergence have a path gradient of one form,
+With draws :math:`z_\theta(x)` of the flow and log weights :math:`\log w = \log \gamma(z) - \log q_\theta(z)`, both
+directions of the Kullback-Leibler divergence have a path gradient of one form,
 
 .. math::
     \nabla_\theta = -\sum_i c_i\, \big(\nabla_z \log \gamma(z_i) - \nabla_z \log q(z_i)\big)^{\!\top}
     \frac{\partial z_i}{\partial \theta}, \qquad
     c_i = \begin{cases} 1/B & \mathrm{KL}(q\,\|\,p) \\ w_i / \sum_j w_j & \mathrm{KL}(p\,\|\,q). \end{cases}
 
-It has no variance at the optimum, where the two scores agree. The first direction sharpens, the second covers: draws that
-weigh too much pull the flow towards them. A plain estimator stands by for the start, where scores are steep.
+It has no variance at the optimum, where the two scores agree. The first direction sharpens, the second covers: draws
+that weigh too much pull the flow towards them. A plain estimator stands by for the start, where scores are steep.
 
 Sources: path gradients, Roeder et al. 2017 (1703.09194), for flows Vaitl et al. 2022 (2207.08219), 2024 (2403.15881).
 """
@@ -34,8 +34,8 @@ Objective = Callable[[Leap], tuple[Tensor, Tensor]]
 def exact_volume(target: Target, batch_size: int, coverage: float = 0.5, tail_share: float = 0.125) -> Objective:
     r"""Both directions of the divergence between the flow and the target, by path gradients, and a look at the tails.
 
-    A share of the batch starts from base points stretched to twice their value along one coordinate, where the flow's own
-    draws are too rare to learn from. On them the log weight should be what it is on average,
+    A share of the batch starts from base points stretched to twice their value along one coordinate, where the flow's
+    own draws are too rare to learn from. On them the log weight should be what it is on average,
 
     .. math:: \lambda\, \mathrm{E}\, h\big(\log w - \overline{\log w}\big),
 

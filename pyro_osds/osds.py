@@ -32,8 +32,8 @@ _CHUNK_SIZE = 2048
 class OSDS:
     """One-step diffusion sampler: a Pyro model in; posterior draws, log evidence and InferenceData out.
 
-    Stands where ``MCMC(NUTS(model), ...)`` stood. ``run`` explores the posterior, trains a flow that leaps from noise to the
-    posterior in one network evaluation, draws, weighs the draws exactly and judges the result.
+    Stands where ``MCMC(NUTS(model), ...)`` stood. ``run`` explores the posterior, trains a flow that leaps from noise
+    to the posterior in one network evaluation, draws, weighs the draws exactly and judges the result.
 
     Main arguments:
         model: A Pyro model.
@@ -42,9 +42,9 @@ class OSDS:
         num_steps: Network evaluations per draw.
         disable_progbar: Whether to hide the progress bar.
 
-    Other arguments:
-        initial_params: Unconstrained values by site (:meth:`from_log_prob`: a tensor ``(D,)`` or ``(S, D)``) to look around
-            first, where the prior cannot be sampled.
+    Other Arguments:
+        initial_params: Unconstrained values by site (:meth:`from_log_prob`: a tensor ``(D,)`` or ``(S, D)``) to look
+            around first, where the prior cannot be sampled.
         init_strategy: Pyro's init strategy for the first run of the model.
         max_plate_nesting: If given, plates nested deeper are an error.
         transforms: Constrained-to-unconstrained transforms by site.
@@ -234,8 +234,8 @@ class OSDS:
         evidence = self.evidence
         print(f"log evidence {evidence.log_evidence:.4f} +- {evidence.std_error:.4f}, ELBO {evidence.elbo:.4f}")
         print(
-            f"pareto k {evidence.pareto_k:.2f}, effective sample size {evidence.ess:.0f} of {evidence.num_draws} draws, "
-            f"{'reliable' if evidence.reliable else 'NOT reliable'}"
+            f"pareto k {evidence.pareto_k:.2f}, effective sample size {evidence.ess:.0f} of {evidence.num_draws} draws"
+            f", {'reliable' if evidence.reliable else 'NOT reliable'}"
         )
         for reason in evidence.reasons:
             print(f"- {reason}")
@@ -288,8 +288,8 @@ class OSDS:
         evidence) and ``fit_stats`` (training, by round and by step).
 
         Arguments:
-            log_likelihood: Whether to compute the pointwise log likelihood, ``num_chains * num_samples`` values for each
-                observation.
+            log_likelihood: Whether to compute the pointwise log likelihood, ``num_chains * num_samples`` values for
+                each observation.
         """
         draws, target = self._draws, self._target
         sampled = {"posterior": dict(self._samples), "sample_stats": self._sample_stats()}

@@ -1,7 +1,7 @@
 r"""A trained leap at work: fresh weighted draws, chains out of them, and the evidence that they give.
 
-The evidence is computed from all draws. They are doubled until its standard error is small or there are enough; the first
-``num_chains * num_samples`` of them are the proposals of the chains.
+The evidence is computed from all draws. They are doubled until its standard error is small or there are enough; the
+first ``num_chains * num_samples`` of them are the proposals of the chains.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def draw_posterior(
         target: The target.
         num_chains: Chains.
         num_samples: Draws of each chain.
-        correction: ``"imh"`` for independence Metropolis-Hastings, ``"psis"`` for resampling by Pareto-smoothed weights,
-            ``"none"`` for the flow's own draws.
+        correction: ``"imh"`` for independence Metropolis-Hastings, ``"psis"`` for resampling by Pareto-smoothed
+            weights, ``"none"`` for the flow's own draws.
         check: An independent log evidence.
         improper_sites: Latent sites with an improper prior.
         max_draws: Weighted draws at most, if the chains do not need more.

@@ -1,12 +1,14 @@
 r"""Before any training: explore the posterior, count its modes, choose the base, and take an independent log evidence.
 
-From the prior, where there is one, or else from a wide Gaussian, particles are annealed to the posterior. Where that way was
-long, its log evidence is worth little; then a second, short way from the base that the first one found gives the check.
+From the prior, where there is one, or else from a wide Gaussian, particles are annealed to the posterior. Where that
+way was long, its log evidence is worth little; then a second, short way from the base that the first one found gives
+the check.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ class Survey:
         num_evaluations: Points at which the density was evaluated in annealing.
     """
 
-    target: Target
+    target: Any
     base: Base
     exploration: Exploration
     num_modes: int
@@ -100,9 +102,10 @@ def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Targe
     The divergence to the best Gaussian is, up to a constant that all coordinates :math:`u` share,
     :math:`\tfrac12 \log\det \mathrm{Cov}(u) + \mathrm{E} \log|\det \partial z / \partial u|`.
     """
-    if not hasattr(target, "other_coordinates"):
+    other_coordinates = getattr(target, "other_coordinates", None)
+    if other_coordinates is None:
         return target, exploration
-    other, u, log_abs_det = target.other_coordinates(exploration.z)
+    other, u, log_abs_det = other_coordinates(exploration.z)
     usable = u.isfinite().all(-1) & log_abs_det.isfinite()
     if not usable.all():
         return target, exploration

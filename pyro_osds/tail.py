@@ -2,8 +2,8 @@ r"""Exponential tails from Gaussian ones, side by side and coordinate by coordin
 
 .. math:: y = x + \kappa_{\pm}\, x\,|x|, \qquad x = \frac{2 y}{1 + \sqrt{1 + 4 \kappa_{\pm} |y|}}
 
-A scale parameter lives on the log scale, where its posterior falls like an exponential: half-normal, half-Cauchy and gamma
-priors all do. A Gaussian base falls faster, so the weights of rare draws would grow without bound. This map turns
+A scale parameter lives on the log scale, where its posterior falls like an exponential: half-normal, half-Cauchy and
+gamma priors all do. A Gaussian base falls faster, so the weights of rare draws would grow without bound. This map turns
 :math:`e^{-x^2/2}` into :math:`e^{-|y| / 2\kappa}`, with one weight for either side.
 """
 
@@ -30,7 +30,6 @@ class TailTransform(Transform):
     domain = constraints.real
     codomain = constraints.real
     bijective = True
-    sign = +1
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
@@ -49,6 +48,7 @@ class TailTransform(Transform):
         return 2 * y / (1 + torch.sqrt(1 + 4 * self._weight(y) * y.abs()))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The log of the slope at ``x``."""
         return self.call_and_ladj(x)[1]
 
     def _weight(self, x: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ class FunctionTarget:
 
     Example:
         >>> target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), dim=2)
-        >>> target.log_prob(torch.zeros(3, 2))
-        tensor([0., 0., 0.])
+        >>> target.log_prob(torch.ones(3, 2))
+        tensor([-1., -1., -1.])
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class FunctionTarget:
             )
 
     def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of a batch, ``(B, D) -> (B,)``."""
         return self._log_prob_fn(z)
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:

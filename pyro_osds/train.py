@@ -1,8 +1,8 @@
 r"""Training the leap: rounds of optimiser steps, each judged on fresh draws; the best weights are kept.
 
 A round runs a one-cycle schedule with clipped gradients and an exponential moving average (EMA) of the weights, and is
-followed by a look at fresh draws of the average. Rounds go on until the ELBO is as near to the log evidence as asked for, a
-round no longer helps, or the budget is spent. Ctrl-C ends training with the best weights so far.
+followed by a look at fresh draws of the average. Rounds go on until the ELBO is as near to the log evidence as asked
+for, a round no longer helps, or the budget is spent. Ctrl-C ends training with the best weights so far.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import copy
 import math
 import warnings
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from pyro_osds.flow_map import FlowMap
 from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_k, weigh
 from pyro_osds.leap import Leap
 from pyro_osds.objective import Objective, exact_volume, reverse_kl
@@ -25,6 +27,8 @@ from pyro_osds.target import Target
 _EMA_DECAY = 0.98
 _MAX_GRADIENT_NORM = 1.0
 _WARM_UP_SHARE = 0.1
+# A one-cycle schedule needs two steps to warm up; a shorter round runs a part of it.
+_MIN_SCHEDULE = 20
 _STALL = 0.8
 
 
@@ -120,7 +124,7 @@ class Trainer:
         self._scheduler = None
         if num_steps is not None:
             self._scheduler = torch.optim.lr_scheduler.OneCycleLR(
-                self._optimizer, rate, total_steps=max(num_steps, 2), pct_start=_WARM_UP_SHARE
+                self._optimizer, rate, total_steps=max(num_steps, _MIN_SCHEDULE), pct_start=_WARM_UP_SHARE
             )
         self._average = AveragedModel(self.leap.flow, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
 
@@ -156,7 +160,7 @@ class Trainer:
 
     def averaged(self) -> Leap:
         """The leap with the moving average of its weights."""
-        return Leap(self.leap.base, self._average.module, self.leap.num_steps)
+        return Leap(self.leap.base, cast("FlowMap", self._average.module), self.leap.num_steps)
 
     def run(self) -> History:
         """Train until good enough, stalled, out of budget, or interrupted; the leap keeps the best weights."""
@@ -209,7 +213,8 @@ class Trainer:
         """ELBO, its distance to the log evidence, and pareto k of the averaged weights, on fresh draws."""
         num_draws = max(self.schedule.batch_size, self.schedule.num_validation_draws)
         log_weight = weigh(self.averaged(), self.target, num_draws).log_weight
-        # Draws of density zero (outside a hard edge) count in the evidence and the ESS; they have no logarithm to average.
+        # Draws of density zero (outside a hard edge) count in the evidence and the ESS; they have no logarithm to
+        # average.
         finite = log_weight[log_weight.isfinite()]
         elbo = finite.mean().item() if len(finite) else -math.inf
         k = pareto_k(log_weight)

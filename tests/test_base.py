@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal
-
 from helpers import assert_within_standard_error
 from models import mixture_draws
+from torch.distributions import MultivariateNormal
+
 from pyro_osds.base import gaussian_base, mixture_base
 
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-
 from helpers import assert_within_standard_error
+
 from pyro_osds.chains import independence_chains
 
 

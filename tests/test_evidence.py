@@ -1,11 +1,12 @@
 """The evidence room: the number, its error, and every reason not to believe it, one by one."""
 
 import math
+import re
 
 import pytest
 import torch
-
 from helpers import assert_within_standard_error
+
 from pyro_osds.evidence import EvidenceCheck, judge, pareto_k_threshold
 
 
@@ -71,8 +72,6 @@ def test_reason_disagreement_with_the_check(distance, words):
     if words is None:
         assert evidence.reliable
     else:
-        import re
-
         assert re.search(words, only_reason(evidence))
 
 

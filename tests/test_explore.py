@@ -2,12 +2,12 @@
 
 import math
 
+import models
 import pytest
 import torch
+from helpers import assert_within_standard_error
 from torch.distributions import MultivariateNormal
 
-import models
-from helpers import assert_within_standard_error
 from pyro_osds.explore import PriorPath, ReferencePath, _HamiltonianMover, _increment, _resample, explore
 from pyro_osds.model import ModelTarget
 from pyro_osds.target import FunctionTarget
@@ -45,7 +45,8 @@ def test_an_island_without_weight_keeps_all_its_particles():
 
 
 def test_increment_leaves_the_share_that_was_asked_for():
-    # The effective sample size after the increment is the threshold; where the rest of the way is easy it is taken whole.
+    # The effective sample size after the increment is the threshold; where the rest of the way is easy it is taken
+    # whole.
     log_ratio = 30 * torch.randn(4, 1000, dtype=torch.float64)
     increment = _increment(log_ratio, 1.0, 0.5)
     weights = torch.softmax(increment * log_ratio, 1)

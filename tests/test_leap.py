@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-
 from helpers import assert_within_standard_error, log_abs_det_of_jacobian, perturbed
 from models import mixture_draws
+
 from pyro_osds.base import gaussian_base, mixture_base
 from pyro_osds.flow_map import FlowMap
 from pyro_osds.leap import Leap
@@ -42,12 +42,26 @@ def test_log_abs_det_is_that_of_the_jacobian(leap):
 
 def test_score_is_the_gradient_of_the_log_density(leap):
     # forward_with_score's recursion through all steps against autograd of log_prob.
-    z, log_prob, score = leap.sample_with_score(10)
+    x = leap.base.density.sample((10,))
+    z, log_prob, score = leap.with_score(x)
     point = z.detach().requires_grad_()
     (expected,) = torch.autograd.grad(leap.log_prob(point).sum(), point)
     torch.testing.assert_close(score, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(z, leap(x)[0])
     torch.testing.assert_close(log_prob, leap.log_prob(z))
-    assert z.requires_grad and not log_prob.requires_grad and not score.requires_grad
+    assert not score.requires_grad
+
+
+def test_density_with_the_score_carries_the_gradient_of_the_weights(leap):
+    # Points and log densities depend on the weights as those of the plain leap do.
+    x = leap.base.density.sample((5,))
+    parameters = list(leap.flow.parameters())
+    z, log_prob, _ = leap.with_score(x)
+    plain_z, log_abs_det = leap(x)
+    got = torch.autograd.grad(z.square().sum() + log_prob.sum(), parameters)
+    expected = torch.autograd.grad(plain_z.square().sum() - log_abs_det.sum(), parameters)
+    for left, right in zip(got, expected, strict=True):
+        torch.testing.assert_close(left, right)
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])

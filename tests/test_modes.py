@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-
 from models import mixture_draws, mixture_log_prob
+
 from pyro_osds.modes import find_modes
 
 FOUR = [[-8.0, -8.0], [-8.0, 8.0], [8.0, -8.0], [8.0, 8.0]]

@@ -1,8 +1,8 @@
 """The network room: zero at the start, then a function of the fixed coordinates, the time and the step."""
 
 import torch
-
 from helpers import perturbed
+
 from pyro_osds.network import Conditioner
 
 

@@ -7,11 +7,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import assert_within_standard_error
 from pyro.infer import Predictive
 
 from pyro_osds import OSDS, Evidence, compare_evidence
-
-from helpers import assert_within_standard_error
 
 Y = torch.tensor([1.2, 0.4, 2.1, 1.7, 0.9])
 CONJUGATE_LOG_EVIDENCE = -7.191953884885075

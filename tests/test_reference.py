@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-
 from helpers import assert_within_standard_error
 from models import mixture_log_prob
+
 from pyro_osds.reference import wide_reference
 from pyro_osds.target import FunctionTarget
 

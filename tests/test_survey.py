@@ -2,11 +2,11 @@
 
 import math
 
+import models
 import pytest
 import torch
-
-import models
 from helpers import assert_within_standard_error
+
 from pyro_osds.model import ModelTarget
 from pyro_osds.survey import survey
 from pyro_osds.target import FunctionTarget
@@ -26,7 +26,7 @@ def test_a_gaussian_needs_a_gaussian_base(float64):
 def test_separated_modes_get_a_mixture(float64):
     # Two modes, a component each at least, the evidence right.
     locs = torch.tensor([[-6.0, 0.0], [6.0, 2.0]])
-    found = survey(FunctionTarget(models.mixture_log_prob(locs, [0.4, 0.6]), 2), 128)
+    found = survey(FunctionTarget(models.mixture_log_prob(locs, [0.4, 0.6]), 2))
     assert found.num_modes == 2 and found.base.num_components >= 2
     assert_within_standard_error(found.exploration.log_evidence, 0.0, found.exploration.std_error)
     assert (found.base.log_prob(locs) > -6).all() and found.base.log_prob(torch.zeros(1, 2)) < -9

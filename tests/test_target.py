@@ -6,8 +6,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-
 from models import log_gamma
+
 from pyro_osds.model import ModelTarget
 from pyro_osds.target import FunctionTarget, Target, finite_log_prob, in_chunks, log_prob_and_score
 

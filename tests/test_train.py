@@ -1,0 +1,195 @@
+"""The train room: what a step does, what is skipped, what is averaged and what is kept."""
+
+import copy
+import math
+
+import pytest
+import torch
+from helpers import perturbed
+from models import log_gamma, log_gamma_log_evidence
+
+from pyro_osds.base import gaussian_base
+from pyro_osds.flow_map import FlowMap
+from pyro_osds.leap import Leap
+from pyro_osds.objective import exact_volume
+from pyro_osds.target import FunctionTarget
+from pyro_osds.train import Schedule, Trainer
+
+SHORT = Schedule(num_iterations=40, batch_size=64, first_round=20, elbo_gap=0.0, num_validation_draws=1000)
+
+
+def make(log_prob_fn=log_gamma, schedule=SHORT, wrap=None, **options):
+    """A trainer of a small leap; ``wrap(number, loss)`` changes the loss of the given call."""
+    target = FunctionTarget(log_prob_fn, 2)
+    leap = Leap(gaussian_base(torch.randn(500, 2)), FlowMap(2, num_blocks=2, hidden_features=8, **options))
+    objective = None
+    if wrap is not None:
+        inner, calls = exact_volume(target, schedule.batch_size), []
+
+        def objective(leap):
+            calls.append(1)
+            loss, log_weight = inner(leap)
+            return wrap(len(calls), loss), log_weight
+
+    return Trainer(leap, target, schedule, objective, disable_progbar=True)
+
+
+def weights_of(leap):
+    return torch.cat([parameter.detach().reshape(-1) for parameter in leap.flow.parameters()])
+
+
+def test_training_raises_the_elbo_towards_the_evidence():
+    # A skew density: the bound rises, and stays below the log evidence by its sampling error at most.
+    trainer = make(schedule=Schedule(50, 64, first_round=50, num_validation_draws=2000), num_spline_blocks=1)
+    history = trainer.run()
+    assert history.elbo[-1] > history.elbo[0] + 0.1 and history.ess[-1] > history.ess[0]
+    assert history.elbo[-1] < log_gamma_log_evidence(2) + 0.02
+    assert not history.interrupted and history.num_skipped == 0
+
+
+def test_history_has_an_entry_for_each_step_and_round():
+    # Losses by step; the look before training and the one after each round.
+    history = make().run()
+    assert len(history.loss) == history.step[-1] <= 40
+    assert history.step[:2] == [0, 20]
+    assert len(history.step) == len(history.elbo) == len(history.ess) == len(history.pareto_k)
+
+
+def test_training_stops_when_it_is_good_enough():
+    # An exact flow is done after the first round; the budget is the limit otherwise.
+    def standard(z):
+        return -0.5 * z.square().sum(-1)
+
+    base_draws = torch.randn(500, 2)
+    base = gaussian_base(base_draws)
+    target = FunctionTarget(base.log_prob, 2)
+    schedule = Schedule(1000, 64, learning_rate=1e-4, first_round=12, num_validation_draws=1000)
+    history = Trainer(Leap(base, FlowMap(2, num_blocks=2)), target, schedule, disable_progbar=True).run()
+    assert history.step == [0, 12]
+    assert len(make(standard, Schedule(7, 64, first_round=20, num_validation_draws=500)).run().loss) == 7
+
+
+def test_a_round_of_ten_steps():
+    # A budget that leaves ten steps for a round is spent like any other.
+    assert len(make(schedule=Schedule(10, 64, num_validation_draws=500)).run().loss) == 10
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_steps_that_are_not_finite_are_skipped_and_counted(value):
+    # The weights do not move in such a step, the next one is a plain one, and a warning gives the number.
+    trainer = make(wrap=lambda number, loss: loss * value if number in (3, 9) else loss)
+    with pytest.warns(UserWarning, match=r"2 of \d+ training steps had a gradient that is not finite"):
+        history = trainer.run()
+    assert history.num_skipped == 2 and weights_of(trainer.leap).isfinite().all()
+
+
+def test_a_skipped_step_moves_nothing():
+    # Step by step: weights stay, the average stays, the objective is left out once.
+    numbers = []
+
+    def wrap(number, loss):
+        numbers.append(number)
+        return loss * math.nan if number == 2 else loss
+
+    trainer = make(wrap=wrap)
+    trainer.step()
+    before, average = weights_of(trainer.leap), weights_of(trainer.averaged())
+    trainer.step()
+    assert torch.equal(weights_of(trainer.leap), before) and torch.equal(weights_of(trainer.averaged()), average)
+    trainer.step()
+    assert numbers == [1, 2] and not torch.equal(weights_of(trainer.leap), before)
+    trainer.step()
+    assert numbers == [1, 2, 3] and trainer.history.num_skipped == 1 and len(trainer.history.loss) == 4
+
+
+def test_best_weights_are_kept():
+    # An objective that only does harm: in the end the weights are those from before.
+    trainer = make(wrap=lambda number, loss: -loss)
+    before = weights_of(trainer.leap)
+    history = trainer.run()
+    assert history.elbo[-1] < history.elbo[0]
+    assert torch.equal(weights_of(trainer.leap), before)
+
+
+def interrupted_at(number_of_call, then=1.0):
+    def wrap(number, loss):
+        if number == number_of_call:
+            raise KeyboardInterrupt
+        return then * loss
+
+    return wrap
+
+
+def test_interruption_keeps_a_better_average():
+    # Ctrl-C in the first round: the average so far beats the untrained flow and is taken.
+    trainer = make(wrap=interrupted_at(18))
+    before = weights_of(trainer.leap)
+    with pytest.warns(UserWarning, match="interrupted"):
+        history = trainer.run()
+    assert history.interrupted and len(history.loss) == 17
+    assert history.elbo[-1] > history.elbo[0]
+    assert torch.equal(weights_of(trainer.leap), weights_of(trainer.averaged()))
+    assert not torch.equal(weights_of(trainer.leap), before)
+
+
+def test_interruption_of_harm_keeps_the_best():
+    # What was trained until then is worse than before: the weights from before are back.
+    trainer = make(wrap=interrupted_at(18, then=-1.0))
+    before = weights_of(trainer.leap)
+    with pytest.warns(UserWarning, match="interrupted"):
+        trainer.run()
+    assert torch.equal(weights_of(trainer.leap), before)
+
+
+def test_average_is_exponential():
+    # The first average is the weights themselves, then 0.98 old and 0.02 new.
+    trainer = make()
+    expected = None
+    for _ in range(5):
+        trainer.step()
+        now = weights_of(trainer.leap)
+        expected = now if expected is None else 0.98 * expected + 0.02 * now
+        torch.testing.assert_close(weights_of(trainer.averaged()), expected)
+    assert not torch.allclose(expected, now)
+
+
+def test_step_returns_minus_the_mean_log_weight():
+    # As SVI's loss: it is the value in the history, and for an exact flow minus the log evidence.
+    base = gaussian_base(torch.randn(500, 2))
+    trainer = Trainer(
+        Leap(base, FlowMap(2, num_blocks=2)), FunctionTarget(lambda z: base.log_prob(z) + 3, 2), disable_progbar=True
+    )
+    loss = trainer.step()
+    assert math.isclose(loss, -3.0, abs_tol=1e-4) and trainer.history.loss == [loss]
+
+
+def test_evaluation_trains_nothing():
+    # Weights, average and history are as before; the value is minus the log evidence of an exact flow.
+    base = gaussian_base(torch.randn(500, 2))
+    trainer = Trainer(
+        Leap(base, FlowMap(2, num_blocks=2)), FunctionTarget(lambda z: base.log_prob(z) + 3, 2), disable_progbar=True
+    )
+    before, state = copy.deepcopy(trainer.history), weights_of(trainer.leap)
+    assert math.isclose(trainer.evaluate(), -3.0, abs_tol=1e-4)
+    assert trainer.history == before and torch.equal(weights_of(trainer.leap), state)
+
+
+def test_the_leap_is_trained_in_place():
+    # Same object, new weights; the averaged leap shares base and number of steps.
+    trainer = make()
+    leap, before = trainer.leap, weights_of(trainer.leap)
+    trainer.run()
+    assert trainer.leap is leap and not torch.equal(weights_of(leap), before)
+    assert trainer.averaged().base is leap.base and trainer.averaged().num_steps == leap.num_steps
+
+
+def test_a_target_that_vanishes_does_not_stop_training():
+    # A hard edge through the posterior: draws beyond it have density zero, training goes on with the others.
+    def log_prob_fn(z):
+        return torch.where(z[:, 0] > 0, -0.5 * z.square().sum(-1), -torch.inf)
+
+    trainer = make(log_prob_fn)
+    perturbed(trainer.leap.flow)
+    history = trainer.run()
+    assert history.num_skipped == 0 and all(map(math.isfinite, history.elbo))
+    assert history.ess[-1] > history.ess[0]
