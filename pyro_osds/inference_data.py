@@ -71,15 +71,23 @@ def _dataset(
         leading = sample_dims[: array.ndim]
         shape = array.shape[len(leading) :]
         own = list(dims.get(name, ()))[: len(shape)]
-        own += [f"{name}_dim_{axis}" for axis in range(len(own), len(shape))]
+        own += [_free_name(name, axis, arrays) for axis in range(len(own), len(shape))]
         for axis, size in enumerate(shape):
             # A dimension may not share its name with a variable, nor have two sizes in one group.
             taken = own[axis] in arrays or own[axis] in (*sample_dims, "sample")
             if taken or sizes.setdefault(own[axis], size) != size:
-                own[axis] = f"{name}_dim_{axis}"
+                own[axis] = _free_name(name, axis, arrays)
                 sizes[own[axis]] = size
         sizes |= dict(zip(leading, array.shape, strict=False))
         variables[name] = (*leading, *own), array
     coords = {dim: np.arange(size) for dim, size in sizes.items()}
 
     return xr.Dataset(variables, coords=coords, attrs=dict(attrs))
+
+
+def _free_name(name: str, axis: int, taken: Arrays) -> str:
+    dim = f"{name}_dim_{axis}"
+    while dim in taken:
+        dim += "_"
+
+    return dim

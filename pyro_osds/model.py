@@ -347,7 +347,7 @@ class ModelTarget:
             where = f"after site {reached[-1]!r}" if reached else "before its first sample site"
             given = ", ".join(_describe(value) for value in (*self.args, *self.kwargs.values())) or "none"
             raise ValueError(
-                f"The model failed {where}: {type(error).__name__}: {error} (arguments: {given}). "
+                f"The model failed {where}: {type(error).__name__}: {_first_line(error)} (arguments: {given}). "
                 "Check that the shapes fit and that data are floating point tensors of one dtype, such as x.float()."
             ) from error
 
@@ -388,6 +388,8 @@ def _init_anywhere(strategy: Callable[..., Any]) -> Callable[..., Any]:
     """Pyro's init strategies sample the prior; where an improper one cannot be sampled, a uniform value stands in."""
 
     def init(site: Mapping[str, Any]) -> Tensor:
+        if site["fn"].support.is_discrete:  # refused later, with a better message
+            return site["fn"].sample()
         try:
             return strategy(site)
         except NotImplementedError:
@@ -512,7 +514,8 @@ def _outside_support(trace: Any) -> dict[str, tuple[float, str]]:  # noqa: ANN40
         if mask is not None:
             inside = inside | ~torch.as_tensor(mask)
         if not inside.all():
-            bad = value.expand(*inside.shape, *value.shape[inside.dim() :])[~inside].reshape(-1)[0].item()
+            values = torch.broadcast_to(value, (*inside.shape, *value.shape[inside.dim() :]))
+            bad = values[~inside].reshape(-1)[0].item()
             outside[name] = (bad, str(support))
 
     return outside

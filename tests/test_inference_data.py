@@ -77,7 +77,6 @@ def test_one_dimension_with_two_sizes():
     assert posterior["a"].shape == (2, 5, 3) and posterior["b"].shape == (2, 5, 4)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="the made-up name is not checked against the variables")
 def test_a_variable_with_the_name_of_a_made_up_dimension():
     # "x" of shape (3,) beside a site that is called "x_dim_0".
     posterior = make({"x": draws(3), "x_dim_0": draws()})["posterior"]

@@ -378,7 +378,6 @@ def test_a_site_that_comes_and_goes_is_refused():
         target.log_prob(torch.ones(1, 1))
 
 
-@pytest.mark.xfail(strict=True, reason="Pyro's InitMessenger refuses first, with advice on enumeration")
 def test_latents_must_be_continuous():
     # The site and its distribution are named.
     def model():
@@ -424,7 +423,6 @@ def test_an_impossible_observation_is_refused_and_a_masked_one_is_not():
     assert target.log_prob(torch.zeros(1, 1)).isfinite()
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="expand() of a scalar observation without a size")
 def test_an_observation_that_is_impossible_at_some_draws_only_is_fine():
     # The support depends on a latent: y = 3 is outside of (0, top) for small tops.
     def model():

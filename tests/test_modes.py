@@ -36,7 +36,6 @@ def test_modes_of_different_width():
     assert counts(z, log_prob_fn) == [150, 100]
 
 
-@pytest.mark.xfail(strict=True, reason="in one dimension eight neighbours do not hold a mode together")
 def test_modes_in_one_dimension_do_not_fall_apart():
     # Two far modes in one dimension are two, for each of twenty sets of particles.
     places = [[-6.0], [6.0]]
