@@ -37,8 +37,7 @@ def independence_chains(log_weight: Tensor, num_chains: int) -> tuple[Tensor, Te
         tensor([[0, 1, 2],
                 [3, 4, 5]])
     """
-    if not (log_weight > -torch.inf).any():
-        raise ValueError("No draw of the flow has a positive posterior density; train longer, or check the model.")
+    check_any_weight(log_weight)
     weights = log_weight.double().view(num_chains, -1)
     num_draws = weights.shape[1]
     # A share without any weight starts anywhere.
@@ -60,3 +59,9 @@ def independence_chains(log_weight: Tensor, num_chains: int) -> tuple[Tensor, Te
         index[:, step], probability[:, step] = current, chance
 
     return index, probability
+
+
+def check_any_weight(log_weight: Tensor) -> None:
+    """Refuse weights that are all zero: there is nothing to choose from."""
+    if not (log_weight > -torch.inf).any():
+        raise ValueError("No draw of the flow has a positive posterior density; train longer, or check the model.")

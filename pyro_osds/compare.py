@@ -47,6 +47,8 @@ def compare_evidence(models: Mapping[str, Any], prior: Mapping[str, float] | Non
     log_prior = pd.Series(_log_prior(list(models), prior))
     table["log_bayes_factor"] = table["log_evidence"] - table["log_evidence"].max()
     log_joint = table["log_bayes_factor"] + log_prior[table.index]
+    if log_joint.notna().any() and not log_joint.max() > -math.inf:
+        raise ValueError("prior gives no probability to any model that has a log evidence.")
     weight = (log_joint - log_joint.max()).map(math.exp)
     table["posterior_prob"] = weight / weight.sum()
 

@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -339,7 +340,7 @@ class ModelTarget:
         trace = poutine.Trace()
         tracer: Any = poutine.trace(InitMessenger(_init_anywhere(self.init_strategy))(self.model))
         try:
-            with pyro.validation_enabled(False):
+            with pyro.validation_enabled(False), _CholeskyOrNan():
                 trace = tracer.get_trace(*self.args, **self.kwargs)
                 trace.compute_log_prob()
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
@@ -547,7 +548,7 @@ def _warn_loop(reason: str) -> None:
 def _operation(error: BaseException) -> str:
     """The user's line of code at which an exception was raised, or the innermost one."""
     frames = traceback.extract_tb(error.__traceback__)
-    library = ("site-packages", "/pyro_osds/")
+    library = ("site-packages", str(Path(__file__).parent))
     own = [frame for frame in frames if not any(part in frame.filename for part in library)]
     frame = (own or frames)[-1]
 

@@ -50,8 +50,15 @@ def exact_volume(target: Target, batch_size: int, coverage: float = 0.5, tail_sh
     Returns:
         The objective. Its loss is a surrogate: only its gradient means something.
 
+    Raises:
+        ValueError: If a share is out of range.
+
     Source: log-variance divergence, Richter et al. 2020 (2010.10436).
     """
+    if not 0 <= coverage <= 1 or not 0 <= tail_share <= 0.5:
+        raise ValueError(
+            f"coverage must lie in [0, 1] and tail_share in [0, 0.5]; got coverage={coverage}, tail_share={tail_share}."
+        )
 
     def loss(leap: Leap) -> tuple[Tensor, Tensor]:
         num_tail = int(tail_share * batch_size) if leap.base.num_components == 1 else 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_osds.chains import independence_chains
+from pyro_osds.chains import check_any_weight, independence_chains
 from pyro_osds.evidence import Evidence, EvidenceCheck, judge
 from pyro_osds.importance import FlowDraws, join, log_mean_weight, pareto_smooth, weigh
 from pyro_osds.leap import Leap
@@ -85,6 +85,7 @@ def draw_posterior(
     else:
         index = torch.arange(num_proposals, device=log_weight.device)
         if correction == "psis":
+            check_any_weight(log_weight)
             index = torch.multinomial(pareto_smooth(log_weight)[0].exp(), num_proposals, replacement=True)
         index = index.view(num_chains, num_samples)
         acceptance = torch.full_like(index, math.nan, dtype=log_weight.dtype)

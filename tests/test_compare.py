@@ -86,3 +86,10 @@ def test_things_without_an_evidence(thing):
     # The model's name and what was given are in the message.
     with pytest.raises(ValueError, match=f"Model 'b' holds no log evidence.*got {type(thing).__name__}"):
         compare_evidence({"a": fitted(0.0), "b": thing})
+
+
+def test_prior_that_leaves_no_model():
+    # All prior probability on a model without an evidence is refused.
+    models = {"a": fitted(-1.0), "b": fitted(math.nan)}
+    with pytest.raises(ValueError, match="no probability to any model"):
+        compare_evidence(models, prior={"a": 0.0, "b": 1.0})

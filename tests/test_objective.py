@@ -166,3 +166,10 @@ def test_one_heavy_draw_does_not_carry_the_batch(float64):
     expected = 0.1 * ((score - 1) * z).sum()
     assert torch.softmax(log_weight, 0)[0] > 0.999
     assert math.isclose(loss.item(), expected.item(), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"coverage": 1.5}, {"tail_share": 1.0}])
+def test_shares_out_of_range(options):
+    # Both shares are checked before anything is drawn.
+    with pytest.raises(ValueError, match=r"coverage must lie in \[0, 1\]"):
+        exact_volume(normal_target(), 10, **options)

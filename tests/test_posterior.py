@@ -88,3 +88,11 @@ def test_impossible_proposals_are_counted_and_never_drawn(leap):
         assert (draws.z > 0).all()
         assert draws.proposals.num_not_finite == (draws.proposals.z <= 0).sum()
         assert any("nan or +inf" in reason for reason in draws.evidence.reasons)
+
+
+def test_psis_refuses_weights_that_are_all_zero():
+    # With no weight anywhere there is nothing to resample from, and the error says so.
+    from pyro_osds.chains import check_any_weight
+
+    with pytest.raises(ValueError, match="No draw of the flow has a positive posterior density"):
+        check_any_weight(torch.full((5,), -torch.inf))
