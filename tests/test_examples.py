@@ -17,4 +17,4 @@ def test_example(example, tmp_path):
         [sys.executable, str(example), "--smoke-test"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "log evidence" in done.stdout
+    assert "log_evidence" in done.stdout or "log evidence" in done.stdout
