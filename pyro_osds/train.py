@@ -185,6 +185,8 @@ class Trainer:
         except KeyboardInterrupt:
             self._keep_interrupted(best, best_score)
         finally:
+            # Stopping early is success: the bar ends full.
+            progress.total = progress.n
             progress.close()
         if self.history.num_skipped:
             warnings.warn(
