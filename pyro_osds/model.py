@@ -21,8 +21,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import ImproperUniform
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 from pyro.poutine.messenger import Messenger
@@ -32,14 +30,21 @@ from torch.distributions import AffineTransform, Transform, biject_to
 from torch.overrides import TorchFunctionMode
 
 from pyro_osds.target import log_prob_and_score
+from pyro_osds.trace import (
+    check_latents,
+    check_plates,
+    init_anywhere,
+    is_improper,
+    is_latent,
+    is_value,
+    joint_dtype,
+    loc_scale,
+    observed_values,
+    outside_support,
+    site_dims,
+)
 
 _PROTOTYPE_TRIES = 20
-_LOCATION_SCALE = (
-    torch.distributions.Normal,
-    torch.distributions.StudentT,
-    torch.distributions.Laplace,
-    torch.distributions.Cauchy,
-)
 
 
 class VectorizationWarning(UserWarning):
@@ -180,17 +185,17 @@ class ModelTarget:
         self.transforms = dict(transforms or {})
         self.standardized = False
         trace = self._prototype()
-        latents = [site for site in trace.nodes.values() if _is_latent(site)]
-        _check_latents(trace, latents, self.transforms)
-        _check_plates(trace, max_plate_nesting)
+        latents = [site for site in trace.nodes.values() if is_latent(site)]
+        check_latents(trace, latents, self.transforms)
+        check_plates(trace, max_plate_nesting)
         self._check_observations(trace)
         self.sites = self._layout(latents)
         self.dim = self.sites[-1].stop
         self.device = latents[0]["value"].device
-        self.dtype = _joint_dtype(trace)
-        self.observed = _observed(trace)
-        self.dims = {name: _dims(site) for name, site in trace.nodes.items() if _is_value(site)}
-        self.improper_sites = tuple(site["name"] for site in latents if _is_improper(site))
+        self.dtype = joint_dtype(trace)
+        self.observed = observed_values(trace)
+        self.dims = {name: site_dims(site) for name, site in trace.nodes.items() if is_value(site)}
+        self.improper_sites = tuple(site["name"] for site in latents if is_improper(site))
         scaled = any(torch.as_tensor(site["scale"]).ne(1).any() for site in latents)
         self.can_sample_prior = not self.improper_sites and not scaled
         self.vectorized = self._check_vectorized()
@@ -278,9 +283,9 @@ class ModelTarget:
         """The transform from unconstrained coordinates to a site's value, from its distribution in the present run."""
         if site["name"] in self.transforms:
             return self.transforms[site["name"]].inv
-        loc_scale = _loc_scale(site["fn"]) if self.standardized else None
-        if loc_scale is not None:
-            return AffineTransform(*loc_scale, event_dim=site["fn"].event_dim)
+        standard = loc_scale(site["fn"]) if self.standardized else None
+        if standard is not None:
+            return AffineTransform(*standard, event_dim=site["fn"].event_dim)
 
         return biject_to(site["fn"].support)
 
@@ -290,7 +295,7 @@ class ModelTarget:
             value = site["value"]
             shape = self._to_value(site).inv(value).shape
             stop = start + shape.numel()
-            sites.append(LatentSite(site["name"], start, stop, shape, value.shape, value.dtype, _dims(site)))
+            sites.append(LatentSite(site["name"], start, stop, shape, value.shape, value.dtype, site_dims(site)))
             start = stop
 
         return tuple(sites)
@@ -338,7 +343,7 @@ class ModelTarget:
     def _prototype(self) -> Any:  # noqa: ANN401
         """The trace of a first run; an exception in it is reported with the sites that were reached."""
         trace = poutine.Trace()
-        tracer: Any = poutine.trace(InitMessenger(_init_anywhere(self.init_strategy))(self.model))
+        tracer: Any = poutine.trace(InitMessenger(init_anywhere(self.init_strategy))(self.model))
         try:
             with pyro.validation_enabled(False), _CholeskyOrNan():
                 trace = tracer.get_trace(*self.args, **self.kwargs)
@@ -366,11 +371,11 @@ class ModelTarget:
 
     def _check_observations(self, trace: Any) -> None:  # noqa: ANN401
         """An observation outside its support under every one of several prior draws has probability zero."""
-        outside = _outside_support(trace)
+        outside = outside_support(trace)
         tries = 0
         while outside and tries < _PROTOTYPE_TRIES:
             try:
-                still = _outside_support(self._trace_prior())
+                still = outside_support(self._trace_prior())
             except NotImplementedError:  # an improper prior cannot be sampled: the first run decides
                 break
             outside = {name: outside[name] for name in outside.keys() & still.keys()}
@@ -380,146 +385,6 @@ class ModelTarget:
                 f"Observed site {name!r} has the value {value}, outside its support {support}, so the posterior has "
                 "no mass. Remove or transform that observation, or change the site's distribution."
             )
-
-
-# ---- reading a trace ----
-
-
-def _init_anywhere(strategy: Callable[..., Any]) -> Callable[..., Any]:
-    """Pyro's init strategies sample the prior; where an improper one cannot be sampled, a uniform value stands in."""
-
-    def init(site: Mapping[str, Any]) -> Tensor:
-        if site["fn"].support.is_discrete:  # refused later, with a better message
-            return site["fn"].sample()
-        try:
-            return strategy(site)
-        except NotImplementedError:
-            transform = biject_to(site["fn"].support)
-            shape = transform.inverse_shape(site["fn"].shape())
-            return transform(torch.empty(shape).uniform_(-2.0, 2.0))
-
-    return init
-
-
-def _is_latent(site: Mapping[str, Any]) -> bool:
-    return site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], _Subsample)
-
-
-def _is_value(site: Mapping[str, Any]) -> bool:
-    """Whether a site carries something a user reads: a latent, an observation or a deterministic value."""
-    auxiliary = site["type"] == "sample" and site["infer"].get("is_auxiliary") and "_deterministic" not in site["infer"]
-
-    return site["type"] == "sample" and not isinstance(site["fn"], _Subsample) and not auxiliary
-
-
-def _check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any]) -> None:  # noqa: ANN401
-    for name, site in trace.nodes.items():
-        if isinstance(site.get("fn"), _Subsample) and len(site["value"]) < site["fn"].size:
-            raise ValueError(
-                f"Plate {name!r} subsamples {len(site['value'])} of {site['fn'].size} rows: the density would change "
-                "at every evaluation. Remove subsample_size; whole data sets are evaluated in one batch."
-            )
-    if not latents:
-        observed = [name for name, site in trace.nodes.items() if site["type"] == "sample"]
-        raise ValueError(
-            f"The model has no latent sample site (sample sites found: {observed}). "
-            "Leave obs= away at the sites to infer."
-        )
-    for site in latents:
-        if site["fn"].support.is_discrete:
-            raise ValueError(
-                f"Latent site {site['name']!r} is discrete ({type(site['fn']).__name__}); the sampler needs continuous "
-                "latents. Sum it out in the model, for instance with MixtureSameFamily, or observe it."
-            )
-    unknown = transforms.keys() - {site["name"] for site in latents}
-    if unknown:
-        raise ValueError(f"transforms names the sites {sorted(unknown)}, which are not latent sites of the model.")
-
-
-def _check_plates(trace: Any, max_plate_nesting: int | None) -> None:  # noqa: ANN401
-    if max_plate_nesting is None:
-        return
-    for name, site in trace.nodes.items():
-        depth = max((-f.dim for f in site.get("cond_indep_stack", ()) if f.vectorized), default=0)
-        if depth > max_plate_nesting:
-            raise ValueError(
-                f"Site {name!r} lies {depth} plates deep, but max_plate_nesting is {max_plate_nesting}. "
-                f"Pass max_plate_nesting={depth} or leave it away."
-            )
-
-
-def _dims(site: Mapping[str, Any]) -> tuple[str, ...]:
-    """Dimension names of a site's value: its plates, then numbered event dimensions."""
-    rank = site["value"].dim()
-    event = site["fn"].event_dim if not site["infer"].get("_deterministic") else None
-    batch = rank - event if event is not None else rank
-    frames = {f.dim: f.name for f in site["cond_indep_stack"] if f.vectorized}
-    names = []
-    for axis in range(rank):
-        # A plate counts its dimension from the right of the batch shape.
-        plate = frames.get(axis - batch) if axis < batch else None
-        names.append(plate or f"{site['name']}_dim_{axis}")
-
-    return tuple(names)
-
-
-def _loc_scale(fn: Any) -> tuple[Tensor, Tensor] | None:  # noqa: ANN401
-    """Location and scale of a distribution on the real line that has both, else None."""
-    shape = fn.shape()
-    while isinstance(fn, (torch.distributions.Independent, MaskedDistribution)):
-        fn = fn.base_dist
-    if not isinstance(fn, _LOCATION_SCALE):
-        return None
-
-    return fn.loc.expand(shape), fn.scale.expand(shape)
-
-
-def _joint_dtype(trace: Any) -> torch.dtype:  # noqa: ANN401
-    sites = [s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample)]
-    dtype = torch.float32
-    for site in sites:
-        if isinstance(site["log_prob_sum"], Tensor):
-            dtype = torch.promote_types(dtype, site["log_prob_sum"].dtype)
-
-    return dtype
-
-
-def _observed(trace: Any) -> dict[str, Tensor]:  # noqa: ANN401
-    nodes = trace.nodes.items()
-
-    return {n: s["value"] for n, s in nodes if _is_value(s) and s["is_observed"] and "_deterministic" not in s["infer"]}
-
-
-def _is_improper(site: Mapping[str, Any]) -> bool:
-    """Whether a latent's prior is flat somewhere: ImproperUniform, or masked out."""
-    fn = site["fn"]
-    while fn is not None:
-        mask = getattr(fn, "_mask", None)
-        if isinstance(fn, ImproperUniform) or (mask is not None and not torch.as_tensor(mask).all()):
-            return True
-        fn = getattr(fn, "base_dist", None)
-    mask = site["mask"]
-
-    return mask is not None and not bool(torch.as_tensor(mask).all())
-
-
-def _outside_support(trace: Any) -> dict[str, tuple[float, str]]:  # noqa: ANN401
-    """Observed sites with a value outside their support: ``{name: (the value, the support)}``."""
-    outside = {}
-    for name, site in trace.nodes.items():
-        if not (_is_value(site) and site["is_observed"]) or site["infer"].get("_deterministic"):
-            continue
-        value, support = torch.as_tensor(site["value"]), site["fn"].support
-        inside = support.check(value)
-        mask = site["mask"]
-        if mask is not None:
-            inside = inside | ~torch.as_tensor(mask)
-        if not inside.all():
-            values = torch.broadcast_to(value, (*inside.shape, *value.shape[inside.dim() :]))
-            bad = values[~inside].reshape(-1)[0].item()
-            outside[name] = (bad, str(support))
-
-    return outside
 
 
 # ---- batching ----

@@ -1,0 +1,165 @@
+"""What the first run of a model tells: its latent sites, their dimensions, and what is not supported.
+
+Everything here reads a Pyro trace; nothing runs the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.distributions import ImproperUniform
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import biject_to
+
+_LOCATION_SCALE = (
+    torch.distributions.Normal,
+    torch.distributions.StudentT,
+    torch.distributions.Laplace,
+    torch.distributions.Cauchy,
+)
+
+
+def init_anywhere(strategy: Callable[..., Any]) -> Callable[..., Any]:
+    """Pyro's init strategies sample the prior; where an improper one cannot be sampled, a uniform value stands in."""
+
+    def init(site: Mapping[str, Any]) -> Tensor:
+        if site["fn"].support.is_discrete:  # refused later, with a better message
+            return site["fn"].sample()
+        try:
+            return strategy(site)
+        except NotImplementedError:
+            transform = biject_to(site["fn"].support)
+            shape = transform.inverse_shape(site["fn"].shape())
+            return transform(torch.empty(shape).uniform_(-2.0, 2.0))
+
+    return init
+
+
+def is_latent(site: Mapping[str, Any]) -> bool:
+    """Whether a site is sampled: neither observed nor a plate's own bookkeeping."""
+    return site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], _Subsample)
+
+
+def is_value(site: Mapping[str, Any]) -> bool:
+    """Whether a site carries something a user reads: a latent, an observation or a deterministic value."""
+    auxiliary = site["type"] == "sample" and site["infer"].get("is_auxiliary") and "_deterministic" not in site["infer"]
+
+    return site["type"] == "sample" and not isinstance(site["fn"], _Subsample) and not auxiliary
+
+
+def check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any]) -> None:  # noqa: ANN401
+    """Refuse subsampled plates, models without latents, discrete latents, and transforms of unknown sites."""
+    for name, site in trace.nodes.items():
+        if isinstance(site.get("fn"), _Subsample) and len(site["value"]) < site["fn"].size:
+            raise ValueError(
+                f"Plate {name!r} subsamples {len(site['value'])} of {site['fn'].size} rows: the density would change "
+                "at every evaluation. Remove subsample_size; whole data sets are evaluated in one batch."
+            )
+    if not latents:
+        observed = [name for name, site in trace.nodes.items() if site["type"] == "sample"]
+        raise ValueError(
+            f"The model has no latent sample site (sample sites found: {observed}). "
+            "Leave obs= away at the sites to infer."
+        )
+    for site in latents:
+        if site["fn"].support.is_discrete:
+            raise ValueError(
+                f"Latent site {site['name']!r} is discrete ({type(site['fn']).__name__}); the sampler needs continuous "
+                "latents. Sum it out in the model, for instance with MixtureSameFamily, or observe it."
+            )
+    unknown = transforms.keys() - {site["name"] for site in latents}
+    if unknown:
+        raise ValueError(f"transforms names the sites {sorted(unknown)}, which are not latent sites of the model.")
+
+
+def check_plates(trace: Any, max_plate_nesting: int | None) -> None:  # noqa: ANN401
+    """Refuse plates nested deeper than the user allows."""
+    if max_plate_nesting is None:
+        return
+    for name, site in trace.nodes.items():
+        depth = max((-f.dim for f in site.get("cond_indep_stack", ()) if f.vectorized), default=0)
+        if depth > max_plate_nesting:
+            raise ValueError(
+                f"Site {name!r} lies {depth} plates deep, but max_plate_nesting is {max_plate_nesting}. "
+                f"Pass max_plate_nesting={depth} or leave it away."
+            )
+
+
+def site_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
+    """Dimension names of a site's value: its plates, then numbered event dimensions."""
+    rank = site["value"].dim()
+    event = site["fn"].event_dim if not site["infer"].get("_deterministic") else None
+    batch = rank - event if event is not None else rank
+    frames = {f.dim: f.name for f in site["cond_indep_stack"] if f.vectorized}
+    names = []
+    for axis in range(rank):
+        # A plate counts its dimension from the right of the batch shape.
+        plate = frames.get(axis - batch) if axis < batch else None
+        names.append(plate or f"{site['name']}_dim_{axis}")
+
+    return tuple(names)
+
+
+def loc_scale(fn: Any) -> tuple[Tensor, Tensor] | None:  # noqa: ANN401
+    """Location and scale of a distribution on the real line that has both, else None."""
+    shape = fn.shape()
+    while isinstance(fn, (torch.distributions.Independent, MaskedDistribution)):
+        fn = fn.base_dist
+    if not isinstance(fn, _LOCATION_SCALE):
+        return None
+
+    return fn.loc.expand(shape), fn.scale.expand(shape)
+
+
+def joint_dtype(trace: Any) -> torch.dtype:  # noqa: ANN401
+    """The floating point type of the log joint density: the widest of the sites'."""
+    sites = [s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample)]
+    dtype = torch.float32
+    for site in sites:
+        if isinstance(site["log_prob_sum"], Tensor):
+            dtype = torch.promote_types(dtype, site["log_prob_sum"].dtype)
+
+    return dtype
+
+
+def observed_values(trace: Any) -> dict[str, Tensor]:  # noqa: ANN401
+    """Values of the observed sites, by name."""
+    nodes = trace.nodes.items()
+
+    return {n: s["value"] for n, s in nodes if is_value(s) and s["is_observed"] and "_deterministic" not in s["infer"]}
+
+
+def is_improper(site: Mapping[str, Any]) -> bool:
+    """Whether a latent's prior is flat somewhere: ImproperUniform, or masked out."""
+    fn = site["fn"]
+    while fn is not None:
+        mask = getattr(fn, "_mask", None)
+        if isinstance(fn, ImproperUniform) or (mask is not None and not torch.as_tensor(mask).all()):
+            return True
+        fn = getattr(fn, "base_dist", None)
+    mask = site["mask"]
+
+    return mask is not None and not bool(torch.as_tensor(mask).all())
+
+
+def outside_support(trace: Any) -> dict[str, tuple[float, str]]:  # noqa: ANN401
+    """Observed sites with a value outside their support: ``{name: (the value, the support)}``."""
+    outside = {}
+    for name, site in trace.nodes.items():
+        if not (is_value(site) and site["is_observed"]) or site["infer"].get("_deterministic"):
+            continue
+        value, support = torch.as_tensor(site["value"]), site["fn"].support
+        inside = support.check(value)
+        mask = site["mask"]
+        if mask is not None:
+            inside = inside | ~torch.as_tensor(mask)
+        if not inside.all():
+            values = torch.broadcast_to(value, (*inside.shape, *value.shape[inside.dim() :]))
+            bad = values[~inside].reshape(-1)[0].item()
+            outside[name] = (bad, str(support))
+
+    return outside
