@@ -60,18 +60,14 @@ class LatentSite:
         start: First index of the site in ``z``.
         stop: One past the last index.
         unconstrained_shape: The site's shape on the unconstrained side.
-        shape: The shape of a draw.
         dtype: Floating point type that the model uses at the site.
-        dims: Dimension names for ArviZ, plates first, as long as ``shape``.
     """
 
     name: str
     start: int
     stop: int
     unconstrained_shape: torch.Size
-    shape: torch.Size
     dtype: torch.dtype
-    dims: tuple[str, ...]
 
 
 class _ModelRun(Messenger):
@@ -295,7 +291,7 @@ class ModelTarget:
             value = site["value"]
             shape = self._to_value(site).inv(value).shape
             stop = start + shape.numel()
-            sites.append(LatentSite(site["name"], start, stop, shape, value.shape, value.dtype, site_dims(site)))
+            sites.append(LatentSite(site["name"], start, stop, shape, value.dtype))
             start = stop
 
         return tuple(sites)
