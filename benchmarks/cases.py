@@ -20,7 +20,11 @@ KNOWN = json.loads((HERE / "data" / "known_evidence.json").read_text())
 
 @dataclass(frozen=True)
 class Case:
-    """One posterior and what is known of it."""
+    """One posterior, what is known of it, and what a run must reach; where nothing is asked, the limit is infinite.
+
+    `modes` are centres `(K, D)` and weights `(K,)` of a mixture, `wells` the coordinates that each have two wells, one
+    on either side of 0, and the probability of the positive one. A case with a `dim` is a log density on `R^dim`.
+    """
 
     name: str
     model: Callable[..., Any]
@@ -28,10 +32,15 @@ class Case:
     log_evidence_se: float = 0.0
     max_error: float = math.inf
     min_elbo: float = -math.inf
+    min_ess: float = 0.0  # as a share of the draws
+    max_pareto_k: float = math.inf
     max_seconds: float = math.inf
+    max_weight_error: float = math.inf
+    all_modes: bool = False
     moments: dict[str, dict[str, float]] = field(default_factory=dict)
     improper: bool = False
     modes: tuple[Tensor, Tensor] | None = None
+    wells: tuple[list[int], float] | None = None
     dim: int = 0
 
 
@@ -60,13 +69,19 @@ def eight_schools(centred: bool) -> Callable[[], None]:
 
 
 def german_credit() -> Callable[[], None]:
-    rows = torch.tensor([[float(v) for v in row] for row in _numeric_rows(EXAMPLES / "german_credit.csv")])
+    rows = read_rows(EXAMPLES / "german_credit.csv")
     x, y = rows[:, :-1], rows[:, -1] - 1
-    x = torch.cat([torch.ones(len(x), 1), x / x.std(0, correction=0)], 1)
+
+    return logistic_regression(x / x.std(0, correction=0), y, 10.0)
+
+
+def logistic_regression(x: Tensor, y: Tensor, prior_sd: float) -> Callable[[], None]:
+    """Weights `w`, of which the first is the intercept, of features `(N, D)` for labels `(N,)` of 0 and 1."""
+    x = torch.cat([torch.ones(len(x), 1), x], 1)
 
     def model() -> None:
-        w = pyro.sample("w", dist.Normal(0.0, 10.0).expand([x.shape[1]]).to_event(1))
-        with pyro.plate("person", len(y)):
+        w = pyro.sample("w", dist.Normal(0.0, prior_sd).expand([x.shape[1]]).to_event(1))
+        with pyro.plate("row", len(y)):
             pyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
 
     return model
@@ -184,9 +199,10 @@ def shell_centres(dim: int) -> Tensor:
     return centres
 
 
-def _numeric_rows(path: Path) -> list[list[str]]:
+def read_rows(path: Path) -> Tensor:
+    """The rows below the header, `(N, columns)`."""
     with path.open() as file:
-        return [row for row in csv.reader(file) if row[0].replace(".", "", 1).lstrip("-").isdigit()]
+        return torch.tensor([[float(value) for value in row] for row in list(csv.reader(file))[1:]])
 
 
 def all_cases() -> list[Case]:
@@ -233,12 +249,17 @@ def all_cases() -> list[Case]:
         Case("earnings", earnings(), moments=posteriordb("earnings")[1], improper=True),
         Case("four Gaussians", four_gaussians, 0.0, max_error=0.05, modes=(CIRCLE, CIRCLE_WEIGHTS), dim=2),
         Case(
-            "shells 2-D", gaussian_shells, -1.7456418720467646, max_error=0.05, modes=(shell_centres(2), halves), dim=2
+            "shells 2-D",
+            gaussian_shells,
+            known["gaussian_shells_2d"],
+            max_error=0.05,
+            modes=(shell_centres(2), halves),
+            dim=2,
         ),
         Case(
             "shells 10-D",
             gaussian_shells,
-            -14.590491074385172,
+            known["gaussian_shells_10d"],
             max_error=0.05,
             modes=(shell_centres(10), halves),
             dim=10,

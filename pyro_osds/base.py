@@ -14,11 +14,17 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pyro_osds.moments import weighted_moments
+from pyro_osds.moments import fisher_moments, weighted_moments
+from pyro_osds.target import Target, finite_log_prob, in_chunks
 
 _EM_ITERATIONS = 60
-_MAX_COMPONENTS = 64
+_SHORT = 15
+MAX_COMPONENTS = 128
 _WIDENING = 1.1
+# Log likelihood of the particles held out that a cut must gain, nats.
+_MIN_GAIN = 2.0
+_ADAPTATION_ROUNDS = 5
+_ADAPTATION_DRAWS = 8192
 
 
 @dataclass(frozen=True)
@@ -62,18 +68,20 @@ class Base:
         return self.density.log_prob(self.to_whitened(z)) - self.log_abs_det
 
 
-def gaussian_base(z: Tensor) -> Base:
-    """A Gaussian with the particles' mean and covariance: the standard normal in whitened coordinates.
+def gaussian_base(z: Tensor, score: Tensor | None = None) -> Base:
+    """A Gaussian fitted to particles: the standard normal in whitened coordinates.
 
     Arguments:
         z: Equally weighted particles, ``(N, D)``.
+        score: Scores of the target there, ``(N, D)``; with them the fit is that of least Fisher divergence, without
+            them it has the particles' mean and covariance.
 
     Example:
         >>> base = gaussian_base(torch.randn(1000, 2) * torch.tensor([1.0, 100.0]))
         >>> base.sample(3).shape
         torch.Size([3, 2])
     """
-    loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
+    loc, scale_tril = weighted_moments(z, z.new_zeros(len(z))) if score is None else fisher_moments(z, score)
     dim = z.shape[1]
     standard = MultivariateNormal(z.new_zeros(dim), scale_tril=torch.eye(dim, dtype=z.dtype, device=z.device))
 
@@ -83,8 +91,8 @@ def gaussian_base(z: Tensor) -> Base:
 def mixture_base(z: Tensor, labels: Tensor) -> Base:
     """A Gaussian mixture fitted to particles by expectation-maximisation.
 
-    It starts with one component for each mode; components are doubled as long as that raises the log likelihood of
-    particles held out.
+    It starts with one component for each mode; a component is cut in two as long as that raises the log likelihood of
+    its particles that were held out.
 
     Arguments:
         z: Equally weighted particles, ``(N, D)``.
@@ -95,32 +103,99 @@ def mixture_base(z: Tensor, labels: Tensor) -> Base:
     """
     loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
     u = torch.linalg.solve_triangular(scale_tril, (z - loc).mT, upper=False).mT
-    shuffle = torch.randperm(len(u), device=u.device)
-    fit, held_out = shuffle[: len(u) // 2], shuffle[len(u) // 2 :]
-    responsibilities = torch.nn.functional.one_hot(labels).to(u.dtype)
-    best = _expectation_maximisation(u[fit], responsibilities[fit])
-    score = best.log_prob(u[held_out]).mean()
-    best_responsibilities = responsibilities
-    while 2 * responsibilities.shape[1] <= min(_MAX_COMPONENTS, len(fit) // (2 * u.shape[1] + 2)):
-        responsibilities = _split(u, responsibilities)
-        candidate = _expectation_maximisation(u[fit], responsibilities[fit])
-        candidate_score = candidate.log_prob(u[held_out]).mean()
-        if not candidate_score > score:
-            break
-        responsibilities = _responsibilities(candidate, u)
-        best_responsibilities, score = responsibilities, candidate_score
-    fitted = _expectation_maximisation(u, best_responsibilities)
-    components = _components(fitted)
-    # A little wider than fitted: where a mixture is too narrow the weights have no bound, where it is wide they have
-    # one.
+    held_out = torch.rand(len(u), device=u.device) < 0.5
+    candidates, num_components = list(range(int(labels.max()) + 1)), 0
+    while candidates and num_components < MAX_COMPONENTS:
+        num_components = int(labels.max()) + 1
+        labels, candidates = _split_where_it_pays(u, labels, held_out, candidates)
+        if candidates:
+            mixture = _expectation_maximisation(u, _one_hot(labels, u), _SHORT)
+            labels = _responsibilities(mixture, u).argmax(1)
+
+    return Base(loc, scale_tril, _widened(_expectation_maximisation(u, _one_hot(labels, u))))
+
+
+def _split_where_it_pays(
+    u: Tensor, labels: Tensor, held_out: Tensor, candidates: list[int]
+) -> tuple[Tensor, list[int]]:
+    """Labels with some candidates cut in two, those whose particles held out become more likely; and the halves."""
+    halves = []
+    for component in candidates:
+        inside = labels == component
+        fit, test = u[inside & ~held_out], u[inside & held_out]
+        count = int(labels.max()) + 1
+        if len(fit) < 4 * (u.shape[1] + 1) or not len(test) or count >= MAX_COMPONENTS:
+            continue
+        one = _maximisation(fit, torch.ones_like(fit[:, :1]))
+        two = _expectation_maximisation(fit, _halves(fit, one), _SHORT)
+        if (two.log_prob(test) - one.log_prob(test)).sum() > _MIN_GAIN:
+            second = inside.clone()
+            second[inside] = _responsibilities(two, u[inside]).argmax(1) == 1
+            labels = torch.where(second, count, labels)
+            halves += [component, count]
+
+    return labels, halves
+
+
+def _halves(u: Tensor, mixture: MixtureSameFamily) -> Tensor:
+    """Which side of a single Gaussian's longest axis each point lies on, as responsibilities ``(N, 2)``."""
+    components = _components(mixture)
+    _, vectors = torch.linalg.eigh(components.covariance_matrix[0])
+
+    return _one_hot(((u - components.mean[0]) @ vectors[:, -1] > 0).long(), u, 2)
+
+
+def _one_hot(labels: Tensor, like: Tensor, num_classes: int = -1) -> Tensor:
+    return torch.nn.functional.one_hot(labels, num_classes).to(like.dtype)
+
+
+def adapt_mixture(base: Base, target: Target) -> Base:
+    """A mixture base fitted once more, to its own draws weighted by the target.
+
+    Annealing leaves noise in how particles share the modes, and few of them describe each; fresh weighted draws have
+    neither fault. A round that does not raise the effective sample size is not taken.
+
+    Arguments:
+        base: A base with a mixture density.
+        target: The target.
+
+    Source: population Monte Carlo for mixtures, Cappe et al. 2008 (0710.4242).
+    """
+    best, best_ess = base, 0.0
+    for _ in range(_ADAPTATION_ROUNDS):
+        assert isinstance(base.density, MixtureSameFamily)
+        u = base.density.sample(torch.Size([_ADAPTATION_DRAWS]))
+        with torch.no_grad():
+            log_prob = finite_log_prob(in_chunks(target.log_prob, base.from_whitened(u)))
+        log_weight = (log_prob - base.density.log_prob(u)).double()
+        if not log_weight.isfinite().any():
+            return best
+        weight = torch.softmax(log_weight, 0)
+        ess = 1.0 / weight.square().sum().item()
+        if ess <= best_ess:
+            return best
+        best, best_ess = base, ess
+        # Truncated (Ionides 2008): no single draw may decide on a mode.
+        weight = weight.clamp(max=len(u) ** -0.5)
+        shares = _responsibilities(base.density, u) * (ess * weight / weight.sum()).to(u.dtype)[:, None]
+        base = Base(base.loc, base.scale_tril, _widened(_maximisation(u, shares)))
+
+    return best
+
+
+def _widened(mixture: MixtureSameFamily) -> MixtureSameFamily:
+    """A little wider than fitted: where a mixture is too narrow the weights have no bound, where it is wide they do."""
+    components = _components(mixture)
     wider = MultivariateNormal(components.loc, scale_tril=_WIDENING * components.scale_tril)
 
-    return Base(loc, scale_tril, MixtureSameFamily(fitted.mixture_distribution, wider))
+    return MixtureSameFamily(mixture.mixture_distribution, wider)
 
 
-def _expectation_maximisation(u: Tensor, responsibilities: Tensor) -> MixtureSameFamily:
+def _expectation_maximisation(
+    u: Tensor, responsibilities: Tensor, num_iterations: int = _EM_ITERATIONS
+) -> MixtureSameFamily:
     mixture = _maximisation(u, responsibilities)
-    for _ in range(_EM_ITERATIONS):
+    for _ in range(num_iterations):
         mixture = _maximisation(u, _responsibilities(mixture, u))
 
     return mixture
@@ -153,13 +228,3 @@ def _components(mixture: MixtureSameFamily) -> MultivariateNormal:
     assert isinstance(components, MultivariateNormal)
 
     return components
-
-
-def _split(u: Tensor, responsibilities: Tensor) -> Tensor:
-    """Cut each component in two across its longest axis."""
-    mixture = _maximisation(u, responsibilities)
-    components = _components(mixture)
-    _, vectors = torch.linalg.eigh(components.covariance_matrix)
-    side = ((u[:, None] - components.mean) * vectors[..., -1]).sum(-1) > 0
-
-    return torch.cat([responsibilities * side, responsibilities * ~side], 1)

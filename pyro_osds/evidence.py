@@ -67,6 +67,7 @@ def judge(
     check: EvidenceCheck | None = None,
     improper_sites: Sequence[str] = (),
     num_not_finite: int = 0,
+    other_reasons: Sequence[str] = (),
 ) -> Evidence:
     """Evidence and verdict from the log weights of fresh draws.
 
@@ -75,6 +76,7 @@ def judge(
         check: Another estimate that must agree within three combined standard errors.
         improper_sites: Latent sites whose prior is flat: with them there is no evidence.
         num_not_finite: Draws whose log density was nan or ``+inf``.
+        other_reasons: What else speaks against the estimate.
 
     Returns:
         The evidence with its verdict.
@@ -90,11 +92,13 @@ def judge(
     finite = log_weight[log_weight.isfinite()]
     elbo = finite.double().mean().item() if len(finite) else -math.inf
     reasons = [
+        *other_reasons,
         *_tail_reasons(k, num_draws),
         *_ess_reasons(ess, num_draws),
         *_not_finite_reasons(num_not_finite, num_draws),
-        *_check_reasons(estimate, std_error, check if not improper_sites else None),
     ]
+    if not improper_sites:
+        reasons += _check_reasons(estimate, std_error, check, healthy=not reasons)
     if improper_sites:
         names = ", ".join(map(repr, improper_sites))
         reasons.insert(
@@ -150,12 +154,17 @@ def _not_finite_reasons(num_not_finite: int, num_draws: int) -> list[str]:
     ]
 
 
-def _check_reasons(estimate: float, std_error: float, check: EvidenceCheck | None) -> list[str]:
+def _check_reasons(estimate: float, std_error: float, check: EvidenceCheck | None, healthy: bool) -> list[str]:
+    """What the other estimate says; one that is too low does not speak against healthy weights.
+
+    The mean weight is right on average, so by Markov's inequality it exceeds the evidence by *x* nats with probability
+    exp(-x) at most, while annealing that missed a part of the posterior is always too low.
+    """
     if check is None or not math.isfinite(check.log_evidence):
         return []
     combined = math.hypot(std_error, _CHECK_QUANTILE * max(check.std_error, _MIN_CHECK_ERROR))
     distance = estimate - check.log_evidence
-    if abs(distance) <= _MAX_SIGMAS * combined:
+    if abs(distance) <= _MAX_SIGMAS * combined or (healthy and distance > 0):
         return []
     side = "below" if distance < 0 else "above"
     cure = "a mode may be lost" if distance < 0 else "the exploration may have missed a part of the posterior"

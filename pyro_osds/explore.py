@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyro_osds.moments import weighted_moments
+from pyro_osds.moments import fisher_moments
 from pyro_osds.target import NotFiniteError, Target, finite_log_prob, log_prob_and_score
 
 _MIN_INCREMENT = 1e-12
@@ -164,7 +164,6 @@ def explore(
         log_weight = (increment * log_ratio).nan_to_num(nan=-torch.inf)
         log_evidence += torch.logsumexp(log_weight.double(), 1) - math.log(num_particles)
         beta = min(1.0, beta + increment)
-        mover.precondition(z, log_weight.reshape(-1))
         index = _resample(log_weight)
         z, log_reference, log_target = mover.move(z[index], log_reference[index], log_target[index], beta)
         num_temperatures += 1
@@ -187,7 +186,6 @@ def _settle(
     """Keep moving at the target until the mean log density stops drifting: a fast annealing leaves particles behind."""
     for _ in range(max_settling):
         before = log_target
-        mover.precondition(z, torch.zeros_like(log_target))
         z, log_reference, log_target = mover.move(z, log_reference, log_target, 1.0)
         drift = (log_target - before).double()
         if drift.mean().abs() < 2 * (log_target.double().var() / len(drift)).sqrt():
@@ -247,7 +245,7 @@ def _resample(log_weight: Tensor) -> Tensor:
 
 
 class _HamiltonianMover:
-    """Hamiltonian moves of all particles at once, in coordinates whitened by the particles' own covariance."""
+    """Hamiltonian moves of all particles at once, in coordinates whitened by the particles and their scores."""
 
     def __init__(self, path: AnnealingPath, num_moves: int, num_leapfrog: int) -> None:
         self.path = path
@@ -258,13 +256,10 @@ class _HamiltonianMover:
         self.num_evaluations = 0
         self.scale_tril = torch.empty(0)
 
-    def precondition(self, z: Tensor, log_weight: Tensor) -> None:
-        """Take the scale from the weighted particles."""
-        self.scale_tril = weighted_moments(z, log_weight)[1]
-
     def move(self, z: Tensor, log_reference: Tensor, log_target: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
         """Metropolised Hamiltonian moves that leave the tempered density unchanged."""
         state = self._evaluate(z, beta)
+        self.scale_tril = fisher_moments(z, state[2])[1]
         for _ in range(self.num_moves):
             proposal, log_ratio = self._propose(state, beta)
             probability = log_ratio.clamp(max=0.0).exp().nan_to_num(0.0)

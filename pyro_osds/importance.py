@@ -15,17 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from pyro.infer.importance import LogWeightsMixin
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from pyro_osds.leap import Leap
 from pyro_osds.target import Target, finite_log_prob
 
 _MIN_TAIL = 5
+_ROUNDING = 1e-12
 _CHUNK_SIZE = 8192
 
 
@@ -53,6 +53,14 @@ class WeightedDraws(LogWeightsMixin):
         return len(self.log_weights)
 
 
+class Proposal(Protocol):
+    """What can be weighed: a leap, or anything else with draws of a known log density."""
+
+    def sample(self, num_draws: int, /) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws ``(n, D)``, their log densities ``(n,)`` and the log-determinants of the map behind them ``(n,)``."""
+        ...
+
+
 class FlowDraws(NamedTuple):
     """Fresh draws of the leap in unconstrained space.
 
@@ -71,7 +79,7 @@ class FlowDraws(NamedTuple):
     num_not_finite: int
 
 
-def weigh(leap: Leap, target: Target, num_draws: int) -> FlowDraws:
+def weigh(leap: Proposal, target: Target, num_draws: int) -> FlowDraws:
     """Draw afresh and weigh, chunk by chunk.
 
     Arguments:
@@ -92,7 +100,7 @@ def join(parts: Sequence[FlowDraws]) -> FlowDraws:
     )
 
 
-def _weigh_chunk(leap: Leap, target: Target, num_draws: int) -> FlowDraws:
+def _weigh_chunk(leap: Proposal, target: Target, num_draws: int) -> FlowDraws:
     z, log_q, log_abs_det = leap.sample(num_draws)
     log_prob = target.log_prob(z)
     num_not_finite = int((log_prob.isnan() | (log_prob == torch.inf)).sum())
@@ -156,7 +164,8 @@ def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, float]:
         log_weight: Log weights, ``(S,)``.
 
     Returns:
-        Normalised smoothed log weights ``(S,)`` and pareto k; k is ``-inf`` where all tail weights agree to rounding.
+        Normalised smoothed log weights ``(S,)`` and pareto k; k is ``-inf`` where all tail weights agree to rounding,
+        and ``inf`` where a few weights carry everything.
     """
     log_weight = log_weight.double()
     log_weight = log_weight - log_weight.max()
@@ -167,6 +176,9 @@ def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, float]:
     if tail is not None:
         size, cutoff = tail
         excess = log_weight[order[-size:]].exp() - cutoff
+        if not excess[size // 4] > _ROUNDING:
+            # So few weights carry all of it that there is no tail to fit.
+            return log_weight - torch.logsumexp(log_weight, 0), math.inf
         k, sigma = fit_generalized_pareto(excess.cpu())
         probabilities = (torch.arange(size, dtype=torch.float64, device=log_weight.device) + 0.5) / size
         quantiles = cutoff + sigma / k * torch.expm1(-k * torch.log1p(-probabilities))
@@ -199,7 +211,7 @@ def _tail(ascending: Tensor) -> tuple[int, float] | None:
     cutoff = max(ascending[-size - 1].item(), math.log(torch.finfo(torch.float64).tiny))
     excess = ascending[-size:].exp() - math.exp(cutoff)
     # Weights equal up to rounding have no tail; the fit would divide by zero.
-    if not excess[size // 4] > 1e-12:
+    if not excess[size // 4] > _ROUNDING and excess[-1] < 0.5:
         return None
 
     return size, math.exp(cutoff)

@@ -12,6 +12,7 @@ a Hamiltonian move has a kinetic energy of :math:`D/2` on average, and what it c
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +29,24 @@ _NUM_NEIGHBOURS = 16
 _INSIDE = (0.2, 0.35, 0.5, 0.65, 0.8)
 
 
-def find_modes(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tensor]) -> Tensor:
+class Modes(NamedTuple):
+    """The modes that particles sit in.
+
+    Arguments:
+        labels: The mode of each particle, ``(N,)``, counted from 0.
+        parted: Share of random pairs of particles with a valley between them; a single mode that is curved has some.
+    """
+
+    labels: Tensor
+    parted: float
+
+    @property
+    def count(self) -> int:
+        """How many modes there are."""
+        return int(self.labels.max()) + 1
+
+
+def find_modes(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tensor], min_share: float = 0.005) -> Modes:
     """The mode of each particle.
 
     A few random pairs come first: where none of them is parted by a valley there is one mode, and little was spent.
@@ -37,19 +55,23 @@ def find_modes(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tens
         z: Particles, ``(N, D)``.
         log_prob: Their log densities, ``(N,)``.
         log_prob_fn: The log density, ``(B, D) -> (B,)``.
+        min_share: Share of the particles that makes a mode.
 
     Returns:
-        Labels ``(N,)``, counted from 0 by falling size; particles of modes below one percent join the nearest mode.
+        The modes, by falling size; particles of smaller ones join the nearest mode.
+        Where most particles sit in such small modes, there are more modes than can be told, and each particle gets a
+        label of its own.
 
     Example:
         >>> z = torch.cat([torch.randn(100, 1) - 9, torch.randn(50, 1) + 9])
         >>> two = lambda z: torch.logsumexp(-0.5 * (z + torch.tensor([9.0, -9.0])).square(), -1)
-        >>> find_modes(z, two(z), two).bincount()
+        >>> find_modes(z, two(z), two).labels.bincount()
         tensor([100,  50])
     """
     first, second = torch.randint(len(z), (2, _NUM_PAIRS), device=z.device)
-    if not _parted(z, log_prob, log_prob_fn, first, second).any():
-        return torch.zeros(len(z), dtype=torch.long, device=z.device)
+    parted = _parted(z, log_prob, log_prob_fn, first, second).float().mean().item()
+    if parted == 0.0:
+        return Modes(torch.zeros(len(z), dtype=torch.long, device=z.device), parted)
     # Neighbours in the given units and in whitened ones: whitening squeezes the axis along which modes lie apart.
     loc, scale_tril = weighted_moments(z, torch.zeros_like(log_prob))
     whitened = torch.linalg.solve_triangular(scale_tril, (z - loc).mT, upper=False).mT
@@ -63,7 +85,9 @@ def find_modes(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tens
     edges = (np.ones_like(first), (first, second))
     _, labels = connected_components(coo_matrix(edges, shape=(len(z), len(z))), directed=False)
 
-    return _without_crumbs(torch.as_tensor(labels, dtype=torch.long, device=z.device), distances[0])
+    labels = torch.as_tensor(labels, dtype=torch.long, device=z.device)
+
+    return Modes(_without_crumbs(labels, distances[0], min_share), parted)
 
 
 def _parted(
@@ -79,12 +103,12 @@ def _parted(
     return inside.amin(0) < lower_end - (4.0 + z.shape[1] / 2)
 
 
-def _without_crumbs(labels: Tensor, distance: Tensor) -> Tensor:
+def _without_crumbs(labels: Tensor, distance: Tensor, min_share: float) -> Tensor:
     """Labels renumbered by size; particles of tiny components get the label of the nearest particle of a large one."""
     counts = labels.bincount()
-    large = (counts >= max(2, 0.01 * len(labels))).nonzero()[:, 0]
-    if len(large) == 0:
-        return torch.zeros_like(labels)
+    large = (counts >= min_share * len(labels)).nonzero()[:, 0]
+    if counts[large].sum() < 0.5 * len(labels):
+        return torch.arange(len(labels), device=labels.device)
     large = large[counts[large].argsort(descending=True, stable=True)]
     member = (labels[:, None] == large).any(1)
     nearest = distance[:, member].argmin(1)

@@ -1,14 +1,29 @@
-r"""Location and scale of weighted points, safe where the units of the coordinates differ by a factor of 1e5.
+r"""Location and scale of points, safe where the units of the coordinates differ by a factor of 1e5.
+
+From weighted points alone,
 
 .. math::
     \mu = \sum_i w_i z_i, \qquad
-    LL^\top = (1-\alpha) S + \alpha\,\mathrm{diag}(S), \qquad \alpha = \frac{D}{D + \mathrm{ESS}}
+    LL^\top = (1-\alpha) S + \alpha\,\mathrm{diag}(S), \qquad \alpha = \frac{D}{D + \mathrm{ESS}}.
+
+Where the scores :math:`g_i = \nabla\log\gamma(z_i)` are known too, the Gaussian whose scores come closest to them is
+the geometric mean of the points' covariance and the inverse covariance of the scores,
+
+.. math::
+    LL^\top = C_z \mathbin{\#} C_g^{-1}
+    = C_z^{1/2} \big(C_z^{-1/2} C_g^{-1} C_z^{-1/2}\big)^{1/2} C_z^{1/2}, \qquad
+    \mu = \bar z + LL^\top \bar g.
+
+If the target is Gaussian, this is its mean and covariance exactly, from little more than D points.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+# How far the Fisher scale may lie from the points' own, as a ratio of variances.
+_MIN_RATIO, _MAX_RATIO = 1e-2, 2.0
 
 
 def weighted_moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,13 +41,58 @@ def weighted_moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
     ess = 1.0 / weights.square().sum()
     loc = weights @ points
     centred = (points - loc) * weights.sqrt()[:, None]
-    covariance = centred.mT @ centred
-    variance = covariance.diagonal().clamp(min=1e-30)
     shrinkage = z.shape[1] / (z.shape[1] + ess)
-    scale = variance.sqrt()
-    # Factorised as a correlation matrix, which stays well scaled when the coordinates' units differ by 1e5.
-    correlation = covariance / scale / scale[:, None] * (1 - shrinkage)
-    correlation.diagonal().fill_(1.0 + 1e-9)
+    correlation, scale = _correlation(centred.mT @ centred, shrinkage)
     scale_tril = scale[:, None] * torch.linalg.cholesky(correlation)
 
     return loc.to(z.dtype), scale_tril.to(z.dtype)
+
+
+def fisher_moments(z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and Cholesky factor of the Gaussian that is closest to a target in Fisher divergence.
+
+    The scale is kept between a tenth and one and a half times the points' own, in any direction: scores say nothing of
+    a hard edge, and too much of a spike.
+
+    Arguments:
+        z: Equally weighted points, ``(N, D)``.
+        score: Scores of the target there, ``(N, D)``.
+
+    Returns:
+        Mean ``(D,)`` and lower triangular factor ``(D, D)``, in the points' dtype.
+
+    Example:
+        >>> z = 1.0 + 2.0 * torch.randn(50, 3)
+        >>> _, scale_tril = fisher_moments(z, -(z - 1.0) / 4.0)  # the scores of N(1, 2^2 I)
+        >>> scale_tril.diagonal()
+        tensor([2.0000, 2.0000, 2.0000])
+
+    Source: preconditioning by Fisher divergence, Seyboldt, Carlson, Carpenter (arXiv 2603.18845).
+    """
+    points, scores = z.double(), score.double()
+    num_points, dim = z.shape
+    # The two estimates err in opposite directions, so far less shrinkage is needed than for either alone.
+    shrinkage = 1.0 / (1.0 + (num_points / dim) ** 4)
+    loc, mean_score = points.mean(0), scores.mean(0)
+    centred = points - loc
+    correlation, scale = _correlation(centred.mT @ centred / num_points, shrinkage)
+    root = torch.linalg.cholesky(correlation)
+    scores = (scores - mean_score) * scale
+    fisher = scores.mT @ scores / num_points
+    fisher = (1.0 - shrinkage) * fisher + shrinkage * fisher.diagonal().diag()
+    # In coordinates whitened by the points the geometric mean is the root of the inverse.
+    precision, vectors = torch.linalg.eigh(root.mT @ fisher @ root)
+    variance = precision.clamp(min=_MAX_RATIO**-2, max=_MIN_RATIO**-2).rsqrt()
+    half = root @ (vectors * variance.sqrt())
+    scale_tril = scale[:, None] * torch.linalg.cholesky(half @ half.mT)
+
+    return (loc + scale_tril @ (scale_tril.mT @ mean_score)).to(z.dtype), scale_tril.to(z.dtype)
+
+
+def _correlation(covariance: Tensor, shrinkage: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Shrunk correlation matrix and scales; factorised so, a covariance stays well scaled whatever the units."""
+    scale = covariance.diagonal().clamp(min=1e-30).sqrt()
+    correlation = covariance / scale / scale[:, None] * (1 - shrinkage)
+    correlation.diagonal().fill_(1.0 + 1e-9)
+
+    return correlation, scale

@@ -48,3 +48,45 @@ class Conditioner(nn.Module):
         inputs = torch.cat([x[:rows], t.expand(rows, 1), d.expand(rows, 1)], -1)
 
         return self.curve(inputs) + self.line(inputs)
+
+
+class ControlNetwork(nn.Module):
+    r"""The teacher's control: free in form, conditioned on time and step size, helped by guidance.
+
+    .. math:: r(x, t, d) = \mathrm{MLP}(x, t, d) + g(t, d)\, \mathrm{guidance}
+
+    The heads start at zero and the gate :math:`g` at one.
+
+    Arguments:
+        dim: The number of coordinates.
+        hidden_features: Width of the hidden layers.
+        num_frequencies: Frequencies of the time features.
+
+    Example:
+        >>> network = ControlNetwork(2)
+        >>> guidance = torch.randn(3, 2)
+        >>> r = network(torch.randn(3, 2), torch.zeros(1, 1), torch.ones(1, 1), guidance)
+        >>> torch.equal(r, guidance)
+        True
+
+    Source: the step-conditioned network of arXiv 2512.05251.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, hidden_features: int = 128, num_frequencies: int = 4) -> None:
+        super().__init__()
+        num_time_features = 2 * num_frequencies + 2
+        self.curve = zuko.nn.MLP(dim + num_time_features, dim, [hidden_features] * 3, activation=nn.SiLU)
+        self.gate = zuko.nn.MLP(num_time_features, dim, [hidden_features], activation=nn.SiLU)
+        self.register_buffer("frequencies", 0.5 * torch.pi * 2.0 ** torch.arange(num_frequencies))
+        for head in (self.curve[-1], self.gate[-1]):
+            nn.init.zeros_(cast("nn.Linear", head).weight)
+            nn.init.zeros_(cast("nn.Linear", head).bias)
+
+    def forward(self, x: Tensor, t: Tensor, d: Tensor, guidance: Tensor) -> Tensor:
+        """Points and guidance ``(B, dim)``, times and steps ``(B, 1)`` or ``(1, 1)``, to the control ``(B, dim)``."""
+        angles = t * self.frequencies
+        time = torch.cat([t, d.expand_as(t), angles.sin(), angles.cos()], -1)
+
+        return self.curve(torch.cat([x, time.expand(len(x), -1)], -1)) + (1.0 + self.gate(time)) * guidance

@@ -16,15 +16,16 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
 
 from pyro_osds.evidence import Evidence, EvidenceCheck
-from pyro_osds.flow_map import FlowMap
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.inference_data import to_inference_data
 from pyro_osds.leap import Leap
 from pyro_osds.model import ModelTarget
 from pyro_osds.posterior import CORRECTIONS, PosteriorDraws, draw_posterior
-from pyro_osds.survey import Survey, survey
+from pyro_osds.recipe import LEAN, NETWORKS, RECIPES, FlowSize, Recipe
+from pyro_osds.survey import survey
 from pyro_osds.target import FunctionTarget, NotFiniteError
-from pyro_osds.train import Schedule, Trainer
+from pyro_osds.train import Budget, Trainer
+from pyro_osds.velocity import VOLUMES, VelocityLeap, VelocityTrainer
 
 _CHUNK_SIZE = 2048
 
@@ -53,8 +54,12 @@ class OSDS:
         batch_size: Draws per optimiser step.
         learning_rate: Peak learning rate.
         num_particles: Particles on each of eight islands during exploration.
-        num_blocks: Coupling blocks of the flow.
-        hidden_features: Width of the networks.
+        recipe: What runs when: ``"auto"``, ``"calibrate"``, ``"cover"`` or ``"distill"``; see ``pyro_osds.recipe``.
+        num_time_steps: Steps of the finest grid that ``"distill"`` and the velocity network learn, a power of two.
+        network: ``"coupling"``, bijective and exact, or ``"velocity"``, the paper's free-form network.
+        volume: With the velocity network, ``"exact"`` or ``"published"``: how its stretch of space is measured.
+        num_blocks: Coupling blocks of the flow; default: by the recipe, more where few do not suffice.
+        hidden_features: Width of the networks; default: by the recipe.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -89,8 +94,12 @@ class OSDS:
         batch_size: int = 256,
         learning_rate: float = 1e-2,
         num_particles: int = 64,
-        num_blocks: int = 5,
-        hidden_features: int = 64,
+        recipe: str = "auto",
+        num_time_steps: int = 16,
+        network: str = "coupling",
+        volume: str = "exact",
+        num_blocks: int | None = None,
+        hidden_features: int | None = None,
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}; pass the model, not its result.")
@@ -101,14 +110,25 @@ class OSDS:
             "num_iterations": num_iterations,
             "batch_size": batch_size,
             "num_particles": num_particles,
-            "num_blocks": num_blocks,
-            "hidden_features": hidden_features,
+            "num_time_steps": num_time_steps,
+            "num_blocks": 1 if num_blocks is None else num_blocks,
+            "hidden_features": 1 if hidden_features is None else hidden_features,
         }
         for name, count in counts.items():
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
-        if correction not in CORRECTIONS:
-            raise ValueError(f"correction must be one of {CORRECTIONS}, got {correction!r}.")
+        choices = {
+            "correction": (correction, CORRECTIONS),
+            "recipe": (recipe, RECIPES),
+            "network": (network, NETWORKS),
+            "volume": (volume, VOLUMES),
+        }
+        for name, (choice, allowed) in choices.items():
+            if choice not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {choice!r}.")
+        for name, count in {"num_steps": num_steps, "num_time_steps": num_time_steps}.items():
+            if count & (count - 1):
+                raise ValueError(f"{name} must be a power of two, got {count}.")
         self.model = model
         self.num_samples = num_samples
         self.num_chains = num_chains
@@ -117,8 +137,17 @@ class OSDS:
         self.correction = correction
         self._initial_params = initial_params
         self._num_particles = num_particles
-        self._flow_options = {"num_blocks": num_blocks, "hidden_features": hidden_features}
-        self._schedule = Schedule(num_iterations, batch_size, learning_rate)
+        self._budget = Budget(num_iterations, batch_size, learning_rate)
+        size = FlowSize(num_blocks or LEAN.num_blocks, 1, hidden_features or LEAN.hidden_features)
+        self._recipe_options = {
+            "name": recipe,
+            "num_steps": num_steps,
+            "num_time_steps": num_time_steps,
+            "network": network,
+            "volume": volume,
+            "size": None if num_blocks is None and hidden_features is None else size,
+            "disable_progbar": disable_progbar,
+        }
         self._model_options = {
             "init_strategy": init_strategy,
             "max_plate_nesting": max_plate_nesting,
@@ -127,7 +156,8 @@ class OSDS:
         self._make_target: Callable[..., ModelTarget | FunctionTarget] = self._model_target
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
-        self._trainer: Trainer | None = None
+        self._trainer: Trainer | VelocityTrainer | None = None
+        self._few_steps: dict[int, Leap | VelocityLeap] = {}
         self._posterior: PosteriorDraws | None = None
         self._seconds = {"exploration_time": 0.0, "training_time": 0.0, "sampling_time": 0.0}
 
@@ -179,7 +209,8 @@ class OSDS:
         """
         self._set_up(args, kwargs)
         start = time.perf_counter()
-        self.trainer.run()
+        self._recipe.run()
+        self._trainer = self._recipe.trainer
         self._seconds["training_time"] = time.perf_counter() - start
         for reason in self.evidence.reasons:
             warnings.warn(reason, stacklevel=3)
@@ -192,6 +223,7 @@ class OSDS:
         """
         self._set_up(args, kwargs, keep=True)
         self._posterior = None
+        self._few_steps = {}
 
         return self.trainer.step()
 
@@ -247,24 +279,38 @@ class OSDS:
 
         Arguments:
             num_draws: How many.
-            num_steps: Network evaluations per draw; must be the number that the flow was trained for (the default).
+            num_steps: Network evaluations per draw, a power of two; default: as given to ``OSDS``. The first time that
+                another number is asked for, a copy of the flow learns it, which takes seconds; with
+                ``recipe="distill"`` the flow knows all numbers up to ``num_time_steps``. Weights are exact for any
+                number, since every step is a bijection; not so with ``network="velocity"``.
 
         Returns:
             The draws with their exact weights.
 
         Raises:
-            ValueError: If ``num_draws`` is not positive or the flow was not trained for ``num_steps``.
+            ValueError: If ``num_draws`` is not positive or ``num_steps`` is no power of two.
         """
         if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
             raise ValueError(f"num_draws must be an integer of at least 1, got {num_draws!r}.")
-        if num_steps not in (None, self.num_steps):
-            raise ValueError(
-                f"num_steps={num_steps}, but the flow was trained for {self.num_steps}; make another OSDS with "
-                f"num_steps={num_steps}."
-            )
-        draws = weigh(self._leap, self._target, num_draws)
+        draws = weigh(self._leap_in(self.num_steps if num_steps is None else num_steps), self._target, num_draws)
 
         return WeightedDraws(self._constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
+
+    def _leap_in(self, num_steps: int) -> Leap | VelocityLeap:
+        if (
+            isinstance(num_steps, bool)
+            or not isinstance(num_steps, int)
+            or num_steps < 1
+            or num_steps & (num_steps - 1)
+        ):
+            raise ValueError(f"num_steps must be a power of two, got {num_steps!r}.")
+        _ = self._draws
+        if num_steps == self.num_steps:
+            return self._leap
+        if num_steps not in self._few_steps:
+            self._few_steps[num_steps] = self._recipe.with_steps(num_steps)
+
+        return self._few_steps[num_steps]
 
     @property
     def evidence(self) -> Evidence:
@@ -306,6 +352,9 @@ class OSDS:
             {"observed_data": _arrays(observed), "fit": self._fit(), "fit_stats": self._fit_stats()},
             {
                 "loss": ("step",),
+                **{name: ("step",) for name in self.trainer.history.terms},
+                **{f"teacher_{name}": (f"{name}_step",) for name in self._recipe.teacher_history.terms},
+                "gap": ("round",),
                 "step": ("round",),
                 "elbo": ("round",),
                 "ess": ("round",),
@@ -318,7 +367,7 @@ class OSDS:
     # ---- assembly ----
 
     @property
-    def trainer(self) -> Trainer:
+    def trainer(self) -> Trainer | VelocityTrainer:
         """The trainer of the last run, with its history.
 
         Raises:
@@ -337,10 +386,10 @@ class OSDS:
             return
         start = time.perf_counter()
         target = self._make_target(*args, **kwargs)
-        schedule, num_particles = self._schedule, self._num_particles
+        budget, num_particles = self._budget, self._num_particles
         if not getattr(target, "vectorized", True):
             # Point by point, every density costs about a millisecond: a smaller run that still ends before NUTS does.
-            schedule = replace(schedule, batch_size=32, first_round=150, num_iterations=150, num_validation_draws=256)
+            budget = replace(budget, batch_size=32, first_round=150, num_iterations=150, num_validation_draws=256)
             num_particles = 16
         try:
             found = survey(target, num_particles, starts=self._starts(target))
@@ -349,9 +398,11 @@ class OSDS:
             named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""
             raise ValueError(f"{error}{named} Check the model for overflows, or start it elsewhere.") from error
         target = found.target
-        leap = self._new_leap(target, found)
-        self._trainer = Trainer(leap, target, schedule, disable_progbar=self.disable_progbar)
-        self._survey, self._target, self._leap = found, target, leap
+        groups = [site.stop - site.start for site in target.sites] if isinstance(target, ModelTarget) else ()
+        self._recipe = Recipe(found, budget=budget, groups=groups, **self._recipe_options)
+        self._trainer = self._recipe.trainer
+        self._survey, self._target, self._leap = found, target, self._trainer.leap
+        self._few_steps = {}
         self._args, self._kwargs, self._posterior = args, kwargs, None
         self._seconds["exploration_time"] = time.perf_counter() - start
 
@@ -369,14 +420,6 @@ class OSDS:
             raise ValueError(f"initial_params must end in {target.dim} coordinates; got shape {tuple(starts.shape)}.")
 
         return starts
-
-    def _new_leap(self, target: ModelTarget | FunctionTarget, found: Survey) -> Leap:
-        groups = [site.stop - site.start for site in target.sites] if isinstance(target, ModelTarget) else ()
-        # A mixture has shape enough; splines on top of it only made its tails lighter.
-        num_spline_blocks = 1 if found.num_modes == 1 else 0
-        flow = FlowMap(target.dim, groups, num_spline_blocks=num_spline_blocks, **self._flow_options)
-
-        return Leap(found.base, flow.to(dtype=target.dtype, device=target.device), self.num_steps)
 
     @property
     def _draws(self) -> PosteriorDraws:
@@ -397,12 +440,24 @@ class OSDS:
                 self.correction,
                 EvidenceCheck(exploration.log_evidence, exploration.std_error),
                 getattr(self._target, "improper_sites", ()),
+                reasons=self._volume_reasons(),
                 **({} if vectorized else {"max_draws": num_proposals}),
             )
             self._samples_by_chain = self._by_chain(self._constrain(self._posterior.z))
             self._seconds["sampling_time"] = time.perf_counter() - start
 
         return self._posterior
+
+    def _volume_reasons(self) -> tuple[str, ...]:
+        """Why the leap's volume is not to be trusted, if it is not."""
+        if not isinstance(self._leap, VelocityLeap):
+            return ()
+        share = self._leap.fold_share()
+
+        return (
+            f"The velocity network is no bijection (negative determinant at {share:.0%} of draws) and its volume is "
+            f"{self._leap.volume}: its weights are no bound and count folds twice. Use network='coupling'.",
+        )
 
     @property
     def _samples(self) -> dict[str, Tensor]:
@@ -449,15 +504,19 @@ class OSDS:
             "reasons": "\n".join(evidence.reasons),
             "exploration_log_evidence": check.log_evidence,
             "exploration_std_error": check.std_error,
-            "num_modes": self._survey.num_modes,
+            "num_modes": self._survey.modes.count,
+            "recipe": self._recipe.name,
             "num_base_components": self._survey.base.num_components,
         }
 
     def _fit_stats(self) -> dict[str, Any]:
-        history = self.trainer.history
+        history, taught = self.trainer.history, self._recipe.teacher_history
 
         return {
             "loss": np.asarray(history.loss),
+            **{name: np.asarray(values) for name, values in history.terms.items()},
+            **{f"teacher_{name}": np.asarray(values) for name, values in taught.terms.items()},
+            "gap": np.asarray(history.gap),
             "step": np.asarray(history.step),
             "elbo": np.asarray(history.elbo),
             "ess": np.asarray(history.ess),

@@ -1,7 +1,8 @@
 r"""A trained leap at work: fresh weighted draws, chains out of them, and the evidence that they give.
 
-The evidence is computed from all draws. They are doubled until its standard error is small or there are enough; the
-first ``num_chains * num_samples`` of them are the proposals of the chains.
+The evidence is computed from all draws. They are doubled until its standard error is small or there are enough. All of
+them are proposals of the chains too, which are thinned to the length asked for: draws that are there anyway make chains
+mix better.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from torch import Tensor
 
 from pyro_osds.chains import check_any_weight, independence_chains
 from pyro_osds.evidence import Evidence, EvidenceCheck, judge
-from pyro_osds.importance import FlowDraws, join, log_mean_weight, pareto_smooth, weigh
-from pyro_osds.leap import Leap
+from pyro_osds.importance import FlowDraws, Proposal, join, log_mean_weight, pareto_smooth, weigh
 from pyro_osds.target import Target
 
 CORRECTIONS = ("imh", "psis", "none")
@@ -33,7 +33,7 @@ class PosteriorDraws:
     Arguments:
         proposals: All weighted draws.
         index: The proposal that each posterior draw is, ``(num_chains, num_samples)``.
-        acceptance: Acceptance probability of each step, ``(num_chains, num_samples)``.
+        acceptance: Acceptance probability of the steps that are kept, ``(num_chains, num_samples)``.
         evidence: Evidence and verdict from all weighted draws.
     """
 
@@ -49,7 +49,7 @@ class PosteriorDraws:
 
 
 def draw_posterior(
-    leap: Leap,
+    leap: Proposal,
     target: Target,
     num_chains: int,
     num_samples: int,
@@ -57,6 +57,7 @@ def draw_posterior(
     check: EvidenceCheck | None = None,
     improper_sites: Sequence[str] = (),
     max_draws: int = _MAX_DRAWS,
+    reasons: Sequence[str] = (),
 ) -> PosteriorDraws:
     """Fresh draws, weighed, judged and corrected.
 
@@ -70,6 +71,7 @@ def draw_posterior(
         check: An independent log evidence.
         improper_sites: Latent sites with an improper prior.
         max_draws: Weighted draws at most, if the chains do not need more.
+        reasons: What else speaks against the evidence.
 
     Returns:
         The posterior draws.
@@ -78,10 +80,12 @@ def draw_posterior(
     draws = weigh(leap, target, max(num_proposals, min(_MIN_DRAWS, max_draws)))
     while 2 * len(draws.z) <= max_draws and not improper_sites and log_mean_weight(draws.log_weight)[1] > _STD_ERROR:
         draws = join([draws, weigh(leap, target, len(draws.z))])
-    evidence = judge(draws.log_weight, check, improper_sites, draws.num_not_finite)
-    log_weight = draws.log_weight[:num_proposals]
+    evidence = judge(draws.log_weight, check, improper_sites, draws.num_not_finite, reasons)
+    thinning = len(draws.z) // num_proposals
+    log_weight = draws.log_weight[: thinning * num_proposals]
     if correction == "imh":
         index, acceptance = independence_chains(log_weight, num_chains)
+        index, acceptance = index[:, thinning - 1 :: thinning], acceptance[:, thinning - 1 :: thinning]
     else:
         index = torch.arange(num_proposals, device=log_weight.device)
         if correction == "psis":

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_osds.base import Base, gaussian_base, mixture_base
+from pyro_osds.base import MAX_COMPONENTS, Base, adapt_mixture, gaussian_base, mixture_base
 from pyro_osds.explore import AnnealingPath, Exploration, PriorPath, ReferencePath, explore
-from pyro_osds.modes import find_modes
+from pyro_osds.modes import Modes, find_modes
 from pyro_osds.moments import weighted_moments
 from pyro_osds.reference import wide_reference
-from pyro_osds.target import Target
+from pyro_osds.target import Target, log_prob_and_score
 
 _SHORT_WAY = 3
 _MAX_WAYS = 3
 _MIN_GAIN = 0.5
-_MORE_PARTICLES = 4
+_MORE_PARTICLES = 8
+# Share of pairs of particles with a valley between them, from which on the posterior has more than one mode.
+_MANY_PARTED = 0.02
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,20 @@ class Survey:
         target: The target, in the coordinates that suit it best.
         base: The base that the leap starts from.
         exploration: The last annealing run; its log evidence is the check of the flow's.
-        num_modes: Separated modes among the particles.
+        modes: Separated modes among the particles.
         num_evaluations: Points at which the density was evaluated in annealing.
     """
 
     target: Any
     base: Base
     exploration: Exploration
-    num_modes: int
+    modes: Modes
     num_evaluations: int
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether valleys run through the posterior, and no mixture base takes care of them."""
+        return self.modes.parted > _MANY_PARTED and self.base.num_components == 1
 
 
 def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts: Tensor | None = None) -> Survey:
@@ -61,31 +68,29 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
         >>> from pyro_osds.target import FunctionTarget
         >>> torch.manual_seed(0) and None
         >>> found = survey(FunctionTarget(lambda z: -0.5 * (z - 3).square().sum(-1), dim=2))
-        >>> found.num_modes, found.base.loc.round().tolist()
+        >>> found.modes.count, found.base.loc.round().tolist()
         (1, [3.0, 3.0])
     """
-    exploration = explore(
-        _first_way(target, starts), num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6
-    )
-    target, exploration = _choose_coordinates(target, exploration)
-    base, num_modes = _choose_base(target, exploration)
-    num_evaluations = exploration.num_evaluations
-    ways = 1
-    if num_modes > 1:
-        # Several modes share the particles, and a mixture has many parameters: once more with four times as many.
+    first_way = _first_way(target, starts)
+    exploration = explore(first_way, num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
+    modes, num_evaluations, ways = _find_modes(target, exploration), exploration.num_evaluations, 1
+    if modes.parted > _MANY_PARTED:
+        # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
         num_particles *= _MORE_PARTICLES
-        way = ReferencePath(target, base.sample, base.log_prob)
-        exploration = explore(way, num_particles, num_islands, max_settling=0)
-        base, num_modes = _choose_base(target, exploration)
+        exploration = explore(first_way, num_particles, num_islands, ess_threshold=0.8, num_moves=4)
         num_evaluations += exploration.num_evaluations
-    while exploration.num_temperatures > _SHORT_WAY and ways < _MAX_WAYS:
+    target, exploration = _choose_coordinates(target, exploration)
+    modes = _find_modes(target, exploration)
+    base = _choose_base(target, exploration, modes)
+    while exploration.num_temperatures > _SHORT_WAY and ways < _MAX_WAYS and modes.parted <= _MANY_PARTED:
         way = ReferencePath(target, base.sample, base.log_prob)
         exploration = explore(way, num_particles, num_islands, max_settling=0)
-        base, num_modes = _choose_base(target, exploration)
+        modes = _find_modes(target, exploration)
+        base = _choose_base(target, exploration, modes)
         num_evaluations += exploration.num_evaluations
         ways += 1
 
-    return Survey(target, base, exploration, num_modes, num_evaluations)
+    return Survey(target, base, exploration, modes, num_evaluations)
 
 
 def _first_way(target: Target, starts: Tensor | None) -> AnnealingPath:
@@ -122,10 +127,17 @@ def _log_volume(z: Tensor) -> Tensor:
     return weighted_moments(z, z.new_zeros(len(z)))[1].diagonal().double().log().sum()
 
 
-def _choose_base(target: Target, exploration: Exploration) -> tuple[Base, int]:
-    """A Gaussian, or a mixture where there are separated modes."""
-    z = exploration.z
-    labels = find_modes(z, exploration.log_prob, target.log_prob)
-    num_modes = int(labels.max()) + 1
+def _find_modes(target: Target, exploration: Exploration) -> Modes:
+    return find_modes(exploration.z, exploration.log_prob, target.log_prob)
 
-    return (mixture_base(z, labels) if num_modes > 1 else gaussian_base(z)), num_modes
+
+def _choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base:
+    """A Gaussian, or a mixture where there are separated modes that can be counted."""
+    z = exploration.z
+    if 1 < modes.count <= MAX_COMPONENTS:
+        return adapt_mixture(mixture_base(z, modes.labels), target)
+    if modes.parted > _MANY_PARTED:
+        # Scores know the width of a mode, and nothing of the distance between modes.
+        return gaussian_base(z)
+
+    return gaussian_base(z, log_prob_and_score(target.log_prob, z)[1])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
@@ -33,7 +34,7 @@ _STALL = 0.8
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Budget:
     """How long and how hard to train.
 
     Arguments:
@@ -41,6 +42,8 @@ class Schedule:
         batch_size: Draws per step.
         learning_rate: Peak of each round's one-cycle schedule.
         first_round: Steps of the first round; each later one is one and a half times as long.
+        warm_up: Steps of the round before, if there is a warm-up objective; they do not count as iterations.
+        max_gap: Give up after the first round if the ELBO is further from the log evidence, nats.
         elbo_gap: Stop when the ELBO is this close to the log evidence, nats, and the weights have a good tail.
         num_validation_draws: Fresh draws to judge a round on.
     """
@@ -49,6 +52,8 @@ class Schedule:
     batch_size: int = 256
     learning_rate: float = 1e-2
     first_round: int = 250
+    warm_up: int = 300
+    max_gap: float = math.inf
     elbo_gap: float = 0.02
     num_validation_draws: int = 4096
 
@@ -58,9 +63,11 @@ class History:
     """What training saw, one entry per step or per round.
 
     Arguments:
-        loss: Negative mean log weight of each step's batch, nats.
+        loss: Negative mean log weight of each step's batch, nats; a warm-up without weights gives its own loss.
+        terms: The parts of the loss by name, one value a step; nan where a step had no such part.
         step: Steps done at the end of each round.
         elbo: ELBO on fresh draws at the end of each round, nats.
+        gap: Log evidence minus ELBO there, nats.
         ess: Effective sample size there, as a share of the draws.
         pareto_k: Pareto k there.
         num_skipped: Steps whose gradient was not finite, and that were left out.
@@ -68,12 +75,42 @@ class History:
     """
 
     loss: list[float] = field(default_factory=list)
+    terms: dict[str, list[float]] = field(default_factory=dict)
     step: list[int] = field(default_factory=list)
     elbo: list[float] = field(default_factory=list)
+    gap: list[float] = field(default_factory=list)
     ess: list[float] = field(default_factory=list)
     pareto_k: list[float] = field(default_factory=list)
     num_skipped: int = 0
     interrupted: bool = False
+
+    def record(self, loss: float, terms: dict[str, Tensor]) -> None:
+        """Add a step: its loss, and the parts of it that it had."""
+        for name in terms:
+            self.terms.setdefault(name, [math.nan] * len(self.loss))
+        for name, values in self.terms.items():
+            values.append(terms[name].item() if name in terms else math.nan)
+        self.loss.append(loss)
+
+    @property
+    def best_elbo(self) -> float:
+        """The highest ELBO of any look, nats."""
+        return max(self.elbo)
+
+    def extend(self, other: History) -> None:
+        """Append what another trainer saw later."""
+        done = len(self.loss)
+        for name in self.terms.keys() | other.terms.keys():
+            before = self.terms.get(name, [math.nan] * done)
+            self.terms[name] = before + other.terms.get(name, [math.nan] * len(other.loss))
+        self.loss += other.loss
+        self.step += [done + step for step in other.step]
+        self.elbo += other.elbo
+        self.gap += other.gap
+        self.ess += other.ess
+        self.pareto_k += other.pareto_k
+        self.num_skipped += other.num_skipped
+        self.interrupted |= other.interrupted
 
 
 class Trainer:
@@ -82,8 +119,9 @@ class Trainer:
     Arguments:
         leap: The leap; ends up with the best weights found.
         target: What it should become.
-        schedule: How long and how hard.
+        budget: How long and how hard.
         objective: What to minimise; default: both divergences on the exact weights, by path gradients.
+        warm_up: What to minimise in a round before the others, if anything.
         disable_progbar: Whether to hide the progress bar.
 
     Example:
@@ -101,17 +139,19 @@ class Trainer:
         self,
         leap: Leap,
         target: Target,
-        schedule: Schedule | None = None,
+        budget: Budget | None = None,
         objective: Objective | None = None,
+        warm_up: Objective | None = None,
         disable_progbar: bool = False,
     ) -> None:
         self.leap = leap
         self.target = target
-        self.schedule = schedule or Schedule()
+        self.budget = budget or Budget()
         self.history = History()
         self.disable_progbar = disable_progbar
-        batch_size = self.schedule.batch_size
+        batch_size = self.budget.batch_size
         self._objective = objective or exact_volume(target, batch_size)
+        self._warm_up = warm_up
         self._plain = reverse_kl(target, batch_size)
         self._parameters = list(leap.flow.parameters())
         self._use_plain = False
@@ -119,7 +159,7 @@ class Trainer:
 
     def _start_round(self, num_steps: int | None = None) -> None:
         """A fresh optimiser and average; without a number of steps the learning rate stays constant."""
-        rate = self.schedule.learning_rate
+        rate = self.budget.learning_rate
         self._optimizer = torch.optim.Adam(self._parameters, lr=rate, fused=True)
         self._scheduler = None
         if num_steps is not None:
@@ -130,12 +170,14 @@ class Trainer:
 
     def step(self) -> float:
         """One optimiser step; returns the negative mean log weight of its batch, nats."""
-        objective = self._plain if self._use_plain else self._objective
-        loss, log_weight = objective(self.leap)
-        gradients = torch.autograd.grad(loss, self._parameters)
-        finite = log_weight.isfinite()
-        value = -log_weight[finite].mean().item() if finite.any() else math.nan
-        self.history.loss.append(value)
+        return self._step(self._plain if self._use_plain else self._objective)
+
+    def _step(self, objective: Objective) -> float:
+        loss = objective(self.leap, self.averaged())
+        gradients = torch.autograd.grad(loss.total, self._parameters, allow_unused=True, materialize_grads=True)
+        finite = loss.log_weight[loss.log_weight.isfinite()]
+        value = -finite.mean().item() if len(finite) else loss.total.item() if not len(loss.log_weight) else math.nan
+        self.history.record(value, loss.terms)
         # One scalar tells whether any entry is not finite; such a step is skipped, and the next one is a plain one.
         usable = bool(torch.stack([g.sum() for g in gradients]).sum().isfinite())
         self._use_plain = not usable
@@ -154,7 +196,7 @@ class Trainer:
 
     def evaluate(self) -> float:
         """Negative ELBO on a fresh batch of the averaged weights, nats."""
-        log_weight = weigh(self.averaged(), self.target, self.schedule.batch_size).log_weight
+        log_weight = weigh(self.averaged(), self.target, self.budget.batch_size).log_weight
 
         return -log_weight[log_weight.isfinite()].mean().item()
 
@@ -165,10 +207,16 @@ class Trainer:
     def run(self) -> History:
         """Train until good enough, stalled, out of budget, or interrupted; the leap keeps the best weights."""
         best, best_score = copy.deepcopy(self.leap.flow.state_dict()), -math.inf
-        progress = tqdm(total=self.schedule.num_iterations, disable=self.disable_progbar, desc="Train", leave=True)
-        gap, num_steps, left = math.inf, self.schedule.first_round, self.schedule.num_iterations
+        num_steps = self.budget.num_iterations + (self.budget.warm_up if self._warm_up else 0)
+        progress = tqdm(total=num_steps, disable=self.disable_progbar, desc="Train", leave=True)
+        gap, num_steps, left = math.inf, self.budget.first_round, self.budget.num_iterations
         try:
             best_score, _, _ = self._validate()
+            if self._warm_up is not None:
+                self._run_round(self.budget.warm_up, progress, self._warm_up)
+                # Better or worse by its ELBO: it is where the modes are.
+                best, (best_score, _, _) = copy.deepcopy(self._average.module.state_dict()), self._validate()
+                self.leap.flow.load_state_dict(best)
             while left > 0:
                 num_steps = min(num_steps, left)
                 self._run_round(num_steps, progress)
@@ -179,7 +227,7 @@ class Trainer:
                 if score > best_score:
                     best, best_score = copy.deepcopy(self._average.module.state_dict()), score
                 self.leap.flow.load_state_dict(best)
-                if (new_gap < self.schedule.elbo_gap and k < 0.7) or stalled:
+                if (new_gap < self.budget.elbo_gap and k < 0.7) or stalled or new_gap > self.budget.max_gap:
                     break
                 gap, num_steps = new_gap, num_steps + num_steps // 2
         except KeyboardInterrupt:
@@ -197,10 +245,10 @@ class Trainer:
 
         return self.history
 
-    def _run_round(self, num_steps: int, progress: tqdm) -> None:
+    def _run_round(self, num_steps: int, progress: tqdm, objective: Objective | None = None) -> None:
         self._start_round(num_steps)
         for _ in range(num_steps):
-            self.step()
+            _ = self.step() if objective is None else self._step(objective)
             progress.update()
 
     def _keep_interrupted(self, best: dict[str, torch.Tensor], best_score: float) -> None:
@@ -213,7 +261,7 @@ class Trainer:
 
     def _validate(self) -> tuple[float, float, float]:
         """ELBO, its distance to the log evidence, and pareto k of the averaged weights, on fresh draws."""
-        num_draws = max(self.schedule.batch_size, self.schedule.num_validation_draws)
+        num_draws = max(self.budget.batch_size, self.budget.num_validation_draws)
         log_weight = weigh(self.averaged(), self.target, num_draws).log_weight
         # Draws of density zero (outside a hard edge) count in the evidence and the ESS; they have no logarithm to
         # average.
@@ -222,7 +270,8 @@ class Trainer:
         k = pareto_k(log_weight)
         self.history.step.append(len(self.history.loss))
         self.history.elbo.append(elbo)
+        self.history.gap.append(log_mean_weight(log_weight)[0] - elbo)
         self.history.ess.append(effective_sample_size(log_weight) / len(log_weight))
         self.history.pareto_k.append(k)
 
-        return elbo, log_mean_weight(log_weight)[0] - elbo, k
+        return elbo, self.history.gap[-1], k

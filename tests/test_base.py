@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from helpers import assert_within_standard_error
-from models import mixture_draws
+from models import mixture_draws, mixture_log_prob
 from torch.distributions import MultivariateNormal
 
-from pyro_osds.base import gaussian_base, mixture_base
+from pyro_osds.base import adapt_mixture, gaussian_base, mixture_base
+from pyro_osds.target import FunctionTarget
 
 
 def two_modes(count=400):
@@ -73,8 +74,8 @@ def test_mixture_finds_weights_and_places():
     assert base.num_components == len(probs) >= 2
 
 
-def test_components_are_doubled_where_that_helps():
-    # One label for two far modes: the held-out particles ask for a second component; a single Gaussian does not get 64.
+def test_components_are_cut_in_two_where_that_helps():
+    # One label for two far modes: the held-out particles ask for a second component; a single Gaussian gets few.
     z, _ = two_modes()
     assert mixture_base(z, torch.zeros(len(z), dtype=torch.long)).num_components >= 2
     assert mixture_base(torch.randn(400, 2), torch.zeros(400, dtype=torch.long)).num_components <= 4
@@ -85,3 +86,46 @@ def test_a_mode_of_two_particles_does_not_collapse():
     z = mixture_draws([[0.0, 0.0], [50.0, 50.0]], [200, 2])
     base = mixture_base(z, torch.tensor([0] * 200 + [1] * 2))
     assert base.log_prob(z).isfinite().all()
+
+
+def test_four_modes_are_cut_apart():
+    # From one label, cut by cut: each mode ends up with a quarter of the weight and its own place.
+    places = [[-8.0, -8.0], [-8.0, 8.0], [8.0, -8.0], [8.0, 8.0]]
+    base = mixture_base(mixture_draws(places, [200] * 4), torch.zeros(800, dtype=torch.long))
+    probs = base.density.mixture_distribution.probs
+    centres = base.from_whitened(base.density.component_distribution.mean)
+    for place in torch.tensor(places):
+        near = (centres - place).norm(dim=-1) < 4
+        torch.testing.assert_close(probs[near].sum().item(), 0.25, atol=1e-3, rtol=0)
+
+
+def test_gaussian_base_with_scores(float64):
+    # Forty particles and their scores give the normal itself, density included.
+    normal = MultivariateNormal(torch.tensor([3.0, -1.0]), scale_tril=torch.tensor([[2.0, 0.0], [1.5, 0.4]]))
+    z = normal.sample((80,)).requires_grad_()
+    (score,) = torch.autograd.grad(normal.log_prob(z).sum(), z)
+    z = z.detach()
+    torch.testing.assert_close(gaussian_base(z, score).log_prob(z), normal.log_prob(z), rtol=1e-4, atol=1e-4)
+    assert (gaussian_base(z).log_prob(z) - normal.log_prob(z)).abs().max() > 1e-2
+
+
+def test_adaptation_restores_the_weights_of_the_modes(float64):
+    # Particles in a ratio of nine to one, where the target has two to three: weighted draws know better.
+    places = [[-6.0, 0.0], [6.0, 3.0]]
+    z = mixture_draws(places, [900, 100])
+    labels = torch.tensor([0, 1]).repeat_interleave(torch.tensor([900, 100]))
+    wrong = mixture_base(z, labels)
+    right = adapt_mixture(wrong, FunctionTarget(mixture_log_prob(places, [0.4, 0.6]), 2))
+    shares = [
+        base.density.mixture_distribution.probs[base.density.component_distribution.mean[:, 0] < 0].sum().item()
+        for base in (wrong, right)
+    ]
+    assert abs(shares[0] - 0.9) < 0.01
+    # At least a third of the 8192 draws count.
+    assert_within_standard_error(shares[1], 0.4, math.sqrt(0.24 / 2700))
+
+
+def test_adaptation_gives_up_where_nothing_is_finite():
+    # A target that vanishes at all draws has nothing to say.
+    base = mixture_base(*two_modes())
+    assert adapt_mixture(base, FunctionTarget(lambda z: torch.full((len(z),), -torch.inf), 2)) is base

@@ -57,22 +57,33 @@ def test_reason_not_finite(count, reliable):
         assert f"nan or +inf at {count} of 5000 draws" in only_reason(evidence)
 
 
-@pytest.mark.parametrize(
-    ("distance", "words"),
-    [
-        (1.0, "above the exploration's.*missed a part"),
-        (-1.0, "below the exploration's.*a mode may be lost"),
-        (0.1, None),
-    ],
-)
-def test_reason_disagreement_with_the_check(distance, words):
-    # The flow's evidence against an independent one, on either side.
-    evidence = judge(good_weights(), EvidenceCheck(0.005 - distance, 0.05))
-    assert evidence.check == EvidenceCheck(0.005 - distance, 0.05)
-    if words is None:
-        assert evidence.reliable
-    else:
-        assert re.search(words, only_reason(evidence))
+def test_reason_below_the_check():
+    # Weights cannot tell that a mode is missing; an independent estimate that is higher can.
+    check = EvidenceCheck(1.005, 0.05)
+    evidence = judge(good_weights(), check)
+    assert evidence.check == check
+    assert re.search("below the exploration's 1.005.*a mode may be lost", only_reason(evidence))
+
+
+@pytest.mark.parametrize("distance", [0.1, 1.0, 50.0])
+def test_a_check_that_is_too_low_does_not_speak_against_healthy_weights(distance):
+    # Annealing that missed a part of the posterior is too low, the mean of healthy weights is not too high.
+    assert judge(good_weights(), EvidenceCheck(0.005 - distance, 0.05)).reliable
+
+
+def test_reason_above_the_check():
+    # The same check joins in where the weights are not healthy.
+    evidence = judge(good_weights(), EvidenceCheck(-0.995, 0.05), num_not_finite=500)
+    assert len(evidence.reasons) == 2
+    assert re.search("above the exploration's -0.995.*missed a part", evidence.reasons[1])
+
+
+def test_other_reasons():
+    # What other rooms found comes first, word for word, and leaves no healthy weights for a low check.
+    evidence = judge(good_weights(), EvidenceCheck(-0.995, 0.05), other_reasons=["Three.", "Four."])
+    assert evidence.reasons[:2] == ("Three.", "Four.") and not evidence.reliable
+    assert len(evidence.reasons) == 3 and "above the exploration's" in evidence.reasons[2]
+    assert only_reason(judge(good_weights(), other_reasons=["Three."])) == "Three."
 
 
 def test_check_within_its_error_is_no_reason():

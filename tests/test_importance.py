@@ -177,3 +177,13 @@ def test_weighted_draws_speak_the_language_of_pyro():
     assert math.isclose(draws.get_log_normalizer().item(), math.log(2), rel_tol=1e-6)
     torch.testing.assert_close(draws.get_normalized_weights(), torch.tensor([1 / 6, 1 / 3, 1 / 2]))
     assert math.isclose(draws.get_ESS().item(), 36 / 14, rel_tol=1e-6)
+
+
+def test_a_few_draws_that_carry_everything_have_no_tail_to_fit():
+    # The opposite of equal weights: k is inf, the standard error covers a missing factor of thousands, nothing is nan.
+    log_weight = 20 * torch.randn(8192)
+    smoothed, k = pareto_smooth(log_weight)
+    assert k == math.inf and effective_sample_size(log_weight) < 5
+    torch.testing.assert_close(smoothed, torch.log_softmax(log_weight.double(), 0))
+    assert log_mean_weight(log_weight)[1] > 10
+    assert pareto_k(torch.zeros(1000)) == -math.inf

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import assert_within_standard_error
 from models import mixture_draws, mixture_log_prob
 
 from pyro_osds.modes import find_modes
@@ -12,7 +13,7 @@ FOUR = [[-8.0, -8.0], [-8.0, 8.0], [8.0, -8.0], [8.0, 8.0]]
 
 
 def counts(z, log_prob_fn):
-    return find_modes(z, log_prob_fn(z), log_prob_fn).bincount().tolist()
+    return find_modes(z, log_prob_fn(z), log_prob_fn).labels.bincount().tolist()
 
 
 @pytest.mark.parametrize("sizes", [[300], [100, 200], [50, 100, 150, 200]])
@@ -21,9 +22,9 @@ def test_particles_of_one_mode_have_one_label(sizes):
     places = FOUR[: len(sizes)]
     z = mixture_draws(places, sizes)
     log_prob_fn = mixture_log_prob(places, [1 / len(sizes)] * len(sizes))
-    labels = find_modes(z, log_prob_fn(z), log_prob_fn)
+    modes = find_modes(z, log_prob_fn(z), log_prob_fn)
     expected = torch.arange(len(sizes)).flip(0).repeat_interleave(torch.tensor(sizes))
-    assert torch.equal(labels, expected)
+    assert torch.equal(modes.labels, expected) and modes.count == len(sizes)
 
 
 def test_modes_of_different_width():
@@ -56,12 +57,12 @@ def banana(z):
 
 
 def test_a_curved_density_is_one_mode():
-    # Straight lines between the two arms of a banana cross a valley; neighbours along it do not.
-    x = 5 * torch.randn(500)
-    z = torch.stack([x, x.square() + 0.5 * torch.randn(500)], -1)
+    # Straight lines between the two arms of a banana cross a valley; neighbours along it do not, where they are many.
+    x = 5 * torch.randn(4000)
+    z = torch.stack([x, x.square() + 0.5 * torch.randn(4000)], -1)
     middle = banana(((z[x.argmin()] + z[x.argmax()]) / 2)[None])
     assert middle.item() < banana(z).min().item() - 100
-    assert counts(z, banana) == [500]
+    assert counts(z, banana) == [4000]
 
 
 def shell(radii):
@@ -88,11 +89,11 @@ def test_two_shells_are_two_modes():
 
 
 def test_crumbs_join_the_nearest_mode():
-    # One particle in 300 is below one percent: it takes the label of the mode next to it.
+    # One particle in 300 is below half a percent: it takes the label of the mode next to it.
     places = [[-20.0, 0.0], [20.0, 0.0], [8.0, 0.0]]
     z = mixture_draws(places, [200, 100, 1])
     log_prob_fn = mixture_log_prob(places, [0.5, 0.3, 0.2])
-    labels = find_modes(z, log_prob_fn(z), log_prob_fn)
+    labels = find_modes(z, log_prob_fn(z), log_prob_fn).labels
     assert labels.bincount().tolist() == [200, 101] and labels[-1] == 1
 
 
@@ -105,3 +106,25 @@ def test_a_density_that_is_not_a_number_in_between_parts():
     z = mixture_draws([[-3.0, 0.0], [3.0, 0.0]], [100, 150])
     z = z[z[:, 0].abs() > 1]
     assert counts(z, log_prob_fn) == [(z[:, 0] > 0).sum().item(), (z[:, 0] < 0).sum().item()]
+
+
+def test_more_modes_than_can_be_told():
+    # A particle in each well of a lattice: nobody has neighbours, so each gets a label of its own.
+    def log_prob_fn(z):
+        return 10 * torch.cos(2 * math.pi * z).sum(-1)
+
+    z = torch.cartesian_prod(torch.arange(17.0), torch.arange(17.0))
+    modes = find_modes(z, log_prob_fn(z), log_prob_fn)
+    assert torch.equal(modes.labels, torch.arange(289)) and modes.count == 289 and modes.parted > 0.9
+
+
+def test_parted_is_the_share_of_pairs_with_a_valley_between():
+    # None in a Gaussian; 2 p (1 - p) of two modes, on 256 random pairs; some in a single mode that is curved.
+    places, sizes = [[-6.0, 0.0], [6.0, 0.0]], [100, 300]
+    log_prob_fn = mixture_log_prob(places, [0.25, 0.75])
+    z = mixture_draws(places, sizes)
+    parted = find_modes(z, log_prob_fn(z), log_prob_fn).parted
+    assert_within_standard_error(parted, 0.375, math.sqrt(0.375 * 0.625 / 256))
+    assert find_modes(z[:100], log_prob_fn(z[:100]), log_prob_fn).parted == 0.0
+    z, log_prob_fn = shell([4.0])
+    assert find_modes(z, log_prob_fn(z), log_prob_fn).parted > 0.3

@@ -1,9 +1,9 @@
-"""The network room: zero at the start, then a function of the fixed coordinates, the time and the step."""
+"""The network room: zero, or guidance alone, at the start; then a function of coordinates, time and step."""
 
 import torch
 from helpers import perturbed
 
-from pyro_osds.network import Conditioner
+from pyro_osds.network import Conditioner, ControlNetwork
 
 
 def column(*values):
@@ -59,3 +59,57 @@ def test_linear_part():
     x, t, d = torch.randn(4, 2), column(0.25), column(0.5)
     expected = torch.cat([x, t.expand(4, 1), d.expand(4, 1)], -1) @ network.line.weight.T
     torch.testing.assert_close(network(x, t, d), expected)
+
+
+def test_untrained_control_is_the_guidance():
+    # Zero head, gate one: exactly, at any time and step.
+    network = ControlNetwork(3, hidden_features=8)
+    guidance = torch.randn(5, 3)
+    assert torch.equal(network(10 * torch.randn(5, 3), column(0.3), column(0.7), guidance), guidance)
+
+
+def test_untrained_control_still_learns():
+    # The zero heads of curve and gate both have a gradient.
+    network = ControlNetwork(2, hidden_features=8)
+    network(torch.randn(5, 2), column(0.3), column(0.7), torch.randn(5, 2)).square().sum().backward()
+    assert network.curve[-1].weight.grad.any() and network.gate[-1].weight.grad.any()
+
+
+def test_every_input_of_the_control_matters():
+    # Perturbed weights: each coordinate, the time, the step and the guidance change the output.
+    network = perturbed(ControlNetwork(2, hidden_features=8), 0.3)
+    x, t, d, guidance = torch.randn(1, 2), column(0.25), column(0.5), torch.randn(1, 2)
+    output = network(x, t, d, guidance)
+    for changed in [
+        (x + torch.tensor([1.0, 0.0]), t, d, guidance),
+        (x + torch.tensor([0.0, 1.0]), t, d, guidance),
+        (x, t + 0.5, d, guidance),
+        (x, t, d + 0.5, guidance),
+        (x, t, d, guidance + 1),
+    ]:
+        assert (network(*changed) - output).abs().max() > 1e-3
+
+
+def test_gate_scales_guidance_by_time_and_step_alone():
+    # The control is affine in the guidance, with a slope that no point changes.
+    network = perturbed(ControlNetwork(2, hidden_features=8), 0.3)
+    x, guidance = torch.randn(4, 2), torch.randn(4, 2)
+    slopes = [
+        (network(x, t, d, guidance) - network(x, t, d, 0 * guidance)) / guidance
+        for t, d in [(column(0.25), column(0.5)), (column(0.75), column(0.5)), (column(0.25), column(0.25))]
+    ]
+    for slope in slopes:
+        torch.testing.assert_close(slope, slope[:1].expand(4, 2), rtol=1e-4, atol=1e-4)
+    assert all((slopes[0] - slope).abs().max() > 1e-3 for slope in slopes[1:])
+
+
+def test_control_with_one_time_for_all_rows():
+    # (1, 1) and (B, 1) times give the same output, row by row.
+    network = perturbed(ControlNetwork(2, hidden_features=8), 0.3)
+    x, guidance = torch.randn(4, 2), torch.randn(4, 2)
+    shared = network(x, column(0.25), column(0.5), guidance)
+    torch.testing.assert_close(network(x, column(*[0.25] * 4), column(0.5), guidance), shared)
+    torch.testing.assert_close(network(x, column(*[0.25] * 4), column(*[0.5] * 4), guidance), shared)
+    mixed = network(x, column(0.25, 0.0, 0.5, 0.25), column(0.5, 0.5, 0.5, 0.5), guidance)
+    torch.testing.assert_close(mixed[[0, 3]], shared[[0, 3]])
+    assert (mixed[[1, 2]] - shared[[1, 2]]).abs().max() > 1e-4

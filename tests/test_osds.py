@@ -1,7 +1,10 @@
 """The sampler as a whole: its contract, its shapes, its numbers on small models, and what it says to bad input."""
 
+import dataclasses
 import math
+import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,6 +13,9 @@ from helpers import assert_within_standard_error
 from pyro.infer import Predictive
 
 from pyro_osds import OSDS, Evidence, compare_evidence
+from pyro_osds.base import gaussian_base
+from pyro_osds.importance import effective_sample_size, log_mean_weight
+from pyro_osds.survey import survey
 from pyro_osds.train import Trainer
 
 Y = torch.tensor([1.2, 0.4, 2.1, 1.7, 0.9])
@@ -199,11 +205,140 @@ def test_corrections(correction):
 
 
 def test_several_steps_stay_exact():
-    # A leap in four steps has exact weights as well, and refuses another number of steps.
+    # A leap in four steps has exact weights as well.
     osds = fit(conjugate, Y, num_steps=4)
     assert_within_standard_error(osds.log_evidence, CONJUGATE_LOG_EVIDENCE, osds.log_evidence_se)
-    with pytest.raises(ValueError, match="num_steps=1, but the flow was trained for 4"):
-        osds.draw(10, num_steps=1)
+
+
+def test_draws_in_another_number_of_steps(fitted):
+    # A copy of the flow learns them; the weights are exact, and the leap in one step is as it was.
+    before = fitted.trainer.leap.flow.state_dict()["blocks.0.network.line.weight"].clone()
+    draws = fitted.draw(2000, num_steps=2)
+    estimate, std_error = log_mean_weight(draws.log_weights)
+    assert_within_standard_error(estimate, CONJUGATE_LOG_EVIDENCE, std_error)
+    assert effective_sample_size(draws.log_weights) > 1500
+    assert torch.equal(before, fitted.trainer.leap.flow.state_dict()["blocks.0.network.line.weight"])
+
+
+@pytest.mark.parametrize("num_steps", [0, 3, True, 2.0])
+def test_numbers_of_steps_are_powers_of_two(fitted, num_steps):
+    # For draws and for the sampler.
+    with pytest.raises(ValueError, match="num_steps must be"):
+        fitted.draw(10, num_steps=num_steps)
+    with pytest.raises(ValueError, match="num_steps must be"):
+        OSDS(conjugate, num_steps=num_steps)
+
+
+def two_modes(z):
+    locs = torch.tensor([[-4.0, 0.0], [4.0, 1.0]])
+    square = (z[:, None] - locs).square().sum(-1)
+    return torch.logsumexp(torch.tensor([0.3, 0.7]).log() - 0.5 * square, -1) - math.log(2 * math.pi)
+
+
+@pytest.fixture(scope="module")
+def distilled():
+    with torch.random.fork_rng():
+        pyro.set_rng_seed(0)
+        osds = OSDS.from_log_prob(
+            two_modes,
+            2,
+            recipe="distill",
+            num_time_steps=4,
+            num_iterations=60,
+            batch_size=64,
+            num_samples=500,
+            disable_progbar=True,
+        )
+        osds.run()
+        return osds
+
+
+def test_a_distilled_flow_knows_all_dyadic_steps(distilled):
+    # The evidence is right in one, two and four steps of the same network, and both modes are drawn.
+    for num_steps in (1, 2, 4):
+        draws = distilled.draw(4000, num_steps=num_steps)
+        estimate, std_error = log_mean_weight(draws.log_weights)
+        assert_within_standard_error(estimate, 0.0, std_error)
+        weight = torch.softmax(draws.log_weights.double(), 0)
+        share = (weight * (draws.z[:, 0] > 0)).sum()
+        ess = effective_sample_size(draws.log_weights)
+        assert_within_standard_error(share, 0.7, math.sqrt(0.21 / ess))
+
+
+def test_every_loss_term_is_stored(distilled):
+    # Teacher, distillation and calibration, one value an iteration.
+    stats = distilled.to_inference_data()["fit_stats"]
+    num_steps = len(stats["loss"])
+    for name in ("state_consistency", "volume_consistency", "exact_volume", "cover_log_variance"):
+        assert len(stats[name]) == num_steps and np.isfinite(stats[name]).any()
+    assert len(stats["teacher_score_matching"]) == 300 and len(stats["teacher_path_log_variance"]) == 60
+    assert np.isfinite(stats["state_consistency"][:300]).all() and np.isnan(stats["state_consistency"][300:]).all()
+
+
+def test_the_published_network_is_never_called_reliable():
+    # It runs, it draws, and the verdict says what its weights are worth.
+    pyro.set_rng_seed(0)
+    osds = OSDS.from_log_prob(
+        two_modes, 2, network="velocity", num_time_steps=4, num_iterations=10, num_samples=250, disable_progbar=True
+    )
+    with pytest.warns(UserWarning, match="no bijection"):
+        osds.run()
+    assert not osds.evidence.reliable and "no bijection" in osds.evidence.reasons[0]
+    assert len(osds.draw(100, num_steps=2)) == 100
+    assert {"path_reverse_kl", "state_consistency", "volume_consistency"} <= set(osds.to_inference_data()["fit_stats"])
+
+
+@pytest.mark.parametrize("option", ["recipe", "network", "volume"])
+def test_unknown_choices(option):
+    # The message lists what there is.
+    with pytest.raises(ValueError, match=f"{option} must be one of .*, got 'magic'"):
+        OSDS(conjugate, **{option: "magic"})
+
+
+def half_plane(z):
+    inside = -0.5 * z.square().sum(-1) - math.log(math.pi)
+    return torch.where(z[:, 0] > 0, inside, -torch.inf)
+
+
+def pole(z):
+    log_gamma = -0.5 * z[:, 0].abs().log() - z[:, 0].abs() - math.log(2 * math.gamma(0.5))
+    return log_gamma - 0.5 * z[:, 1].square() - 0.5 * math.log(2 * math.pi)
+
+
+def far_apart(z):
+    square = (z[:, None] - torch.tensor([[0.0, 0.0], [100.0, 0.0]])).square().sum(-1)
+    return torch.logsumexp(-0.5 * square, -1) - math.log(4 * math.pi)
+
+
+@pytest.mark.parametrize("log_prob_fn", [half_plane, pole, far_apart])
+def test_hard_densities_end_with_an_honest_verdict(log_prob_fn):
+    # An edge, a pole of the score, modes a hundred widths apart: nothing is nan, and reliable means right.
+    pyro.set_rng_seed(0)
+    osds = OSDS.from_log_prob(log_prob_fn, 2, num_iterations=150, num_samples=500, disable_progbar=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        osds.run()
+    evidence = osds.evidence
+    assert osds.get_samples()["z"].isfinite().all() and math.isfinite(evidence.log_evidence)
+    if evidence.reliable:
+        assert_within_standard_error(evidence.log_evidence, 0.0, evidence.std_error)
+
+
+def test_a_lost_mode_shows(monkeypatch):
+    # Exploration saw both modes, the leap starts from a Gaussian in one of them: the verdict tells.
+    def one_sided(target, *args, **kwargs):
+        found = survey(target, *args, **kwargs)
+        z = found.exploration.z
+        return dataclasses.replace(found, base=gaussian_base(z[z[:, 0] > 0]))
+
+    monkeypatch.setattr("pyro_osds.osds.survey", one_sided)
+    pyro.set_rng_seed(0)
+    osds = OSDS.from_log_prob(
+        two_modes, 2, recipe="calibrate", num_iterations=60, num_samples=500, disable_progbar=True
+    )
+    with pytest.warns(UserWarning, match="a mode may be lost"):
+        osds.run()
+    assert not osds.evidence.reliable
 
 
 def test_interrupted_training_keeps_what_it_has(monkeypatch):

@@ -16,18 +16,33 @@ def test_a_gaussian_is_found_and_widened(float64):
     scale = torch.tensor([0.5, 2.0])
     target = FunctionTarget(lambda z: -0.5 * ((z - 3) / scale).square().sum(-1), 2)
     reference = wide_reference(target, num_points=512)
-    sd = reference.scale_tril.norm(dim=1)
+    assert len(reference.mixture_distribution.probs) == 1
+    sd = reference.stddev
     for i in range(2):
         assert_within_standard_error(reference.mean[i], 3.0, sd[i].item() / math.sqrt(512))
         assert sd[i] > 1.2 * scale[i] and sd[i] < 4 * scale[i]
 
 
-def test_far_modes_are_covered(float64):
-    # Both modes of a mixture lie within two standard deviations of the reference.
-    target = FunctionTarget(mixture_log_prob([[-10.0, 0.0], [10.0, 0.0]], [0.5, 0.5]), 2)
-    reference = wide_reference(target)
-    sd = reference.scale_tril[0].norm()
-    assert (reference.mean[0] - 10).abs() < 2 * sd and (reference.mean[0] + 10).abs() < 2 * sd
+def test_far_modes_get_a_share_each(float64):
+    # Half of the mass on the whole, a quarter on either mode, wide as it is.
+    locs = torch.tensor([[-10.0, 0.0], [10.0, 0.0]])
+    reference = wide_reference(FunctionTarget(mixture_log_prob(locs, [0.1, 0.9]), 2))
+    torch.testing.assert_close(reference.mixture_distribution.probs, torch.tensor([0.5, 0.25, 0.25]))
+    components = reference.component_distribution
+    assert torch.cdist(locs, components.loc[1:]).amin(1).max() < 1.0
+    assert ((components.stddev[1:] > 1.0) & (components.stddev[1:] < 3.0)).all() and components.stddev[0, 0] > 10
+
+
+def test_a_narrow_far_mode_is_not_lost(float64):
+    # One percent as wide as the way to it, and half of the mass: a few points reach it, and it gets its component.
+    def log_prob_fn(z):
+        near = -0.5 * z.square().sum(-1)
+        far = -0.5 * ((z - torch.tensor([30.0, 0.0])) / 0.3).square().sum(-1) - 2 * math.log(0.3)
+        return torch.logaddexp(near, far)
+
+    components = wide_reference(FunctionTarget(log_prob_fn, 2)).component_distribution
+    far = (components.loc - torch.tensor([30.0, 0.0])).norm(dim=-1) < 1.0
+    assert far.sum() == 1 and components.stddev[far].max() < 3.0
 
 
 def test_given_starts_are_looked_around():
@@ -36,7 +51,7 @@ def test_given_starts_are_looked_around():
         return torch.where((z[:, 0] - 500).abs() < 5, -0.5 * (z[:, 0] - 500).square(), -torch.inf)
 
     target = FunctionTarget(log_prob_fn, 1)
-    with pytest.raises(ValueError, match="not finite at any of 256 points"):
+    with pytest.raises(ValueError, match="not finite at any of 1024 points"):
         wide_reference(target)
     reference = wide_reference(target, starts=torch.tensor([[499.0]]))
     assert_within_standard_error(reference.mean[0], 500.0, reference.stddev[0].item() / math.sqrt(128))

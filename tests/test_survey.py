@@ -16,7 +16,7 @@ def test_a_gaussian_needs_a_gaussian_base(float64):
     # Place, width and evidence of a single Gaussian.
     sd = torch.tensor([0.1, 5.0])
     found = survey(FunctionTarget(lambda z: -0.5 * ((z - 3) / sd).square().sum(-1), 2), 128)
-    assert found.num_modes == 1 and found.base.num_components == 1
+    assert found.modes.count == 1 and found.base.num_components == 1
     truth = math.log(2 * math.pi) + sd.log().sum().item()
     assert_within_standard_error(found.exploration.log_evidence, truth, found.exploration.std_error)
     for i in range(2):
@@ -27,7 +27,7 @@ def test_separated_modes_get_a_mixture(float64):
     # Two modes, a component each at least, the evidence right.
     locs = torch.tensor([[-6.0, 0.0], [6.0, 2.0]])
     found = survey(FunctionTarget(models.mixture_log_prob(locs, [0.4, 0.6]), 2))
-    assert found.num_modes == 2 and found.base.num_components >= 2
+    assert found.modes.count == 2 and found.base.num_components >= 2
     assert_within_standard_error(found.exploration.log_evidence, 0.0, found.exploration.std_error)
     assert (found.base.log_prob(locs) > -6).all() and found.base.log_prob(torch.zeros(1, 2)) < -9
 

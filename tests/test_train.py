@@ -11,27 +11,27 @@ from models import log_gamma, log_gamma_log_evidence
 from pyro_osds.base import gaussian_base
 from pyro_osds.flow_map import FlowMap
 from pyro_osds.leap import Leap
-from pyro_osds.objective import exact_volume
+from pyro_osds.objective import Loss, exact_volume, forward_kl
 from pyro_osds.target import FunctionTarget
-from pyro_osds.train import Schedule, Trainer
+from pyro_osds.train import Budget, History, Trainer
 
-SHORT = Schedule(num_iterations=40, batch_size=64, first_round=20, elbo_gap=0.0, num_validation_draws=1000)
+SHORT = Budget(num_iterations=40, batch_size=64, first_round=20, elbo_gap=0.0, num_validation_draws=1000)
 
 
-def make(log_prob_fn=log_gamma, schedule=SHORT, wrap=None, **options):
+def make(log_prob_fn=log_gamma, budget=SHORT, wrap=None, **options):
     """A trainer of a small leap; ``wrap(number, loss)`` changes the loss of the given call."""
     target = FunctionTarget(log_prob_fn, 2)
     leap = Leap(gaussian_base(torch.randn(500, 2)), FlowMap(2, num_blocks=2, hidden_features=8, **options))
     objective = None
     if wrap is not None:
-        inner, calls = exact_volume(target, schedule.batch_size), []
+        inner, calls = exact_volume(target, budget.batch_size), []
 
-        def objective(leap):
+        def objective(leap, average):
             calls.append(1)
-            loss, log_weight = inner(leap)
-            return wrap(len(calls), loss), log_weight
+            loss = inner(leap, average)
+            return loss._replace(total=wrap(len(calls), loss.total))
 
-    return Trainer(leap, target, schedule, objective, disable_progbar=True)
+    return Trainer(leap, target, budget, objective, disable_progbar=True)
 
 
 def weights_of(leap):
@@ -40,7 +40,7 @@ def weights_of(leap):
 
 def test_training_raises_the_elbo_towards_the_evidence():
     # A skew density: the bound rises, and stays below the log evidence by its sampling error at most.
-    trainer = make(schedule=Schedule(50, 64, first_round=50, num_validation_draws=2000), num_spline_blocks=1)
+    trainer = make(budget=Budget(50, 64, first_round=50, num_validation_draws=2000), num_spline_blocks=1)
     history = trainer.run()
     assert history.elbo[-1] > history.elbo[0] + 0.1 and history.ess[-1] > history.ess[0]
     assert history.elbo[-1] < log_gamma_log_evidence(2) + 0.02
@@ -63,15 +63,15 @@ def test_training_stops_when_it_is_good_enough():
     base_draws = torch.randn(500, 2)
     base = gaussian_base(base_draws)
     target = FunctionTarget(base.log_prob, 2)
-    schedule = Schedule(1000, 64, learning_rate=1e-4, first_round=12, num_validation_draws=1000)
-    history = Trainer(Leap(base, FlowMap(2, num_blocks=2)), target, schedule, disable_progbar=True).run()
+    budget = Budget(1000, 64, learning_rate=1e-4, first_round=12, num_validation_draws=1000)
+    history = Trainer(Leap(base, FlowMap(2, num_blocks=2)), target, budget, disable_progbar=True).run()
     assert history.step == [0, 12]
-    assert len(make(standard, Schedule(7, 64, first_round=20, num_validation_draws=500)).run().loss) == 7
+    assert len(make(standard, Budget(7, 64, first_round=20, num_validation_draws=500)).run().loss) == 7
 
 
 def test_a_round_of_ten_steps():
     # A budget that leaves ten steps for a round is spent like any other.
-    assert len(make(schedule=Schedule(10, 64, num_validation_draws=500)).run().loss) == 10
+    assert len(make(budget=Budget(10, 64, num_validation_draws=500)).run().loss) == 10
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -193,3 +193,113 @@ def test_a_target_that_vanishes_does_not_stop_training():
     history = trainer.run()
     assert history.num_skipped == 0 and all(map(math.isfinite, history.elbo))
     assert history.ess[-1] > history.ess[0]
+
+
+def with_warm_up(warm_up, budget):
+    trainer = make(budget=budget)
+
+    return Trainer(trainer.leap, trainer.target, budget, warm_up=warm_up, disable_progbar=True)
+
+
+def test_warm_up_comes_first_and_does_not_count():
+    # Eight steps of it, a look, then all iterations of the budget; each loss is of its own kind.
+    points = torch.randn(200, 2)
+    budget = Budget(10, 64, first_round=10, warm_up=8, num_validation_draws=500)
+    history = with_warm_up(forward_kl(points, 64), budget).run()
+    assert history.step == [0, 8, 18] and len(history.loss) == 18
+    warmed, calibrated = history.terms["forward_kl"], history.terms["exact_volume"]
+    assert [math.isnan(value) for value in warmed] == [False] * 8 + [True] * 10
+    assert [math.isnan(value) for value in calibrated] == [True] * 8 + [False] * 10
+    assert history.loss[:8] == warmed[:8]
+    # Draws are a part of the loss of the rest, the tails are not.
+    torch.testing.assert_close(history.loss[8:], calibrated[8:])
+
+
+def test_warm_up_is_kept_even_if_it_lowers_the_elbo():
+    # It is where the modes are: the weights from before are no longer in the running.
+    moved = torch.randn(500, 2) + 2.0
+    budget = Budget(1, 64, first_round=1, learning_rate=1e-2, warm_up=60, num_validation_draws=500)
+    trainer = with_warm_up(forward_kl(moved, 256), budget)
+    history = trainer.run()
+    assert history.elbo[1] < history.elbo[0] - 1
+    assert (trainer.leap.sample(500)[0].mean(0) > 0.5).all()
+
+
+def test_without_a_warm_up_its_budget_is_not_spent():
+    # The default of three hundred steps is for those who have one.
+    assert len(make(budget=Budget(5, 64, num_validation_draws=500)).run().loss) == 5
+
+
+def test_far_from_the_evidence_it_gives_up_after_a_round():
+    # The gap of a skew density after five steps is above a hundredth of a nat; three more rounds would follow.
+    options = {"num_iterations": 40, "batch_size": 64, "first_round": 5, "elbo_gap": 0.0, "num_validation_draws": 500}
+    history = make(budget=Budget(**options, max_gap=0.01)).run()
+    assert history.step == [0, 5] and history.gap[-1] > 0.01
+    assert make(budget=Budget(**options, max_gap=math.inf)).run().step[:3] == [0, 5, 12]
+
+
+def test_the_objective_sees_the_average():
+    # Of each step before it: a moving average of the weights, with base and number of steps of the leap.
+    seen = []
+
+    def objective(leap, average):
+        seen.append((leap is trainer.leap, weights_of(average), weights_of(trainer.averaged())))
+        return exact_volume(trainer.target, 64)(leap, average)
+
+    trainer = make()
+    trainer = Trainer(trainer.leap, trainer.target, SHORT, objective, disable_progbar=True)
+    for _ in range(3):
+        trainer.step()
+    assert all(same for same, *_ in seen)
+    assert all(torch.equal(average, expected) for _, average, expected in seen)
+    assert not torch.equal(seen[1][1], seen[2][1])
+
+
+def test_loss_of_a_step_without_weights_is_its_total():
+    # An objective that has no draws of its own records what it minimised; one with no finite weight has no number.
+    trainer = make()
+    expected = weights_of(trainer.leap).square().sum().item()
+    for log_weight, value in [(torch.zeros(0), expected), (torch.full((3,), -torch.inf), math.nan)]:
+
+        def objective(leap, average, log_weight=log_weight):
+            return Loss(sum(parameter.square().sum() for parameter in leap.flow.parameters()), {}, log_weight)
+
+        fresh = Trainer(copy.deepcopy(trainer.leap), trainer.target, SHORT, objective, disable_progbar=True)
+        assert fresh.step() == pytest.approx(value, nan_ok=True)
+
+
+def test_record_keeps_all_terms_as_long_as_the_loss():
+    # A term that comes late or stays away is nan where it was not there.
+    history = History()
+    history.record(1.0, {"a": torch.tensor(1.0)})
+    history.record(2.0, {"b": torch.tensor(2.0)})
+    history.record(3.0, {})
+    assert history.loss == [1.0, 2.0, 3.0]
+    assert history.terms == {
+        "a": pytest.approx([1.0, math.nan, math.nan], nan_ok=True),
+        "b": pytest.approx([math.nan, 2.0, math.nan], nan_ok=True),
+    }
+
+
+def test_extend_appends_another_history():
+    # Steps go on counting, terms are padded on both sides, flags and counts add up.
+    first, second = History(), History(num_skipped=2, interrupted=True)
+    for history, name, elbo in [(first, "a", -1.0), (second, "b", -0.5)]:
+        history.record(1.0, {name: torch.tensor(1.0)})
+        history.record(2.0, {name: torch.tensor(2.0)})
+        for values, value in [
+            (history.step, 2),
+            (history.elbo, elbo),
+            (history.gap, 0.3),
+            (history.ess, 0.4),
+            (history.pareto_k, 0.5),
+        ]:
+            values.append(value)
+    first.extend(second)
+    assert first.loss == [1.0, 2.0, 1.0, 2.0] and first.step == [2, 4] and first.elbo == [-1.0, -0.5]
+    assert first.terms == {
+        "a": pytest.approx([1.0, 2.0, math.nan, math.nan], nan_ok=True),
+        "b": pytest.approx([math.nan, math.nan, 1.0, 2.0], nan_ok=True),
+    }
+    assert (len(first.gap), len(first.ess), len(first.pareto_k)) == (2, 2, 2)
+    assert first.best_elbo == -0.5 and first.num_skipped == 2 and first.interrupted

@@ -1,0 +1,132 @@
+"""What the benchmarks share: one run of a case, the modes it found, the requirements it missed, the table."""
+
+import argparse
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyro
+import torch
+from cases import Case
+from torch import Tensor
+
+from pyro_osds import OSDS
+
+
+@dataclass(frozen=True)
+class Modes:
+    """How many of the known modes hold a posterior draw, and the largest error of a weight."""
+
+    drawn: int = 0
+    total: int = 0
+    max_error: float = math.nan
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of a case; the seconds are those of the whole run, with its draws and their verdict."""
+
+    case: Case
+    seed: int
+    osds: OSDS
+    seconds: float
+    modes: Modes
+
+
+def run(case: Case, seed: int) -> Result:
+    """Default settings, one step."""
+    pyro.set_rng_seed(seed)
+    if case.dim:
+        osds = OSDS.from_log_prob(case.model, case.dim, disable_progbar=True)
+    else:
+        osds = OSDS(case.model, disable_progbar=True)
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the verdict is printed in the table
+        osds.run()
+    seconds = time.perf_counter() - start
+
+    return Result(case, seed, osds, seconds, found_modes(case, osds.get_samples()["z"]) if case.dim else Modes())
+
+
+def found_modes(case: Case, z: Tensor) -> Modes:
+    """The modes among posterior draws `(S, D)`, told apart by the nearest centre or by the signs in the wells."""
+    if case.modes is not None:
+        centres, weights = case.modes
+        counts = torch.cdist(z, centres.to(z)).argmin(1).bincount(minlength=len(weights))
+        return Modes(int((counts > 0).sum()), len(weights), (counts / len(z) - weights).abs().max().item())
+    if case.wells is not None:
+        coordinates, share = case.wells
+        positive = z[:, coordinates] > 0
+        error = (positive.float().mean(0) - share).abs().max().item()
+        return Modes(len(positive.unique(dim=0)), 2 ** len(coordinates), error)
+
+    return Modes()
+
+
+def missed(result: Result) -> list[str]:
+    """The requirements of the case that this run does not meet.
+
+    Whatever the case asks, a log evidence must lie within three standard errors of the truth, and the ELBO, a lower
+    bound, not above the truth by more than that.
+    """
+    case, evidence, modes = result.case, result.osds.evidence, result.modes
+    checks = {}
+    if not case.improper:
+        error = abs(evidence.log_evidence - case.log_evidence)
+        std_error = math.hypot(evidence.std_error, case.log_evidence_se)
+        checks = {
+            # Written so that a nan is a miss.
+            "error": not error <= case.max_error,
+            "3 se": not error <= 3 * std_error,
+            "ELBO": not evidence.elbo >= case.min_elbo,
+            "ELBO above log Z": not evidence.elbo <= case.log_evidence + 3 * std_error,
+        }
+    checks |= {
+        "pareto k": evidence.pareto_k > case.max_pareto_k,
+        "ESS": not evidence.ess >= case.min_ess * evidence.num_draws,
+        "modes": case.all_modes and modes.drawn < modes.total,
+        "weights": modes.max_error > case.max_weight_error,
+        "seconds": result.seconds > case.max_seconds,
+    }
+
+    return [name for name, failed in checks.items() if failed]
+
+
+# ---- the table ----
+
+EVIDENCE_HEADER = ("case", "seed", "log Z", "se", "error", "ELBO", "pareto k", "ESS")
+
+
+def evidence_cells(result: Result) -> list[str]:
+    case, evidence = result.case, result.osds.evidence
+    return [
+        case.name,
+        str(result.seed),
+        f"{evidence.log_evidence:.4f}",
+        f"{evidence.std_error:.4f}",
+        f"{evidence.log_evidence - case.log_evidence:+.4f}",
+        f"{evidence.elbo:.4f}",
+        f"{evidence.pareto_k:.2f}",
+        f"{evidence.ess / evidence.num_draws:.3f}",
+    ]
+
+
+def print_table(
+    description: str | None, cases: Sequence[Case], header: Sequence[str], row: Callable[[Result], list[str]]
+) -> None:
+    """Run the cases and seeds that the command line asks for, and print a row of each as soon as it is there."""
+    names = [case.name for case in cases]
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--only", nargs="+", default=names, choices=names, metavar="NAME", help=f"of {', '.join(names)}"
+    )
+    args = parser.parse_args()
+    print(f"| {' | '.join(header)} |")
+    print(f"|---|{'--:|' * (len(header) - 2)}---|")
+    for case in cases:
+        for seed in args.seeds if case.name in args.only else ():
+            print(f"| {' | '.join(row(run(case, seed)))} |", flush=True)
