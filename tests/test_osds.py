@@ -244,7 +244,7 @@ def distilled():
             2,
             recipe="distill",
             num_time_steps=4,
-            num_iterations=60,
+            num_iterations=40,
             batch_size=64,
             num_samples=500,
             disable_progbar=True,
