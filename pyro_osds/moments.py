@@ -14,7 +14,7 @@ the geometric mean of the points' covariance and the inverse covariance of the s
     = C_z^{1/2} \big(C_z^{-1/2} C_g^{-1} C_z^{-1/2}\big)^{1/2} C_z^{1/2}, \qquad
     \mu = \bar z + LL^\top \bar g.
 
-If the target is Gaussian, this is its mean and covariance exactly, from little more than D points.
+If the target is Gaussian, this is its mean and covariance but for rounding and shrinkage, from some ten D points.
 """
 
 from __future__ import annotations

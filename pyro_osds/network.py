@@ -86,7 +86,8 @@ class ControlNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, d: Tensor, guidance: Tensor) -> Tensor:
         """Points and guidance ``(B, dim)``, times and steps ``(B, 1)`` or ``(1, 1)``, to the control ``(B, dim)``."""
+        t, d = torch.broadcast_tensors(t, d)
         angles = t * self.frequencies
-        time = torch.cat([t, d.expand_as(t), angles.sin(), angles.cos()], -1)
+        time = torch.cat([t, d, angles.sin(), angles.cos()], -1)
 
         return self.curve(torch.cat([x, time.expand(len(x), -1)], -1)) + (1.0 + self.gate(time)) * guidance

@@ -121,8 +121,8 @@ def exact_volume(
         total = (share * ((score_q - score_p) * z)[:num_body].sum(-1)).sum()
         terms = {"exact_volume": -body[usable].mean()}
         if num_tail:
-            excess = (log_weight - body[usable].mean()).clamp(-_OUTLIER, _OUTLIER) * log_weight.isfinite()
-            tail = excess * ((score_p * z).sum(-1) - log_q)
+            excess = torch.where(log_weight.isfinite(), log_weight - body[usable].mean(), 0.0)
+            tail = excess.clamp(-_OUTLIER, _OUTLIER) * ((score_p * z).sum(-1) - log_q)
             weight_of_tail = _TAIL_WEIGHT * min(1.0, _TAIL_DIM / leap.flow.dim)
             total = total + weight_of_tail * tail[num_body:].mean()
             terms["tail_log_variance"] = _huber(excess[num_body:]).mean()

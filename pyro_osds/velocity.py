@@ -168,7 +168,8 @@ class VelocityTrainer:
         loss = path_reverse_kl(self.diffusion.log_weight(paths))
         self._descend(loss)
         terms = {"path_reverse_kl": loss.detach()}
-        terms |= self._learn_consistency(paths.x.detach())
+        if self.num_time_steps > 1:
+            terms |= self._learn_consistency(paths.x.detach())
         self.history.record(loss.item(), terms)
 
         return loss.item()

@@ -113,3 +113,10 @@ def test_control_with_one_time_for_all_rows():
     mixed = network(x, column(0.25, 0.0, 0.5, 0.25), column(0.5, 0.5, 0.5, 0.5), guidance)
     torch.testing.assert_close(mixed[[0, 3]], shared[[0, 3]])
     assert (mixed[[1, 2]] - shared[[1, 2]]).abs().max() > 1e-4
+
+
+def test_one_time_and_many_steps():
+    # Either of time and step size may be shared by all points.
+    network, x = perturbed(ControlNetwork(2, 8)), torch.randn(3, 2)
+    t, d = torch.full((1, 1), 0.5), torch.tensor([[0.1], [0.2], [0.5]])
+    torch.testing.assert_close(network(x, t, d, x), network(x, t.expand(3, 1), d, x))

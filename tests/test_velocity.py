@@ -252,3 +252,10 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(monkeypatch):
     trainer.step()
     after = torch.cat([parameter.detach().reshape(-1) for parameter in diffusion.network.parameters()])
     assert torch.equal(before, after) and trainer.history.num_skipped == 1
+
+
+def test_a_single_step_has_no_halves():
+    # On a grid of one step there is nothing to be consistent with: the paths' loss alone is recorded.
+    budget = Budget(2, 16, num_validation_draws=64)
+    history = VelocityTrainer(at_the_base(), 1, budget, disable_progbar=True).run()
+    assert set(history.terms) == {"path_reverse_kl"} and len(history.loss) == 2
