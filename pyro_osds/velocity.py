@@ -178,7 +178,7 @@ class VelocityTrainer:
         num_steps = self.num_time_steps
         stride = 2 ** int(torch.randint(1, int(math.log2(num_steps)) + 1, ()))
         step = stride * torch.randint(num_steps // stride, (states.shape[1],), device=states.device)
-        x, t = states[step, torch.arange(len(step))], (step / num_steps).to(states)[:, None]
+        x, t = states[step, torch.arange(len(step), device=states.device)], (step / num_steps).to(states)[:, None]
         d = torch.full_like(t, stride / num_steps)
         average = copy.copy(self.diffusion)
         average._modules = {**self.diffusion._modules, "network": self._average.module}
