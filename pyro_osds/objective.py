@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from pyro_osds.diffusion import Diffusion
 from pyro_osds.leap import Leap
@@ -305,9 +306,7 @@ def volume_consistency(log_abs_det: Tensor, goal: Tensor) -> Tensor:
 
 
 def _huber(excess: Tensor) -> Tensor:
-    size = excess.abs()
-
-    return torch.where(size < _OUTLIER, 0.5 * excess.square(), _OUTLIER * (size - 0.5 * _OUTLIER))
+    return huber_loss(excess, torch.zeros_like(excess), reduction="none", delta=_OUTLIER)
 
 
 def _pick(points: Tensor, count: int) -> Tensor:
