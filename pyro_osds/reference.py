@@ -18,7 +18,7 @@ from pyro_osds.moments import weighted_moments
 from pyro_osds.target import NotFiniteError, Target, log_prob_and_score
 
 # More modes than this and the points say little about each.
-MAX_COMPONENTS = 128
+_MAX_MODES = 128
 _SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 _NUM_MOVES = 20
 _NUM_LEAPFROG = 5
@@ -57,7 +57,7 @@ def wide_reference(target: Target, num_points: int = 1024, starts: Tensor | None
     loc, scale_tril = weighted_moments(z, torch.zeros_like(log_prob))
     locs, scales, labels = [loc], [2.0**0.5 * scale_tril], find_modes(z, log_prob, target.log_prob, 0.0).labels
     num_modes = int(labels.max()) + 1
-    if 1 < num_modes <= MAX_COMPONENTS:
+    if 1 < num_modes <= _MAX_MODES:
         eye = torch.eye(target.dim, dtype=z.dtype, device=z.device)
         for mode in range(num_modes):
             inside = labels == mode
