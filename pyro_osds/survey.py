@@ -74,7 +74,7 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     first_way = _first_way(target, starts)
     exploration = explore(first_way, num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
     modes, num_evaluations, ways = _find_modes(target, exploration), exploration.num_evaluations, 1
-    if modes.parted > _MANY_PARTED:
+    if modes.parted > _MANY_PARTED and _is_vectorized(target):
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
         num_particles *= _MORE_PARTICLES
         exploration = explore(first_way, num_particles, num_islands, ess_threshold=0.8, num_moves=4)
@@ -135,9 +135,15 @@ def _choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base
     """A Gaussian, or a mixture where there are separated modes that can be counted."""
     z = exploration.z
     if 1 < modes.count <= MAX_COMPONENTS:
-        return adapt_mixture(mixture_base(z, modes.labels), target)
+        base = mixture_base(z, modes.labels)
+        return adapt_mixture(base, target) if _is_vectorized(target) else base
     if modes.parted > _MANY_PARTED:
         # Scores know the width of a mode, and nothing of the distance between modes.
         return gaussian_base(z)
 
     return gaussian_base(z, log_prob_and_score(target.log_prob, z)[1])
+
+
+def _is_vectorized(target: Target) -> bool:
+    """Whether densities come in batches; point by point, tens of thousands of them would take minutes."""
+    return getattr(target, "vectorized", True)

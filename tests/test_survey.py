@@ -59,3 +59,15 @@ def test_a_centred_hierarchy_is_standardised():
 def test_strong_data_keep_the_coordinates_of_the_model():
     # A posterior that is already Gaussian has nothing to gain.
     assert not survey(ModelTarget(models.regression)).target.standardized
+
+
+def test_a_target_without_batches_is_explored_once(float64):
+    # Two modes, seen and given a mixture, without the thorough second way and without refitting.
+    locs = torch.tensor([[-6.0, 0.0], [6.0, 2.0]])
+    target = FunctionTarget(models.mixture_log_prob(locs, [0.4, 0.6]), 2)
+    thorough = survey(target, 16)
+    target.vectorized = False
+    found = survey(target, 16)
+    assert found.modes.count == 2 and found.base.num_components >= 2
+    assert len(found.exploration.z) == 128 and len(thorough.exploration.z) == 1024
+    assert found.num_evaluations < thorough.num_evaluations / 10
