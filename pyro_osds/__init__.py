@@ -3,8 +3,9 @@
 from pyro_osds.compare import compare_evidence
 from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.importance import WeightedDraws
+from pyro_osds.kernel import OSDSKernel
 from pyro_osds.osds import OSDS
 
 __version__ = "0.1.0"
 
-__all__ = ["OSDS", "Evidence", "EvidenceCheck", "WeightedDraws", "compare_evidence"]
+__all__ = ["OSDS", "Evidence", "EvidenceCheck", "OSDSKernel", "WeightedDraws", "compare_evidence"]

@@ -6,9 +6,9 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_uniform
@@ -19,13 +19,19 @@ from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.inference_data import to_inference_data
 from pyro_osds.leap import Leap
-from pyro_osds.model import ModelTarget
+from pyro_osds.model import CAPTURE, VECTORIZE, ModelTarget, PotentialTarget, one_point
+from pyro_osds.point import PointLeap, PointRecipe, PointTrainer
 from pyro_osds.posterior import CORRECTIONS, PosteriorDraws, draw_posterior
 from pyro_osds.recipe import LEAN, NETWORKS, RECIPES, FlowSize, Recipe
-from pyro_osds.survey import survey
+from pyro_osds.report import arrays, fit, fit_stats, fit_stats_dims, sample_stats
+from pyro_osds.survey import Survey, survey
 from pyro_osds.target import FunctionTarget, NotFiniteError
 from pyro_osds.train import Budget, Trainer
 from pyro_osds.velocity import VOLUMES, VelocityLeap, VelocityTrainer
+
+AnyTarget = ModelTarget | PotentialTarget | FunctionTarget
+AnyLeap = Leap | VelocityLeap | PointLeap
+AnyTrainer = Trainer | VelocityTrainer | PointTrainer
 
 _CHUNK_SIZE = 2048
 
@@ -44,8 +50,9 @@ class OSDS:
         disable_progbar: Whether to hide the progress bar.
 
     Other Arguments:
-        initial_params: Unconstrained values by site (:meth:`from_log_prob`: a tensor ``(D,)`` or ``(S, D)``) to look
-            around first, where the prior cannot be sampled.
+        initial_params: Unconstrained values by site, of one point or with a leading dimension for several
+            (:meth:`from_log_prob`: a tensor ``(D,)`` or ``(S, D)``), to look around first where the prior cannot be
+            sampled.
         init_strategy: Pyro's init strategy for the first run of the model.
         max_plate_nesting: If given, plates nested deeper are an error.
         transforms: Constrained-to-unconstrained transforms by site.
@@ -60,6 +67,10 @@ class OSDS:
         volume: With the velocity network, ``"exact"`` or ``"published"``: how its stretch of space is measured.
         num_blocks: Coupling blocks of the flow; default: by the recipe, more where few do not suffice.
         hidden_features: Width of the networks; default: by the recipe.
+        potential_fn: Instead of a model: minus a log density, of a dictionary of unconstrained values by site, as
+            ``HMC`` takes it. ``initial_params`` then says which sites there are.
+        vectorize: ``"auto"``, ``"vmap"`` or ``"loop"``: whether densities come in batches; see docs/models.md.
+        capture: ``"auto"``, or False to leave out the recording of the density as a graph.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -79,7 +90,7 @@ class OSDS:
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | None = None,
         num_samples: int = 1000,
         *,
         num_chains: int = 4,
@@ -100,9 +111,21 @@ class OSDS:
         volume: str = "exact",
         num_blocks: int | None = None,
         hidden_features: int | None = None,
+        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
+        vectorize: str = "auto",
+        capture: str | bool = "auto",
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be callable, got {type(model).__name__}; pass the model, not its result.")
+        if (model is None) == (potential_fn is None):
+            raise ValueError("Give either a model or a potential_fn, not both and not neither.")
+        for name, given in (("model", model), ("potential_fn", potential_fn)):
+            if given is not None and not callable(given):
+                got = type(given).__name__
+                raise TypeError(f"{name} must be callable, got {got}; pass the {name}, not its result.")
+        if potential_fn is not None and not isinstance(initial_params, Mapping):
+            raise ValueError(
+                "potential_fn needs initial_params, a mapping of unconstrained tensors by site, which says which sites "
+                f"there are; got {type(initial_params).__name__}."
+            )
         counts = {
             "num_samples": num_samples,
             "num_chains": num_chains,
@@ -122,6 +145,8 @@ class OSDS:
             "recipe": (recipe, RECIPES),
             "network": (network, NETWORKS),
             "volume": (volume, VOLUMES),
+            "vectorize": (vectorize, VECTORIZE),
+            "capture": (capture, CAPTURE),
         }
         for name, (choice, allowed) in choices.items():
             if choice not in allowed:
@@ -148,16 +173,18 @@ class OSDS:
             "size": None if num_blocks is None and hidden_features is None else size,
             "disable_progbar": disable_progbar,
         }
-        self._model_options = {
-            "init_strategy": init_strategy,
-            "max_plate_nesting": max_plate_nesting,
-            "transforms": transforms,
-        }
-        self._make_target: Callable[..., ModelTarget | FunctionTarget] = self._model_target
+        # Everything that says how a density is evaluated; a potential function has no first run and no plates.
+        options = {"transforms": transforms, "vectorize": vectorize, "capture": capture}
+        self._make_target: Callable[..., AnyTarget]
+        if model is not None:
+            options |= {"init_strategy": init_strategy, "max_plate_nesting": max_plate_nesting}
+            self._make_target = partial(_model_target, model, options)
+        elif potential_fn is not None and isinstance(initial_params, Mapping):
+            self._make_target = partial(_potential_target, potential_fn, initial_params, num_chains, options)
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
-        self._trainer: Trainer | VelocityTrainer | None = None
-        self._few_steps: dict[int, Leap | VelocityLeap] = {}
+        self._trainer: AnyTrainer | None = None
+        self._few_steps: dict[int, AnyLeap] = {}
         self._posterior: PosteriorDraws | None = None
         self._seconds = {"exploration_time": 0.0, "training_time": 0.0, "sampling_time": 0.0}
 
@@ -169,7 +196,7 @@ class OSDS:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
-        **options: Any,  # noqa: ANN401 - the same as OSDS
+        **options: Any,
     ) -> OSDS:
         """A sampler for any unnormalised log density on ``R^D``; its draws have the single site ``z``.
 
@@ -197,7 +224,7 @@ class OSDS:
     # ---- as MCMC and SVI ----
 
     @poutine.block
-    def run(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - the model's own arguments
+    def run(self, *args: Any, **kwargs: Any) -> None:
         """Explore, train, draw, weigh and judge. Ctrl-C during training keeps the best flow so far.
 
         Arguments:
@@ -216,7 +243,7 @@ class OSDS:
             warnings.warn(reason, stacklevel=3)
 
     @poutine.block
-    def step(self, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401
+    def step(self, *args: Any, **kwargs: Any) -> float:
         """One optimiser step, as ``SVI.step``; the first one explores. Returns the loss, nats.
 
         The loss is the negative mean log weight of the batch, an upper bound of minus the log evidence on average.
@@ -228,11 +255,20 @@ class OSDS:
         return self.trainer.step()
 
     @poutine.block
-    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The negative ELBO on a fresh batch, nats, as ``SVI.evaluate_loss``; nothing is trained."""
         self._set_up(args, kwargs, keep=True)
 
         return self.trainer.evaluate()
+
+    def is_trained_on(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether there is a flow for these arguments of the model."""
+        return self._trainer is not None and _same((args, kwargs), (self._args, self._kwargs))
+
+    def redraw(self) -> None:
+        """Replace the posterior draws and the evidence by fresh ones of the same flow, when next asked for."""
+        _ = self.trainer
+        self._posterior = None
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:
         """Posterior draws by site, as ``MCMC.get_samples``.
@@ -262,7 +298,8 @@ class OSDS:
         Arguments:
             prob: Probability mass of the credible interval.
         """
-        print_summary(self._samples, prob)
+        if self._samples:
+            print_summary(self._samples, prob)
         evidence = self.evidence
         print(f"log evidence {evidence.log_evidence:.4f} +- {evidence.std_error:.4f}, ELBO {evidence.elbo:.4f}")
         print(
@@ -273,6 +310,13 @@ class OSDS:
             print(f"- {reason}")
 
     # ---- draws, evidence, InferenceData ----
+
+    @property
+    def rung(self) -> str:
+        """How the density is evaluated: ``"captured"``, ``"vmap"``, ``"loop"``, or ``"given"`` for a log density."""
+        _ = self.trainer
+
+        return getattr(self._target, "rung", "given")
 
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.
@@ -296,7 +340,7 @@ class OSDS:
 
         return WeightedDraws(self._constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
 
-    def _leap_in(self, num_steps: int) -> Leap | VelocityLeap:
+    def _leap_in(self, num_steps: int) -> AnyLeap:
         if (
             isinstance(num_steps, bool)
             or not isinstance(num_steps, int)
@@ -327,7 +371,7 @@ class OSDS:
         """Standard error of the log evidence, nats."""
         return self.evidence.std_error
 
-    def to_inference_data(self, *, log_likelihood: bool = True) -> Any:  # noqa: ANN401 - depends on ArviZ's version
+    def to_inference_data(self, *, log_likelihood: bool = True) -> Any:
         """ArviZ InferenceData (DataTree from ArviZ 1.0 on).
 
         Groups: ``posterior``, ``sample_stats``, ``log_likelihood``, ``observed_data``, and two of our own: ``fit`` (the
@@ -337,8 +381,9 @@ class OSDS:
             log_likelihood: Whether to compute the pointwise log likelihood, ``num_chains * num_samples`` values for
                 each observation.
         """
-        draws, target = self._draws, self._target
-        sampled = {"posterior": dict(self._samples), "sample_stats": self._sample_stats()}
+        draws, target, recipe = self._draws, self._target, self._recipe
+        history, taught = self.trainer.history, recipe.teacher_history
+        sampled = {"posterior": dict(self._samples), "sample_stats": sample_stats(draws)}
         observed: dict[str, Tensor] = {}
         dims: dict[str, tuple[str, ...]] = {}
         if isinstance(target, ModelTarget):
@@ -348,26 +393,20 @@ class OSDS:
             observed, dims = target.observed, target.dims
 
         return to_inference_data(
-            {group: _arrays(values) for group, values in sampled.items()},
-            {"observed_data": _arrays(observed), "fit": self._fit(), "fit_stats": self._fit_stats()},
+            {group: arrays(values) for group, values in sampled.items()},
             {
-                "loss": ("step",),
-                **{name: ("step",) for name in self.trainer.history.terms},
-                **{f"teacher_{name}": (f"{name}_step",) for name in self._recipe.teacher_history.terms},
-                "gap": ("round",),
-                "step": ("round",),
-                "elbo": ("round",),
-                "ess": ("round",),
-                "pareto_k": ("round",),
-                **dims,
+                "observed_data": arrays(observed),
+                "fit": fit(self.evidence, recipe.found, recipe.name, self.rung),
+                "fit_stats": fit_stats(history, taught),
             },
+            {**fit_stats_dims(history, taught), **dims},
             {**self._seconds, "log_evidence": self.log_evidence, "num_steps": self.num_steps},
         )
 
     # ---- assembly ----
 
     @property
-    def trainer(self) -> Trainer | VelocityTrainer:
+    def trainer(self) -> AnyTrainer:
         """The trainer of the last run, with its history.
 
         Raises:
@@ -377,12 +416,9 @@ class OSDS:
             raise RuntimeError("There are no results yet: call run(...) with the model's arguments first.")
         return self._trainer
 
-    def _model_target(self, *args: Any, **kwargs: Any) -> ModelTarget:  # noqa: ANN401
-        return ModelTarget(self.model, args, kwargs, **self._model_options)
-
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool = False) -> None:
         """Target, survey, leap and trainer for these arguments; nothing is replaced before all of it succeeded."""
-        if keep and self._trainer is not None and _same((args, kwargs), (self._args, self._kwargs)):
+        if keep and self.is_trained_on(*args, **kwargs):
             return
         start = time.perf_counter()
         target = self._make_target(*args, **kwargs)
@@ -391,29 +427,35 @@ class OSDS:
             # Point by point, every density costs about a millisecond: a smaller run that still ends before NUTS does.
             budget = replace(budget, batch_size=32, first_round=150, num_iterations=150, num_validation_draws=256)
             num_particles = 16
-        try:
-            found = survey(target, num_particles, starts=self._starts(target))
-        except NotFiniteError as error:
-            sites = target.not_finite_sites(error.point) if isinstance(target, ModelTarget) else []
-            named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""
-            raise ValueError(f"{error}{named} Check the model for overflows, or start it elsewhere.") from error
-        target = found.target
-        groups = [site.stop - site.start for site in target.sites] if isinstance(target, ModelTarget) else ()
-        self._recipe = Recipe(found, budget=budget, groups=groups, **self._recipe_options)
-        self._trainer = self._recipe.trainer
-        self._survey, self._target, self._leap = found, target, self._trainer.leap
+        if target.dim == 0:
+            recipe: Recipe | PointRecipe = PointRecipe(target)
+        else:
+            found = self._explore(target, num_particles)
+            target = found.target
+            groups = [site.stop - site.start for site in getattr(target, "sites", ())]
+            recipe = Recipe(found, budget=budget, groups=groups, **self._recipe_options)
+        self._recipe, self._trainer = recipe, recipe.trainer
+        self._target, self._leap = target, self._trainer.leap
         self._few_steps = {}
         self._args, self._kwargs, self._posterior = args, kwargs, None
         self._seconds["exploration_time"] = time.perf_counter() - start
 
-    def _starts(self, target: ModelTarget | FunctionTarget) -> Tensor | None:
+    def _explore(self, target: AnyTarget, num_particles: int) -> Survey:
+        try:
+            return survey(target, num_particles, starts=self._starts(target))
+        except NotFiniteError as error:
+            sites = target.not_finite_sites(error.point) if isinstance(target, ModelTarget) else []
+            named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""
+            raise ValueError(f"{error}{named} Check the model for overflows, or start it elsewhere.") from error
+
+    def _starts(self, target: AnyTarget) -> Tensor | None:
         params = self._initial_params
         if params is None:
             return None
         if isinstance(params, Mapping):
-            if not isinstance(target, ModelTarget):
+            if isinstance(target, FunctionTarget):
                 raise ValueError("initial_params must be a tensor (D,) or (S, D) for a log density; got a mapping.")
-            params = target.unconstrain(params)
+            return target.unconstrain(params)
         starts = torch.as_tensor(params)
         starts = starts[None] if starts.dim() == 1 else starts
         if starts.shape[1:] != (target.dim,):
@@ -427,7 +469,7 @@ class OSDS:
         trainer = self.trainer
         if self._posterior is None:
             start = time.perf_counter()
-            exploration = self._survey.exploration
+            found = self._recipe.found
             # A flow that was stepped by hand is judged by the average of its weights, as one trained by run.
             self._leap = trainer.leap if trainer.history.elbo else trainer.averaged()
             num_proposals = self.num_chains * self.num_samples
@@ -438,7 +480,7 @@ class OSDS:
                 self.num_chains,
                 self.num_samples,
                 self.correction,
-                EvidenceCheck(exploration.log_evidence, exploration.std_error),
+                EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
                 getattr(self._target, "improper_sites", ()),
                 reasons=self._volume_reasons(),
                 **({} if vectorized else {"max_draws": num_proposals}),
@@ -478,58 +520,26 @@ class OSDS:
     def _by_chain(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.unflatten(0, (self.num_chains, self.num_samples)) for name, value in values.items()}
 
-    def _sample_stats(self) -> dict[str, Tensor]:
-        draws = self._draws
 
-        return {
-            "lp": draws.proposals.log_prob[draws.index],
-            "log_weight": draws.proposals.log_weight[draws.index],
-            "acceptance_rate": draws.acceptance,
-            "diverging": torch.zeros_like(draws.index, dtype=torch.bool),
-            "log_marginal_likelihood": torch.full((self.num_chains,), self.log_evidence, dtype=torch.float64),
-        }
-
-    def _fit(self) -> dict[str, Any]:
-        evidence = self.evidence
-        check = evidence.check or EvidenceCheck(np.nan, np.nan)
-
-        return {
-            "log_evidence": evidence.log_evidence,
-            "std_error": evidence.std_error,
-            "elbo": evidence.elbo,
-            "ess": evidence.ess,
-            "pareto_k": evidence.pareto_k,
-            "num_draws": evidence.num_draws,
-            "reliable": int(evidence.reliable),
-            "reasons": "\n".join(evidence.reasons),
-            "exploration_log_evidence": check.log_evidence,
-            "exploration_std_error": check.std_error,
-            "num_modes": self._survey.modes.count,
-            "recipe": self._recipe.name,
-            "num_base_components": self._survey.base.num_components,
-        }
-
-    def _fit_stats(self) -> dict[str, Any]:
-        history, taught = self.trainer.history, self._recipe.teacher_history
-
-        return {
-            "loss": np.asarray(history.loss),
-            **{name: np.asarray(values) for name, values in history.terms.items()},
-            **{f"teacher_{name}": np.asarray(values) for name, values in taught.terms.items()},
-            "gap": np.asarray(history.gap),
-            "step": np.asarray(history.step),
-            "elbo": np.asarray(history.elbo),
-            "ess": np.asarray(history.ess),
-            "pareto_k": np.asarray(history.pareto_k),
-            "num_skipped": history.num_skipped,
-        }
+def _model_target(model: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any) -> ModelTarget:
+    return ModelTarget(model, args, kwargs, **options)
 
 
-def _arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: torch.as_tensor(value).detach().cpu().numpy() for name, value in values.items()}
+def _potential_target(
+    potential_fn: Callable[[dict[str, Tensor]], Tensor],
+    initial_params: Mapping[str, Tensor],
+    num_chains: int,
+    options: dict[str, Any],
+    *args: Any,
+    **kwargs: Any,
+) -> PotentialTarget:
+    if args or kwargs:
+        raise ValueError("A potential_fn takes no arguments besides the values of its sites: call run() without any.")
+
+    return PotentialTarget(potential_fn, one_point(potential_fn, initial_params, num_chains), **options)
 
 
-def _same(left: Any, right: Any) -> bool:  # noqa: ANN401
+def _same(left: Any, right: Any) -> bool:
     """Whether two sets of model arguments are the same, tensors by value."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return left is right or (

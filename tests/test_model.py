@@ -345,7 +345,7 @@ def test_unconstrain_orders_values_by_site():
     # The flat vector has the sites' order, not the mapping's; a missing site is named.
     target = ModelTarget(models.schools_centred)
     values = {"theta": torch.arange(8.0), "tau": torch.tensor(-1.0), "mu": torch.tensor(-2.0)}
-    assert target.unconstrain(values).tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert target.unconstrain(values).tolist() == [[-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]]
     with pytest.raises(ValueError, match=r"lacks the latent sites \['mu', 'tau'\]"):
         target.unconstrain({"theta": torch.zeros(8)})
 
@@ -387,10 +387,11 @@ def test_latents_must_be_continuous():
         ModelTarget(model)
 
 
-def test_a_model_without_latents_is_refused():
-    # The sample sites that there are, are listed.
-    with pytest.raises(ValueError, match=r"no latent sample site \(sample sites found: \['y'\]\)"):
-        ModelTarget(lambda: pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0)))
+def test_a_model_without_latents_is_a_constant():
+    # No coordinates, and a log density that is the log likelihood at every point.
+    target = ModelTarget(lambda: pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0)))
+    assert target.dim == 0 and target.constrain(torch.zeros(3, 0)) == {}
+    torch.testing.assert_close(target.log_prob(torch.zeros(3, 0)), torch.full((3,), -0.5 * math.log(2 * math.pi)))
 
 
 def test_subsampling_is_refused():

@@ -384,15 +384,21 @@ def test_unknown_correction():
         OSDS(conjugate, correction="mcmc")
 
 
-def test_no_latent_site():
+def test_a_model_without_latents_has_an_exact_evidence(capsys):
+    # Nothing to sample: no draws, and the log likelihood is the log evidence, without an error.
     def model(y):
         pyro.sample("y", dist.Normal(0.0, 1.0).expand([5]).to_event(1), obs=y)
 
-    with pytest.raises(ValueError, match=r"no latent sample site \(sample sites found: \['y'\]\)"):
-        fit(model, Y)
+    osds = fit(model, Y)
+    expected = dist.Normal(0.0, 1.0).log_prob(Y).sum().item()
+    assert osds.get_samples() == {} and osds.evidence.reliable and osds.log_evidence_se == 0.0
+    assert math.isclose(osds.log_evidence, expected, rel_tol=1e-6)
+    assert math.isclose(osds.step(Y), -expected, rel_tol=1e-6)
+    assert osds.to_inference_data()["fit"]["log_evidence"].item() == osds.log_evidence
+    osds.summary()
+    assert "log evidence" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_density_that_is_never_finite(value):
     def model():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))

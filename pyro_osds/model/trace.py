@@ -15,6 +15,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_osds.model.run import is_missing_part
+
 _LOCATION_SCALE = (
     torch.distributions.Normal,
     torch.distributions.StudentT,
@@ -51,32 +53,27 @@ def is_value(site: Mapping[str, Any]) -> bool:
     return site["type"] == "sample" and not isinstance(site["fn"], _Subsample) and not auxiliary
 
 
-def check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any]) -> None:  # noqa: ANN401
-    """Refuse subsampled plates, models without latents, discrete latents, and transforms of unknown sites."""
+def check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any]) -> None:
+    """Refuse subsampled plates, discrete latents that cannot be summed out, and transforms of unknown sites."""
     for name, site in trace.nodes.items():
         if isinstance(site.get("fn"), _Subsample) and len(site["value"]) < site["fn"].size:
             raise ValueError(
                 f"Plate {name!r} subsamples {len(site['value'])} of {site['fn'].size} rows: the density would change "
                 "at every evaluation. Remove subsample_size; whole data sets are evaluated in one batch."
             )
-    if not latents:
-        observed = [name for name, site in trace.nodes.items() if site["type"] == "sample"]
-        raise ValueError(
-            f"The model has no latent sample site (sample sites found: {observed}). "
-            "Leave obs= away at the sites to infer."
-        )
     for site in latents:
         if site["fn"].support.is_discrete:
             raise ValueError(
-                f"Latent site {site['name']!r} is discrete ({type(site['fn']).__name__}); the sampler needs continuous "
-                "latents. Sum it out in the model, for instance with MixtureSameFamily, or observe it."
+                f"Latent site {site['name']!r} is discrete ({type(site['fn']).__name__}) with values that cannot be "
+                "enumerated. Sum it out in the model, for instance GammaPoisson for a Poisson with a Gamma rate, give "
+                "it finitely many values, for instance with Categorical, or observe it."
             )
     unknown = transforms.keys() - {site["name"] for site in latents}
     if unknown:
         raise ValueError(f"transforms names the sites {sorted(unknown)}, which are not latent sites of the model.")
 
 
-def check_plates(trace: Any, max_plate_nesting: int | None) -> None:  # noqa: ANN401
+def check_plates(trace: Any, max_plate_nesting: int | None) -> None:
     """Refuse plates nested deeper than the user allows."""
     if max_plate_nesting is None:
         return
@@ -86,6 +83,28 @@ def check_plates(trace: Any, max_plate_nesting: int | None) -> None:  # noqa: AN
             raise ValueError(
                 f"Site {name!r} lies {depth} plates deep, but max_plate_nesting is {max_plate_nesting}. "
                 f"Pass max_plate_nesting={depth} or leave it away."
+            )
+
+
+def plate_nesting(trace: Any) -> int:
+    """How many tensor dimensions belong to plates."""
+    stacks = (site["cond_indep_stack"] for site in trace.nodes.values() if site["type"] == "sample")
+
+    return max((-frame.dim for stack in stacks for frame in stack if frame.vectorized), default=0)
+
+
+def check_stray_dims(trace: Any) -> None:
+    """Refuse dimensions that belong to no plate: beside discrete latents nobody could tell what they are."""
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or isinstance(site["fn"], _Subsample):
+            continue
+        shape = tuple(site["log_prob"].shape)
+        plates = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+        if any(size > 1 and axis - len(shape) not in plates for axis, size in enumerate(shape)):
+            raise ValueError(
+                f"Site {name!r} has a log density of shape {shape}, with a dimension that belongs to no plate. "
+                "Beside discrete latents every dimension must: put the site into a pyro.plate, or declare the "
+                "dimension with .to_event()."
             )
 
 
@@ -104,7 +123,7 @@ def site_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def loc_scale(fn: Any) -> tuple[Tensor, Tensor] | None:  # noqa: ANN401
+def loc_scale(fn: Any) -> tuple[Tensor, Tensor] | None:
     """Location and scale of a distribution on the real line that has both, else None."""
     shape = fn.shape()
     while isinstance(fn, (torch.distributions.Independent, MaskedDistribution)):
@@ -115,26 +134,33 @@ def loc_scale(fn: Any) -> tuple[Tensor, Tensor] | None:  # noqa: ANN401
     return fn.loc.expand(shape), fn.scale.expand(shape)
 
 
-def joint_dtype(trace: Any) -> torch.dtype:  # noqa: ANN401
-    """The floating point type of the log joint density: the widest of the sites'."""
+def joint_like(trace: Any) -> Tensor:
+    """An empty tensor with the device of the log joint density and its type, the widest of the sites'."""
     sites = [s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample)]
+    terms = [s["log_prob_sum"] for s in sites if isinstance(s["log_prob_sum"], Tensor)]
     dtype = torch.float32
-    for site in sites:
-        if isinstance(site["log_prob_sum"], Tensor):
-            dtype = torch.promote_types(dtype, site["log_prob_sum"].dtype)
+    for term in terms:
+        dtype = torch.promote_types(dtype, term.dtype)
+    latents = [s["value"] for s in sites if is_latent(s)]
 
-    return dtype
+    return torch.empty(0, dtype=dtype, device=(latents or terms or [torch.empty(0)])[0].device)
 
 
-def observed_values(trace: Any) -> dict[str, Tensor]:  # noqa: ANN401
+def observed_values(trace: Any) -> dict[str, Tensor]:
     """Values of the observed sites, by name."""
     nodes = trace.nodes.items()
 
     return {n: s["value"] for n, s in nodes if is_value(s) and s["is_observed"] and "_deterministic" not in s["infer"]}
 
 
-def is_improper(site: Mapping[str, Any]) -> bool:
-    """Whether a latent's prior is flat somewhere: ImproperUniform, or masked out."""
+def improper_sites(trace: Any) -> tuple[str, ...]:
+    """Latent sites whose prior is flat somewhere: ImproperUniform, or masked out."""
+    latents = {name: site for name, site in trace.nodes.items() if is_latent(site)}
+
+    return tuple(n for n, site in latents.items() if _is_improper(site) and not is_missing_part(site, trace.nodes))
+
+
+def _is_improper(site: Mapping[str, Any]) -> bool:
     fn = site["fn"]
     while fn is not None:
         mask = getattr(fn, "_mask", None)
@@ -146,7 +172,7 @@ def is_improper(site: Mapping[str, Any]) -> bool:
     return mask is not None and not bool(torch.as_tensor(mask).all())
 
 
-def outside_support(trace: Any) -> dict[str, tuple[float, str]]:  # noqa: ANN401
+def outside_support(trace: Any) -> dict[str, tuple[float, str]]:
     """Observed sites with a value outside their support: ``{name: (the value, the support)}``."""
     outside = {}
     for name, site in trace.nodes.items():

@@ -1,0 +1,118 @@
+"""OSDS as a kernel of Pyro's MCMC, for code that is built around ``MCMC(kernel, ...)``."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from pyro_osds.osds import OSDS
+
+_DRAWS_AT_ONCE = 1000
+
+
+class OSDSKernel(MCMCKernel):
+    """A one-step diffusion sampler where ``NUTS(model)`` stood, unchanged around it.
+
+    The first chain trains the flow; each chain is an independence Metropolis-Hastings chain of its own over fresh
+    draws, so R-hat and the effective sample size show a flow that is wrong. Steps of warm-up cost next to nothing and
+    are not needed: ``warmup_steps=0`` will do.
+
+    Arguments:
+        model: A Pyro model.
+        options: As for :class:`OSDS`, except the numbers of samples and chains, which are ``MCMC``'s. ``transforms``
+            belong here rather than to ``MCMC``, since the kernel hands out values on the constrained side.
+
+    Raises:
+        ValueError: If an option belongs to ``MCMC``.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro.infer import MCMC
+        >>> def model():
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(2.0))
+        >>> mcmc = MCMC(OSDSKernel(model), num_samples=300, warmup_steps=0, disable_progbar=True)
+        >>> mcmc.run()
+        >>> print(f"{mcmc.get_samples()['x'].mean():.0f}")
+        1
+    """
+
+    def __init__(self, model: Callable[..., Any] | None = None, **options: Any) -> None:
+        given = sorted({"num_samples", "num_chains"} & options.keys())
+        if given:
+            raise ValueError(f"{given} belong to MCMC: pass them there, not to OSDSKernel.")
+        self.model = model
+        self.transforms: dict[str, Any] = {}
+        self.osds: OSDS | None = None
+        self._options = options
+        self._initial_params: Mapping[str, Tensor] | None = options.pop("initial_params", None)
+        self._acceptance: list[float] = []
+        self._queue: list[dict[str, Tensor]] = []
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Train, unless the same arguments have been trained on, and start a chain."""
+        if self.osds is None or not self.osds.is_trained_on(*args, **kwargs):
+            options = {"disable_progbar": True, **self._options}
+            self.osds = OSDS(
+                self.model,
+                num_samples=_DRAWS_AT_ONCE,
+                num_chains=1,
+                initial_params=self._initial_params,
+                **options,
+            )
+            self.osds.run(*args, **kwargs)
+        self._acceptance, self._queue = [], []
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        """Values of the first draw, by site; on the constrained side, as all values that the kernel hands out."""
+        if not self._queue:
+            self._refill()
+
+        return self._queue[-1]
+
+    @initial_params.setter
+    def initial_params(self, params: Mapping[str, Tensor]) -> None:
+        self._initial_params = params
+
+    def sample(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The chain's next state, by site; it does not depend on how the last one is given."""
+        if not self._queue:
+            self._refill()
+
+        return self._queue.pop()
+
+    def _refill(self) -> None:
+        """A stretch of the chain from fresh draws; its first state is drawn by weight, so stretches may be joined."""
+        assert self.osds is not None
+        self.osds.redraw()
+        samples = self.osds.get_samples()
+        # MCMC sets this attribute where the user wants to keep some sites only.
+        names = getattr(self, "save_params", samples)
+        states = [{name: samples[name][i] for name in names} for i in range(_DRAWS_AT_ONCE)]
+        self._queue = states[::-1]
+        self._acceptance.append(self.osds.diagnostics()["acceptance rate"]["chain 0"])
+
+    def logging(self) -> OrderedDict[str, str]:
+        """What the progress bar shows."""
+        assert self.osds is not None
+
+        return OrderedDict([("log evidence", f"{self.osds.log_evidence:.3f}")])
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Divergences (none), acceptance rate, and the log evidence with its standard error and verdict."""
+        assert self.osds is not None
+        evidence = self.osds.evidence
+
+        return {
+            "divergences": [],
+            "acceptance rate": sum(self._acceptance) / max(1, len(self._acceptance)),
+            "log evidence": evidence.log_evidence,
+            "log evidence se": evidence.std_error,
+            "pareto k": evidence.pareto_k,
+            "reliable": evidence.reliable,
+        }

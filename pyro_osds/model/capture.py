@@ -1,0 +1,128 @@
+"""A batched log density as one recorded graph of tensor operations.
+
+Running a Pyro model is mostly Python: handlers, distribution objects, transforms. All of it is done once, while
+``make_fx`` records the tensor operations of densities and scores, and never again. The record is traced and frozen by
+TorchScript where that holds. It belongs to one batch size, so batches are cut into blocks; and to one run, whose data
+are constants in it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+BLOCK_SIZE = 256
+"""Points that a graph evaluates at once."""
+
+MIN_BATCH = 64
+"""A smaller batch is not worth a whole block."""
+
+Densities = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps points ``(B, D)`` to log priors and log likelihoods, ``(B,)`` each."""
+
+Graph = Callable[[Tensor], tuple[Tensor, ...]]
+"""Maps a block of points to densities ``(B,), (B,)`` and, if asked for, their scores ``(B, D), (B, D)``."""
+
+
+def with_scores(densities: Densities) -> Graph:
+    """Log prior, log likelihood, and the score of each.
+
+    Example:
+        >>> f = with_scores(lambda z: (-z.square().sum(-1), 2 * z[:, 0]))
+        >>> f(torch.tensor([[1.0, 3.0]]))
+        (tensor([-10.]), tensor([2.]), tensor([[-2., -6.]]), tensor([[2., 0.]]))
+    """
+
+    def evaluate(z: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            log_prior, log_likelihood = densities(z)
+            scores = [_gradient(log_prior, z), _gradient(log_likelihood, z)]
+
+        return log_prior.detach(), log_likelihood.detach(), *scores
+
+    return evaluate
+
+
+def _gradient(values: Tensor, z: Tensor) -> Tensor:
+    if not values.requires_grad:
+        return torch.zeros_like(z)
+    return torch.autograd.grad(values.sum(), z, retain_graph=True, materialize_grads=True)[0]
+
+
+def record(function: Graph, z: Tensor) -> Graph:
+    """The tensor operations of a function, recorded at a block of points.
+
+    Arguments:
+        function: What to record; it must do the same operations at every point.
+        z: The block, ``(BLOCK_SIZE, D)``.
+
+    Returns:
+        The recorded function, for blocks of the same size.
+    """
+    # Every tensor of the record gets a description; without a context, each would come from a mode of its own.
+    context = tracing(TracingContext(FakeTensorMode()))
+    with torch.no_grad():
+        with context:
+            # A plain function of one argument, whatever kind of callable it was.
+            graph = make_fx(lambda points: function(points))(z).eval()
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        return _freeze(graph, z)
+
+
+def _freeze(graph: Any, z: Tensor) -> Graph:
+    """The graph without Python between its operations, or as it is where TorchScript cannot hold it."""
+    try:
+        with warnings.catch_warnings():
+            # torch >= 2.13 announces the end of TorchScript; traced values that became constants are checked later.
+            warnings.simplefilter("ignore")
+            return torch.jit.freeze(torch.jit.trace(graph, (z,), check_trace=False))
+    except Exception:  # noqa: BLE001 - whatever TorchScript objects to, the graph itself still works
+        return graph
+
+
+def in_blocks(graph: Graph, z: Tensor) -> tuple[Tensor, ...]:
+    """A recorded function on any number of points; the last block is filled up with copies of the last point.
+
+    Arguments:
+        graph: The function, for blocks.
+        z: Points, ``(B, D)``.
+    """
+    num_blocks = math.ceil(len(z) / BLOCK_SIZE)
+    filling = z[-1:].expand(num_blocks * BLOCK_SIZE - len(z), -1)
+    blocks = torch.cat([z, filling]).split(BLOCK_SIZE)
+    with torch.no_grad():
+        results = zip(*[graph(block) for block in blocks], strict=True)
+
+    return tuple(torch.cat(parts)[: len(z)] for parts in results)
+
+
+class DensitiesWithScores(torch.autograd.Function):
+    """Densities whose gradients are scores that a graph has computed already."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Densities at ``z``, ``(B, D) -> (B,), (B,)``; the scores are kept."""
+        log_prior, log_likelihood, *scores = in_blocks(graph, z)
+        ctx.save_for_backward(*scores)
+
+        return log_prior, log_likelihood
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Gradients of the densities times their scores."""
+        # A density that nobody asked for must not bring in its infinities.
+        pairs = zip(gradients, ctx.saved_tensors, strict=True)
+        parts = [torch.where(gradient[:, None] == 0, 0.0, gradient[:, None] * score) for gradient, score in pairs]
+
+        return parts[0] + parts[1], None

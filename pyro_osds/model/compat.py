@@ -1,0 +1,165 @@
+r"""What :func:`torch.func.vmap` and Pyro do not agree on, made to agree while the model runs.
+
+The mode below answers a few torch functions in a way that works for a batch of runs, with the same result for a single
+one:
+
+* A matrix without a Cholesky factor, or a singular one, becomes nan. Otherwise one of them raises for the whole batch;
+  as nan it only marks its own point as impossible.
+* ``x[mask] = value`` becomes a ``where``: a batch has a mask of its own for each point.
+* ``torch.tensor([a, b])`` of tensors becomes a ``stack``, which also keeps their gradients.
+* ``x.data`` becomes ``x.detach()``, which a batch has.
+* Checks of arguments, which would look at all points at once, pass.
+* New tensors belong to the batch from the start, if asked for: writing a batched value into an unbatched tensor fails.
+* Binary cross entropy on logits is written with ``logsigmoid``: the same function with a third of the operations.
+
+Pyro's logarithm with a bounded gradient is a function that vmap refuses; :func:`vmappable_pyro` puts another in its
+place, and the old one back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.ops.special
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_FACTORIES = {
+    torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.tensor,
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.clone,
+    Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor, Tensor.clone,
+}  # fmt: skip
+
+
+class VmapCompat(TorchFunctionMode):
+    """Torch as a batch of model runs needs it.
+
+    Arguments:
+        batched: If given, new tensors get the batch dimensions of this one.
+    """
+
+    def __init__(self, batched: Tensor | None = None) -> None:
+        super().__init__()
+        self._zero = None if batched is None else torch.zeros_like(batched).sum()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = _ANSWERS.get(func) or func
+        result = answer(*args, **(kwargs or {}))
+        if self._zero is None or func not in _FACTORIES:
+            return result
+
+        return result | self._zero.bool() if result.dtype == torch.bool else result + self._zero.to(result.dtype)
+
+
+@contextlib.contextmanager
+def vmappable_pyro() -> Iterator[None]:
+    """Pyro without validation and with operations that vmap can run; everything is put back, whatever happens."""
+    safe_log = pyro.ops.special._SafeLog
+    pyro.ops.special._SafeLog = _SafeLog
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        pyro.ops.special._SafeLog = safe_log
+
+
+class _SafeLog:
+    """A logarithm whose gradient is ``1 / max(x, eps)``."""
+
+    @staticmethod
+    def apply(x: Tensor) -> Tensor:
+        fixed = x.detach()
+        slope = fixed.clamp(min=torch.finfo(x.dtype).eps).reciprocal()
+
+        # The last term is zero and carries the gradient.
+        return fixed.log() + (x - fixed) * slope
+
+
+# ---- answers ----
+
+
+def _cholesky(matrix: Tensor, *, upper: bool = False, **_: Any) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
+
+    return _nan_where(info != 0, factor)
+
+
+def _cholesky_old(matrix: Tensor, upper: bool = False) -> Tensor:
+    return _cholesky(matrix, upper=upper)
+
+
+def _inv(matrix: Tensor, **_: Any) -> Tensor:
+    inverse, info = torch.linalg.inv_ex(matrix)
+
+    return _nan_where(info != 0, inverse)
+
+
+def _nan_where(failed: Tensor, matrix: Tensor) -> Tensor:
+    return torch.where(failed[..., None, None], torch.nan, matrix)
+
+
+def _setitem(tensor: Tensor, index: Any, value: Any) -> None:
+    if isinstance(index, Tensor) and index.dtype == torch.bool and torch.as_tensor(value).dim() == 0:
+        mask = index.reshape(index.shape + (1,) * (tensor.dim() - index.dim()))
+        tensor.copy_(torch.where(mask, value, tensor))
+    else:
+        tensor[index] = value
+
+
+def _tensor(data: Any, **kwargs: Any) -> Tensor:
+    if not _holds_tensors(data):
+        return torch.tensor(data, **kwargs)
+    options = {name: kwargs[name] for name in ("dtype", "device") if kwargs.get(name) is not None}
+    stacked = _stack(data)
+
+    return stacked.to(**options) if options else stacked
+
+
+def _holds_tensors(data: Any) -> bool:
+    return isinstance(data, (list, tuple)) and any(isinstance(item, Tensor) or _holds_tensors(item) for item in data)
+
+
+def _stack(data: Any) -> Tensor:
+    return torch.stack([_stack(item) for item in data]) if isinstance(data, (list, tuple)) else torch.as_tensor(data)
+
+
+def _arange(*args: Any, **kwargs: Any) -> Tensor:
+    # A constant: plates read their indices back as Python numbers, which a graph in the making does not allow.
+    with disable_proxy_modes_tracing():
+        return torch.arange(*args, **kwargs)
+
+
+def _bce_with_logits(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, *args: Any, reduction: str = "mean", **kwargs: Any
+) -> Tensor:
+    plain = weight is None and not args and kwargs.get("pos_weight") is None and reduction == "none"
+    if not plain:
+        return functional.binary_cross_entropy_with_logits(logits, target, weight, *args, reduction=reduction, **kwargs)
+
+    return (1.0 - target) * logits - functional.logsigmoid(logits)
+
+
+def _is_all_true(_: Tensor) -> Tensor:
+    return torch.ones((), dtype=torch.bool)
+
+
+_ANSWERS: dict[Any, Callable[..., Any]] = {
+    torch.linalg.cholesky: _cholesky,
+    torch.cholesky: _cholesky_old,
+    Tensor.cholesky: _cholesky_old,
+    torch.linalg.inv: _inv,
+    torch.inverse: _inv,
+    Tensor.inverse: _inv,
+    Tensor.__setitem__: _setitem,
+    Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
+    torch.tensor: _tensor,
+    torch.arange: _arange,
+    torch._is_all_true: _is_all_true,  # type: ignore[attr-defined]
+    functional.binary_cross_entropy_with_logits: _bce_with_logits,
+}

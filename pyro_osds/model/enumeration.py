@@ -1,0 +1,104 @@
+r"""Discrete latents, summed out exactly.
+
+.. math:: \gamma(u) = \sum_{k} \gamma(u, k)
+
+Every discrete latent takes all its values at once, each along a tensor dimension of its own to the left of all plates;
+Pyro's tensor variable elimination then sums the product of all densities over those dimensions, plate by plate and, in
+a ``pyro.markov`` chain, step by step.
+
+Source: Obermeyer et al. 2019 (1902.03210).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from opt_einsum import shared_intermediates
+from pyro import poutine
+from pyro.ops.contract import contract_to_tensor
+from pyro.poutine.enum_messenger import EnumMessenger
+from torch import Tensor
+
+
+class Enumerate(EnumMessenger):
+    """All discrete latents take all their values at once, whatever the model asks for.
+
+    Arguments:
+        max_plate_nesting: How many dimensions from the right belong to plates.
+    """
+
+    def __init__(self, max_plate_nesting: int) -> None:
+        super().__init__(first_available_dim=-1 - max_plate_nesting)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_enumerable(msg) and not msg["done"]:
+            msg["infer"] |= {"enumerate": "parallel"}
+        super()._pyro_sample(msg)
+
+
+def is_enumerable(site: Any) -> bool:
+    """Whether a site is a discrete latent with finitely many values."""
+    return not site["is_observed"] and getattr(site["fn"], "has_enumerate_support", False)
+
+
+def sum_out(sites: Iterable[Any]) -> Tensor:
+    """The log of the sum over all discrete latents of the product of densities, a scalar.
+
+    Arguments:
+        sites: Sites of one enumerated run, each with its ``log_prob``.
+
+    Raises:
+        ValueError: If a density has a dimension that belongs neither to a plate nor to a discrete latent.
+    """
+    trace: Any = poutine.Trace()
+    for site in sites:
+        # Packing marks tensors, so it gets fresh ones.
+        log_prob = site["log_prob"][...]
+        infer = dict(site["infer"])
+        trace.add_node(
+            site["name"], **{**site, "infer": infer, "log_prob": log_prob, "unscaled_log_prob": log_prob[...]}
+        )
+    trace.pack_tensors()
+    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    for site in trace.nodes.values():
+        plates = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+        factors.setdefault(plates, []).append(site["packed"]["log_prob"])
+    enumerated = set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
+    with shared_intermediates() as cache:
+        return contract_to_tensor(factors, enumerated, cache=cache)
+
+
+def pointwise(site: Any, discrete: Iterable[Any]) -> Tensor | None:
+    r"""An observed site's log likelihood of each row, if its rows are independent given the continuous latents.
+
+    .. math:: \log p(y_i) = \log \sum_k p(k_i) \, p(y_i \mid k_i)
+
+    Arguments:
+        site: The observed site, with its ``log_prob``.
+        discrete: The discrete latents of the same run.
+
+    Returns:
+        ``(*batch_shape,)``, or None where a discrete latent ties rows together, as in a hidden Markov model.
+    """
+    plates = site["cond_indep_stack"]
+    nesting = max((-frame.dim for frame in plates if frame.vectorized), default=0)
+    dims = _enumerated_dims(site, nesting)
+    if not dims:
+        return site["log_prob"].reshape(site["log_prob"].shape[max(0, site["log_prob"].dim() - nesting) :])
+    parents = [latent for latent in discrete if latent["infer"].get("_enumerate_dim") in dims]
+    local = len(parents) == 1 and set(parents[0]["cond_indep_stack"]) == set(plates)
+    if not local or _enumerated_dims(parents[0], nesting) != dims:
+        return None
+    total = torch.logsumexp(site["log_prob"] + parents[0]["log_prob"], min(dims))
+
+    return total.reshape(total.shape[max(0, total.dim() - nesting) :])
+
+
+def _enumerated_dims(site: Any, nesting: int) -> set[int]:
+    """Dimensions left of the plates in which a log density is not constant."""
+    shape = site["log_prob"].shape
+
+    return {-dim for dim in range(nesting + 1, len(shape) + 1) if shape[-dim] > 1}

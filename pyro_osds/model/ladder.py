@@ -1,0 +1,242 @@
+"""From a density of one point to the density of a batch, on the fastest rung that is right.
+
+| rung | how | |
+|---|---|---|
+| ``captured`` | one recorded graph of tensor operations | hundreds of times faster than the loop |
+| ``vmap`` | :func:`torch.func.vmap` of the model, under a layer that makes both agree | a hundred times faster |
+| ``loop`` | point by point | always right |
+
+A rung is used after it agreed with the loop, value and gradient, at a few points. From the loop upwards: vmap, then
+vmap with tensors that belong to the batch from the start, then a graph of whichever of the two worked.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.ops.integrator import _EXCEPTION_HANDLERS
+from torch import Tensor
+
+from pyro_osds.model.capture import (
+    BLOCK_SIZE,
+    MIN_BATCH,
+    DensitiesWithScores,
+    Graph,
+    in_blocks,
+    record,
+    with_scores,
+)
+from pyro_osds.model.compat import VmapCompat, vmappable_pyro
+from pyro_osds.model.source import first_line, user_line
+
+VECTORIZE = ("auto", "vmap", "loop")
+CAPTURE = ("auto", False)
+
+Single = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps one point ``(D,)`` to its log prior and log likelihood, two scalars."""
+
+
+class VectorizationWarning(UserWarning):
+    """The model cannot be evaluated in batches and runs point by point, which is slow but right."""
+
+
+class Ladder:
+    """A batch of points, evaluated on the fastest rung that agrees with the loop.
+
+    Arguments:
+        single: Log prior and log likelihood of one point.
+        example: A point ``(D,)`` of the right type and device.
+        vectorize: ``"auto"``, ``"vmap"`` (an error where vmap fails) or ``"loop"``.
+        capture: ``"auto"``, or False for no graphs.
+
+    Raises:
+        ValueError: If an option is unknown, or ``vectorize="vmap"`` and vmap fails or is wrong.
+
+    Example:
+        >>> ladder = Ladder(lambda z: (-0.5 * z.square().sum(), z.sum()), torch.zeros(2))
+        >>> ladder.rung
+        'captured'
+        >>> ladder.densities(torch.ones(3, 2))
+        (tensor([-1., -1., -1.]), tensor([2., 2., 2.]))
+    """
+
+    def __init__(self, single: Single, example: Tensor, vectorize: str = "auto", capture: str | bool = "auto") -> None:
+        for name, value, allowed in (("vectorize", vectorize, VECTORIZE), ("capture", capture, CAPTURE)):
+            if value not in allowed or isinstance(value, int) != isinstance(value, bool):
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+        self.single = single
+        self.reason = ""
+        self._options = vectorize, capture
+        self._example = example
+        self._batched_factories = False
+        self._graphs: dict[bool, Graph] = {}
+        self._points = check_points(example)
+        self._expected = self._on_loop(with_scores(self.densities), self._points)
+        self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
+        self._may_capture = self.vectorized and capture == "auto" and len(example) > 0
+
+    def of(self, single: Single) -> Ladder:
+        """A ladder with the same options for another density of the same points."""
+        return Ladder(single, self._example, *self._options)
+
+    @property
+    def rung(self) -> str:
+        """``"captured"``, ``"vmap"`` or ``"loop"``."""
+        if not self.vectorized:
+            return "loop"
+        if self._may_capture and not self._graphs:
+            self._capture(scores=True)
+
+        return "captured" if self._may_capture else "vmap"
+
+    def densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log priors and log likelihoods, ``(B, D) -> (B,), (B,)``, differentiable."""
+        if z.shape[1] == 0 and len(z) > 1:
+            # Without coordinates all points are the same.
+            log_prior, log_likelihood = self.densities(z[:1])
+            return log_prior.expand(len(z)), log_likelihood.expand(len(z))
+        if self._may_capture and len(z) >= MIN_BATCH and z.dtype == self._example.dtype:
+            scores = torch.is_grad_enabled() and z.requires_grad
+            graph = self._graphs.get(scores) or self._capture(scores)
+            if graph is not None:
+                log_prior, log_likelihood = DensitiesWithScores.apply(z, graph) if scores else in_blocks(graph, z)
+                return log_prior, log_likelihood
+
+        return self.map(self.single, z)
+
+    def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
+        """Any function of one point, over the rows of ``z``: tensors, tuples or mappings of them, stacked."""
+        with vmappable_pyro():
+            # A point at which linear algebra fails has no density, as in Pyro's own samplers.
+            read_one = _or_nan(read) if read is self.single else read
+            if not self.vectorized:
+                return _loop(read_one, z)
+            try:
+                return self._vmap(read, z)
+            except RuntimeError as error:
+                if not _is_numerical(error):
+                    raise
+                return _loop(read_one, z)
+
+    def _vmap(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
+        def single(row: Tensor) -> Any:
+            with VmapCompat(row if self._batched_factories else None):
+                return read(row)
+
+        return torch.func.vmap(single, randomness="error")(z)
+
+    def _on_loop(self, function: Graph, z: Tensor) -> tuple[Tensor, ...]:
+        vectorized, self.vectorized = getattr(self, "vectorized", False), False
+        may_capture, self._may_capture = getattr(self, "_may_capture", False), False
+        try:
+            return function(z)
+        finally:
+            self.vectorized, self._may_capture = vectorized, may_capture
+
+    def _climb(self, must: bool) -> bool:
+        """Whether vmap runs the density and agrees with the loop."""
+        self._may_capture = False
+        self.vectorized = True
+        for self._batched_factories in (False, True):
+            try:
+                got = with_scores(self.densities)(self._points)
+            except Exception as error:  # noqa: BLE001 - any failure of vmap means the same: use the loop
+                why = f"{user_line(error)} failed under torch.func.vmap: {first_line(error)}"
+            else:
+                if agree(got, self._expected):
+                    return True
+                total, expected = got[0] + got[1], self._expected[0] + self._expected[1]
+                why = (
+                    "under torch.func.vmap the log density or its gradient differs from single runs "
+                    f"(log densities {total.tolist()} against {expected.tolist()})"
+                )
+            self.reason = self.reason or why
+        self.vectorized = False
+        if must:
+            raise ValueError(f"vectorize='vmap' does not work for this model: {self.reason}. Use vectorize='auto'.")
+        warnings.warn(
+            f"The model runs point by point, about a hundred times slower than in batches: {self.reason}.",
+            VectorizationWarning,
+            stacklevel=6,
+        )
+
+        return False
+
+    def _capture(self, scores: bool) -> Graph | None:
+        """A graph that agrees with the loop, or None, after which there will be no other attempt."""
+        self._may_capture = False
+        function = with_scores(self.densities) if scores else self.densities
+        filling = self._points[:1].expand(BLOCK_SIZE - len(self._points), -1)
+        block = torch.cat([self._points, filling])
+        try:
+            graph = record(function, block.roll(1, 0))
+            got = in_blocks(graph, block[:MIN_BATCH])
+        except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
+            self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
+            return None
+        count = len(self._points)
+        if not agree(tuple(part[:count] for part in got), self._expected):
+            self.reason = "the captured graph differs from single runs"
+            return None
+        self._graphs[scores] = graph
+        self._may_capture = True
+
+        return graph
+
+
+def check_points(example: Tensor) -> Tensor:
+    """Five points at which rungs are compared, near the origin and further out, ``(5, D)``."""
+    with torch.random.fork_rng(devices=[]):
+        noise = torch.randn(5, len(example), dtype=example.dtype)
+
+    return noise.to(example.device) * example.new_tensor([0.5, 0.5, 0.5, 1.0, 2.0])[:, None]
+
+
+def agree(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    """Whether values and scores are equal up to rounding; where single runs are not finite, others must not be."""
+    got, expected = got[: len(expected)], expected[: len(got)]
+    usable = torch.stack([value.isfinite() for value in expected[:2]]).all(0)
+    if not torch.equal(torch.stack([value.isfinite() for value in got[:2]]).all(0), usable):
+        return False
+    rounding = 1e-4 if expected[0].dtype == torch.float32 else 1e-8
+
+    return all(_close(a[usable], b[usable], rounding) for a, b in zip(got, expected, strict=True))
+
+
+def _close(got: Tensor, expected: Tensor, rounding: float) -> bool:
+    finite = expected.isfinite()
+    size = expected[finite].abs().amax().clamp(min=1.0).item() if finite.any() else 1.0
+
+    return torch.allclose(got[finite], expected[finite], rtol=10 * rounding, atol=rounding * size)
+
+
+def _loop(read: Callable[[Tensor], Any], z: Tensor) -> Any:
+    results = []
+    for row in z:
+        with VmapCompat():
+            results.append(read(row))
+    if isinstance(results[0], dict):
+        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+    return tuple(torch.stack(column) for column in zip(*results, strict=True))
+
+
+def _or_nan(single: Single) -> Single:
+    def densities(row: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return single(row)
+        except RuntimeError as error:
+            if not _is_numerical(error):
+                raise
+            nan = torch.nan * row.sum()
+            return nan, nan
+
+    return densities
+
+
+def _is_numerical(error: RuntimeError) -> bool:
+    """Whether Pyro's samplers count an exception as a point of no density."""
+    return any(handler(error) for handler in _EXCEPTION_HANDLERS.values())

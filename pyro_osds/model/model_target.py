@@ -1,0 +1,304 @@
+"""A Pyro model's unconstrained posterior as a batched log density.
+
+The model is written for one draw. ``run`` runs it at one point, ``ladder`` evaluates batches of points.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
+from torch import Tensor
+from torch.distributions import AffineTransform, Transform, biject_to
+
+from pyro_osds.model.compat import VmapCompat, vmappable_pyro
+from pyro_osds.model.determinism import check_deterministic
+from pyro_osds.model.enumeration import Enumerate, is_enumerable
+from pyro_osds.model.ladder import Ladder, check_points
+from pyro_osds.model.prior import sample_latents
+from pyro_osds.model.run import ModelRun
+from pyro_osds.model.sites import LatentSite, flatten, split
+from pyro_osds.model.source import first_line
+from pyro_osds.model.trace import (
+    check_latents,
+    check_plates,
+    check_stray_dims,
+    improper_sites,
+    init_anywhere,
+    is_latent,
+    is_value,
+    joint_like,
+    loc_scale,
+    observed_values,
+    outside_support,
+    plate_nesting,
+    site_dims,
+)
+
+_PROTOTYPE_TRIES = 20
+
+
+class ModelTarget:
+    """The unconstrained posterior of a Pyro model, as a :class:`~pyro_osds.target.Target`.
+
+    Discrete latents with finitely many values are summed out; continuous ones are the coordinates. A model without
+    continuous latents has ``dim`` 0, and its log density is its log evidence.
+
+    Arguments:
+        model: A Pyro model; every stochastic site without ``obs=`` is a latent.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        init_strategy: Pyro's init strategy, used for the first run.
+        transforms: Constrained-to-unconstrained transforms by site, as in :class:`pyro.infer.MCMC`.
+        max_plate_nesting: Tensor dimensions that belong to plates; default: as many as the first run uses.
+        vectorize: As for :class:`pyro_osds.OSDS`.
+        capture: As for :class:`pyro_osds.OSDS`.
+
+    Raises:
+        ValueError: If the model has an unsupported latent, is random, changes its structure or observes what cannot be.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> target = ModelTarget(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)))
+        >>> target.log_prob(torch.zeros(2, 1))
+        tensor([-0.9189, -0.9189])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        init_strategy: Callable[..., Any] = init_to_uniform,
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
+        vectorize: str = "auto",
+        capture: str | bool = "auto",
+    ) -> None:
+        self.model = model
+        self.args = args
+        self.kwargs = dict(kwargs or {})
+        self.init_strategy = init_strategy
+        self.transforms = dict(transforms or {})
+        self.standardized = False
+        trace = self._prototype()
+        latents = [site for site in trace.nodes.values() if is_latent(site)]
+        discrete = [site for site in latents if is_enumerable(site)]
+        continuous = [site for site in latents if not is_enumerable(site)]
+        check_latents(trace, continuous, self.transforms)
+        check_plates(trace, max_plate_nesting)
+        self._check_observations(trace)
+        self.discrete_sites = tuple(site["name"] for site in discrete)
+        self._nesting = max_plate_nesting if max_plate_nesting is not None else plate_nesting(trace)
+        self._below_discrete: frozenset[str] = frozenset()
+        self.sites = self._layout(continuous)
+        self._shapes = {site.name: site.shape for site in self.sites}
+        self.dim = self.sites[-1].stop if self.sites else 0
+        like = joint_like(trace)
+        self.device, self.dtype = like.device, like.dtype
+        self.observed = observed_values(trace)
+        self.dims = {name: site_dims(site) for name, site in trace.nodes.items() if is_value(site)}
+        self._value_shapes = {name: trace.nodes[name]["value"].shape for name in self.dims}
+        self.improper_sites = improper_sites(trace)
+        scaled = any(torch.as_tensor(site["scale"]).ne(1).any() for site in latents)
+        self.can_sample_prior = not self.improper_sites and not scaled
+        if discrete:
+            self._check_enumeration(trace)
+        example = like.new_zeros(self.dim)
+        check_deterministic(self._terms, check_points(example)[:2])
+        self._ladder = Ladder(self._single, example, vectorize, capture)
+        self.vectorized = self._ladder.vectorized
+
+    # ---- densities ----
+
+    @property
+    def rung(self) -> str:
+        """How batches are evaluated: ``"captured"``, ``"vmap"`` or ``"loop"``."""
+        return self._ladder.rung
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log joint density in unconstrained space, ``(B, D) -> (B,)``."""
+        log_prior, log_likelihood = self.log_prior_and_likelihood(z)
+
+        return log_prior + log_likelihood
+
+    def log_prior_and_likelihood(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the log joint density from one run of the model, ``(B, D) -> (B,), (B,)``."""
+        return self._ladder.densities(z)
+
+    def constrain(self, z: Tensor) -> dict[str, Tensor]:
+        """Draws at every continuous latent site, ``(B, D)`` to ``{name: (B, *shape)}``."""
+        return self._ladder.map(lambda row: self._run(row).values, z)
+
+    def deterministics(self, z: Tensor) -> dict[str, Tensor]:
+        """Values of the ``pyro.deterministic`` sites, ``(B, D)`` to ``{name: (B, *shape)}``.
+
+        One that depends on a discrete latent has no single value and is left out.
+        """
+
+        def read(row: Tensor) -> dict[str, Tensor]:
+            values = self._run(row).deterministics
+            return {name: value for name, value in values.items() if value.shape == self._value_shapes[name]}
+
+        return self._ladder.map(read, z)
+
+    def log_likelihood(self, z: Tensor) -> dict[str, Tensor]:
+        """Pointwise log likelihood of the observed sites, ``(B, D)`` to ``{name: (B, *batch_shape)}``.
+
+        A site whose rows a discrete latent ties together has none, and is left out.
+        """
+        return self._ladder.map(lambda row: self._run(row).log_likelihood(), z)
+
+    def sample_prior(self, num_draws: int) -> Tensor:
+        """Unconstrained draws of the model's own prior, ``(num_draws, D)``; rows may hold infinities."""
+        names = [site.name for site in self.sites]
+        with torch.no_grad(), vmappable_pyro(), VmapCompat():
+            draws = [sample_latents(self._call, names) for _ in range(num_draws)]
+            return torch.stack([self._flatten(draw) for draw in draws])
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Flat unconstrained vectors ``(S, D)`` of unconstrained values by site, as ``MCMC``'s ``initial_params``."""
+        return flatten(self.sites, values, torch.empty(0, dtype=self.dtype, device=self.device))
+
+    def not_finite_sites(self, z: Tensor) -> list[str]:
+        """Names of the sites whose log density is not finite at one point ``(D,)``."""
+        with torch.no_grad():
+            terms = self._terms(z)
+
+        return [name for name, term in terms.items() if not term.isfinite()]
+
+    def other_coordinates(self, z: Tensor) -> tuple[ModelTarget, Tensor, Tensor]:
+        r"""The same posterior with its location-scale sites standardised, or no longer so.
+
+        A centred hierarchy :math:`\theta \sim \mathcal N(\mu, \tau)` with weak data is a funnel; in the coordinates
+        :math:`(\theta - \mu) / \tau` it is not. Densities carry the Jacobian, so the evidence is the same.
+
+        Arguments:
+            z: Points in the present coordinates, ``(B, D)``.
+
+        Returns:
+            The target in the other coordinates, the points there ``(B, D)``, and the log-determinants of the step from
+            there back to here, ``(B,)``.
+        """
+        other = copy.copy(self)
+        other.standardized = not self.standardized
+        other._ladder = self._ladder.of(other._single)
+
+        def move(row: Tensor) -> tuple[Tensor, Tensor]:
+            run = self._run(row)
+            log_abs_det, flat = -sum(run.log_abs_det, row.new_zeros(())), []
+            for site in run.latents:
+                transform = other._to_value(site)
+                u = transform.inv(site["value"])
+                flat.append(u.reshape(-1).to(row.dtype))
+                log_abs_det = log_abs_det + transform.log_abs_det_jacobian(u, site["value"]).sum()
+            return torch.cat(flat), log_abs_det
+
+        with torch.no_grad():
+            return other, *self._ladder.map(move, z)
+
+    # ---- running the model ----
+
+    def _single(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        return self._run(row).log_densities(row)
+
+    def _terms(self, row: Tensor) -> dict[str, Tensor]:
+        with vmappable_pyro(), VmapCompat():
+            return self._run(row).terms()
+
+    def _run(self, row: Tensor) -> ModelRun:
+        run = ModelRun(split(self.sites, row), self._to_value, self._shapes)
+        enumerate_all = Enumerate(self._nesting) if self.discrete_sites else contextlib.nullcontext()
+        with run, enumerate_all:
+            self._call()
+        run.check_complete()
+
+        return run
+
+    def _call(self) -> Any:
+        return self.model(*self.args, **self.kwargs)
+
+    def _to_value(self, site: Mapping[str, Any]) -> Any:
+        """The transform from unconstrained coordinates to a site's value, from its distribution in the present run."""
+        name = site["name"]
+        if name in self.transforms:
+            return self.transforms[name].inv
+        standard = loc_scale(site["fn"]) if self.standardized and name not in self._below_discrete else None
+        if standard is not None:
+            return AffineTransform(*standard, event_dim=site["fn"].event_dim)
+
+        return biject_to(site["fn"].support)
+
+    def _layout(self, latents: list[Any]) -> tuple[LatentSite, ...]:
+        sites, start = [], 0
+        for site in latents:
+            value = site["value"]
+            unconstrained = self._to_value(site).inv(value).shape
+            stop = start + unconstrained.numel()
+            sites.append(LatentSite(site["name"], start, stop, unconstrained, value.shape, value.dtype))
+            start = stop
+
+        return tuple(sites)
+
+    def _check_enumeration(self, trace: Any) -> None:
+        """Refuse dimensions that are nobody's, and note which sites have a distribution for each discrete value."""
+        check_stray_dims(trace)
+        with torch.no_grad(), vmappable_pyro(), VmapCompat():
+            run = self._run(self._flatten(trace.nodes))
+        shapes = {site["name"]: site["fn"].shape() for site in run.latents}
+        self._below_discrete = frozenset(name for name, shape in shapes.items() if shape != self._shapes[name])
+
+    def _prototype(self) -> Any:
+        """The trace of a first run; an exception in it is reported with the sites that were reached."""
+        trace = poutine.Trace()
+        tracer: Any = poutine.trace(InitMessenger(init_anywhere(self.init_strategy))(self.model))
+        try:
+            with vmappable_pyro(), VmapCompat():
+                trace = tracer.get_trace(*self.args, **self.kwargs)
+                trace.compute_log_prob()
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            reached = [name for name, site in tracer.trace.nodes.items() if site["type"] == "sample"]
+            where = f"after site {reached[-1]!r}" if reached else "before its first sample site"
+            given = ", ".join(_describe(value) for value in (*self.args, *self.kwargs.values())) or "none"
+            raise ValueError(
+                f"The model failed {where}: {type(error).__name__}: {first_line(error)} (arguments: {given}). "
+                "Check that the shapes fit and that data are floating point tensors of one dtype, such as x.float()."
+            ) from error
+
+        return trace
+
+    def _trace_prior(self) -> Any:
+        with torch.no_grad(), vmappable_pyro(), VmapCompat():
+            return poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+
+    def _flatten(self, nodes: Mapping[str, Any]) -> Tensor:
+        drawn = (nodes[site.name] for site in self.sites)
+        flat = [self._to_value(node).inv(node["value"]).reshape(-1).to(self.dtype) for node in drawn]
+
+        return torch.cat(flat) if flat else torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def _check_observations(self, trace: Any) -> None:
+        """An observation outside its support under every one of several prior draws has probability zero."""
+        outside = outside_support(trace)
+        tries = 0
+        while outside and tries < _PROTOTYPE_TRIES:
+            try:
+                still = outside_support(self._trace_prior())
+            except NotImplementedError:  # an improper prior cannot be sampled: the first run decides
+                break
+            outside = {name: outside[name] for name in outside.keys() & still.keys()}
+            tries += 1
+        for name, (value, support) in outside.items():
+            raise ValueError(
+                f"Observed site {name!r} has the value {value}, outside its support {support}, so the posterior has "
+                "no mass. Remove or transform that observation, or change the site's distribution."
+            )
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,159 @@
+r"""One run of the user's model at one point ``u`` of the unconstrained space.
+
+.. math::
+    \log \gamma(u) = \sum_{\text{latent } i} \Big[ \log p_i(z_i) + \log \Big| \frac{dz_i}{du_i} \Big| \Big]
+        + \sum_{\text{observed } j} \log p_j(y_j), \qquad z_i = T_i(u_i)
+
+:math:`T_i` maps the real line to the support of site *i*. It is looked up while the model runs, so a support may depend
+on other latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from typing import Any
+
+import torch
+from pyro.distributions.util import is_identically_one, scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Transform
+
+from pyro_osds.model.enumeration import is_enumerable, pointwise, sum_out
+
+_NO_DENSITY = "so there is no density of fixed dimension"
+
+
+class ModelRun(Messenger):
+    """Puts values at the latents of a running model and takes its log densities.
+
+    As the outermost handler it sees each site after plates, masks and scales have been applied to it.
+
+    Arguments:
+        unconstrained: Values on the real line by site.
+        to_value: The transform from there to a site's support, given the site.
+        shapes: Shapes of the values by site.
+    """
+
+    def __init__(
+        self,
+        unconstrained: Mapping[str, Tensor],
+        to_value: Callable[[Mapping[str, Any]], Transform],
+        shapes: Mapping[str, torch.Size],
+    ) -> None:
+        super().__init__()
+        self.unconstrained = unconstrained
+        self.to_value = to_value
+        self.shapes = shapes
+        self.latents: list[Any] = []
+        self.discrete: list[Any] = []
+        self.observed: list[Any] = []
+        self.log_abs_det: list[Tensor] = []
+        self.values: dict[str, Tensor] = {}
+        self.deterministics: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
+            return
+        if is_missing_part(msg, {site["name"] for site in self.observed}):
+            # Pyro masks what is observed out of the prior of what is not, which would leave it without a density.
+            msg["mask"] = None
+        if is_enumerable(msg):
+            return
+        name = msg["name"]
+        if name not in self.unconstrained:
+            raise ValueError(
+                f"Site {name!r} did not exist when the model was first run: the model's structure changes with its "
+                f"latent values, {_NO_DENSITY}. Make the site unconditional."
+            )
+        transform: Any = self.to_value(msg)
+        u = self.unconstrained[name]
+        value = transform(u)
+        self._check_shape(msg, value)
+        self.latents.append(msg)
+        self.values[name] = value
+        self.log_abs_det.append(transform.log_abs_det_jacobian(u, value).sum())
+        msg["value"] = value
+        msg["done"] = True
+
+    def _check_shape(self, msg: Any, value: Tensor) -> None:
+        name, expected, shape = msg["name"], self.shapes[msg["name"]], msg["fn"].shape()
+        if value.shape != expected:
+            raise ValueError(
+                f"The support of site {name!r} has another shape, {tuple(value.shape)}, than its values, "
+                f"{tuple(expected)}: it depends on a discrete latent, which is summed out. Give the site a support "
+                "that holds for all values of the discrete latent, for instance by scaling a fixed one."
+            )
+        if shape[len(shape) - len(expected) :] != expected:
+            raise ValueError(
+                f"Site {name!r} had the shape {tuple(expected)} when the model was first run and now has "
+                f"{tuple(shape)}: the model's structure changes with its latent values, {_NO_DENSITY}. Give plates a "
+                "size that does not depend on latents."
+            )
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            return
+        if msg["infer"].get("_deterministic"):
+            self.deterministics[msg["name"]] = msg["value"]
+            return
+        msg["log_prob"] = scale_and_mask(msg["fn"].log_prob(msg["value"]), msg["scale"], msg["mask"])
+        if msg["is_observed"]:
+            self.observed.append(msg)
+        elif is_enumerable(msg):
+            self.discrete.append(msg)
+
+    def check_complete(self) -> None:
+        """Refuse a run that passed by a latent site."""
+        absent = [name for name in self.unconstrained if name not in self.values]
+        if absent:
+            raise ValueError(
+                f"Site {absent[0]!r} was there when the model was first run and is not any more: the model's structure "
+                f"changes with its latent values, {_NO_DENSITY}. Make the site unconditional."
+            )
+
+    def log_densities(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Log prior (with Jacobians) and log likelihood (with factors), two scalars."""
+        above = [site for site in self.latents if site["log_prob"].dim() <= _nesting(site)]
+        below = [site for site in self.latents if site["log_prob"].dim() > _nesting(site)]
+        log_prior = _sum([site["log_prob"] for site in above] + self.log_abs_det, like)
+        if not self.discrete:
+            return log_prior, _sum([site["log_prob"] for site in self.observed], like)
+        # Summed out, the discrete latents are one, unless somebody changed their densities.
+        changed = any(site["mask"] is not None or not is_identically_one(site["scale"]) for site in self.discrete)
+        mixture = sum_out([*self.discrete, *below]).to(like.dtype) if below or changed else like.new_zeros(())
+        joint = sum_out([*self.discrete, *below, *self.observed]).to(like.dtype)
+
+        return log_prior + mixture, joint - mixture
+
+    def log_likelihood(self) -> dict[str, Tensor]:
+        """Pointwise log likelihood of the observed sites whose rows are independent; factors are none."""
+        sites = [site for site in self.observed if not site["infer"].get("is_auxiliary")]
+        rows = {site["name"]: pointwise(site, self.discrete) for site in sites}
+
+        return {name: value for name, value in rows.items() if value is not None}
+
+    def terms(self) -> dict[str, Tensor]:
+        """The log density of every site, summed, and the log-determinants of the latents."""
+        sites = (*self.latents, *self.discrete, *self.observed)
+        terms = {site["name"]: site["log_prob"].sum() for site in sites}
+        for site, log_abs_det in zip(self.latents, self.log_abs_det, strict=True):
+            terms[site["name"]] = terms[site["name"]] + log_abs_det
+
+        return terms
+
+
+def _nesting(site: Mapping[str, Any]) -> int:
+    return max((-frame.dim for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
+
+
+def _sum(terms: list[Tensor], like: Tensor) -> Tensor:
+    return sum((term.sum().to(like.dtype) for term in terms), like.new_zeros(()))
+
+
+def is_missing_part(site: Mapping[str, Any], names: Container[str]) -> bool:
+    """Whether a site is what ``obs_mask`` makes of the missing part of an observed one."""
+    stem, _, ending = site["name"].rpartition("_")
+
+    return ending == "unobserved" and f"{stem}_observed" in names

@@ -1,0 +1,78 @@
+"""Where latent sites lie in the flat vector ``z``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """A continuous latent and its place in ``z``.
+
+    Arguments:
+        name: The site's name.
+        start: First index of the site in ``z``.
+        stop: One past the last index.
+        unconstrained_shape: The site's shape on the unconstrained side.
+        shape: The shape of its values.
+        dtype: Floating point type that the model uses at the site.
+    """
+
+    name: str
+    start: int
+    stop: int
+    unconstrained_shape: torch.Size
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def split(sites: Sequence[LatentSite], z: Tensor) -> dict[str, Tensor]:
+    """Unconstrained values by site of one flat vector ``(D,)``.
+
+    Example:
+        >>> site = LatentSite("x", 0, 2, torch.Size([2]), torch.Size([2]), torch.float32)
+        >>> split([site], torch.ones(2))
+        {'x': tensor([1., 1.])}
+    """
+    return {s.name: z[s.start : s.stop].reshape(s.unconstrained_shape).to(s.dtype) for s in sites}
+
+
+def flatten(sites: Sequence[LatentSite], values: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """Flat unconstrained vectors of unconstrained values by site, as ``MCMC``'s ``initial_params``.
+
+    Arguments:
+        sites: The layout.
+        values: One value for each site, or one row of values for each start.
+        like: A tensor with the type and device of ``z``.
+
+    Returns:
+        ``(S, D)``, with ``S = 1`` for single values.
+
+    Raises:
+        ValueError: If a site is missing, unknown, or has another shape.
+    """
+    names = [site.name for site in sites]
+    missing, unknown = [name for name in names if name not in values], sorted(values.keys() - set(names))
+    if missing or unknown:
+        raise ValueError(
+            f"initial_params lacks the latent sites {missing} and has the unknown ones {unknown}; "
+            f"the model's latent sites are {names}."
+        )
+    columns = []
+    for site in sites:
+        value, shape = torch.as_tensor(values[site.name]), tuple(site.unconstrained_shape)
+        if tuple(value.shape) != shape and tuple(value.shape[1:]) != shape:
+            raise ValueError(
+                f"initial_params[{site.name!r}] has shape {tuple(value.shape)}; its unconstrained shape is {shape}, "
+                "after one leading dimension if there are several starts."
+            )
+        columns.append(value.reshape(-1, site.stop - site.start).to(like))
+    lengths = {len(column) for column in columns}
+    if len(lengths) > 1:
+        raise ValueError(f"initial_params must have the same number of starts at every site; got {sorted(lengths)}.")
+
+    return torch.cat(columns, -1)
