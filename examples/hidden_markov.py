@@ -6,7 +6,7 @@ The numbers of major earthquakes (magnitude 7 and above) in the world, each year
 a Poisson distribution allows, and busy years follow busy years: a hidden Markov model with a rate for each state.
 The states are summed out by variable elimination (``pyro.markov``), so the rates and the transition matrix are all that
 is left to sample, and the log evidences of one, two and three states can be compared. At the end, Pyro's
-``infer_discrete`` tells how likely each year was a busy one.
+``infer_discrete`` tells how likely each year was a busy one. The whole takes some minutes.
 
 Data: Zucchini, MacDonald and Langrock, Hidden Markov Models for Time Series (2016), from the catalogue of the U.S.
 Geological Survey.
@@ -57,11 +57,12 @@ def load(num_years):
 def probability_of_last_state(osds, counts, num_states, num_draws):
     """For each year, the share of posterior draws in which it is in the state with the highest rate."""
     samples = osds.get_samples(num_draws)
-    decoded = infer_discrete(config_enumerate(hidden_markov), first_available_dim=-2)
     last = torch.zeros(len(counts))
     for i in range(num_draws):
-        values = {name: value[i] for name, value in samples.items()}
-        trace = poutine.trace(poutine.condition(decoded, values)).get_trace(counts, num_states)
+        given = poutine.condition(hidden_markov, {name: value[i] for name, value in samples.items()})
+        # One plate dimension is in use, so discrete values take those from -2 on.
+        decoded = infer_discrete(config_enumerate(given), first_available_dim=-2)
+        trace = poutine.trace(decoded).get_trace(counts, num_states)
         states = torch.stack([trace.nodes[f"state_{year}"]["value"] for year in range(len(counts))])
         last += (states == num_states - 1) / num_draws
 

@@ -53,7 +53,8 @@ class OSDS:
         initial_params: Unconstrained values by site, of one point or with a leading dimension for several
             (:meth:`from_log_prob`: a tensor ``(D,)`` or ``(S, D)``), to look around first where the prior cannot be
             sampled.
-        init_strategy: Pyro's init strategy for the first run of the model.
+        init_strategy: Pyro's init strategy for the first run of the model; unless it is the default one, exploration
+            looks around there where the prior cannot be sampled.
         max_plate_nesting: If given, plates nested deeper are an error.
         transforms: Constrained-to-unconstrained transforms by site.
         correction: ``"imh"``, ``"psis"`` or ``"none"``: how draws of the flow become posterior draws.
@@ -161,6 +162,7 @@ class OSDS:
         self.disable_progbar = disable_progbar
         self.correction = correction
         self._initial_params = initial_params
+        self._has_strategy = init_strategy is not init_to_uniform
         self._num_particles = num_particles
         self._budget = Budget(num_iterations, batch_size, learning_rate)
         size = FlowSize(num_blocks or LEAN.num_blocks, 1, hidden_features or LEAN.hidden_features)
@@ -451,7 +453,8 @@ class OSDS:
     def _starts(self, target: AnyTarget) -> Tensor | None:
         params = self._initial_params
         if params is None:
-            return None
+            # A strategy that the user chose knows a good place; the default is as good as the origin.
+            return target.start[None] if self._has_strategy and isinstance(target, ModelTarget) else None
         if isinstance(params, Mapping):
             if isinstance(target, FunctionTarget):
                 raise ValueError("initial_params must be a tensor (D,) or (S, D) for a log density; got a mapping.")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import assert_within_standard_error
 from pyro.infer import Predictive
+from pyro.infer.autoguide.initialization import init_to_value
 
 from pyro_osds import OSDS, Evidence, compare_evidence
 from pyro_osds.base import gaussian_base
@@ -138,6 +139,21 @@ def test_steps_by_hand_train_like_svi():
     assert all(torch.equal(a, b) for a, b in zip(before, osds._leap.flow.parameters(), strict=True))
     assert len(losses) == 30 and all(map(math.isfinite, losses))
     assert_within_standard_error(osds.log_evidence, CONJUGATE_LOG_EVIDENCE, osds.log_evidence_se)
+
+
+def test_an_init_strategy_says_where_to_look():
+    # A flat prior and a narrow posterior a thousand units away: the strategy's point leads there.
+    def model():
+        x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(x, 0.1), obs=torch.tensor(1000.0))
+
+    strategy = init_to_value(values={"x": torch.tensor(999.0)})
+    pyro.set_rng_seed(0)
+    osds = OSDS(model, num_samples=200, num_iterations=50, init_strategy=strategy, disable_progbar=True)
+    with pytest.warns(UserWarning, match="improper"):
+        osds.run()
+    draws = osds.get_samples()["x"]
+    assert_within_standard_error(draws.mean(), 1000.0, 0.1 / math.sqrt(osds.diagnostics()["x"]["n_eff"].item()))
 
 
 def test_from_log_prob():

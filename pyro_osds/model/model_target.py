@@ -101,6 +101,8 @@ class ModelTarget:
         self.dim = self.sites[-1].stop if self.sites else 0
         like = joint_like(trace)
         self.device, self.dtype = like.device, like.dtype
+        with torch.no_grad():
+            self.start = self._flatten(trace.nodes)
         self.observed = observed_values(trace)
         self.dims = {name: site_dims(site) for name, site in trace.nodes.items() if is_value(site)}
         self._value_shapes = {name: trace.nodes[name]["value"].shape for name in self.dims}
@@ -249,7 +251,7 @@ class ModelTarget:
         """Refuse dimensions that are nobody's, and note which sites have a distribution for each discrete value."""
         check_stray_dims(trace)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
-            run = self._run(self._flatten(trace.nodes))
+            run = self._run(self.start)
         shapes = {site["name"]: site["fn"].shape() for site in run.latents}
         self._below_discrete = frozenset(name for name, shape in shapes.items() if shape != self._shapes[name])
 
