@@ -97,6 +97,9 @@ def in_blocks(graph: Graph, z: Tensor) -> tuple[Tensor, ...]:
         graph: The function, for blocks.
         z: Points, ``(B, D)``.
     """
+    if len(z) == BLOCK_SIZE:
+        with torch.no_grad():
+            return tuple(graph(z))
     num_blocks = math.ceil(len(z) / BLOCK_SIZE)
     filling = z[-1:].expand(num_blocks * BLOCK_SIZE - len(z), -1)
     blocks = torch.cat([z, filling]).split(BLOCK_SIZE)

@@ -9,7 +9,9 @@ one:
 * ``torch.tensor([a, b])`` of tensors becomes a ``stack``, which also keeps their gradients.
 * ``x.data`` becomes ``x.detach()``, which a batch has.
 * Checks of arguments, which would look at all points at once, pass.
+* Values that are the same for all points, such as the indices of a plate, can be read as Python numbers.
 * New tensors belong to the batch from the start, if asked for: writing a batched value into an unbatched tensor fails.
+* ``clamp_`` and ``log_ndtr``, which vmap does one point after the other, are made of what it does at once.
 * Binary cross entropy on logits is written with ``logsigmoid``: the same function with a third of the operations.
 
 Pyro's logarithm with a bounded gradient is a function that vmap refuses; :func:`vmappable_pyro` puts another in its
@@ -19,6 +21,8 @@ place, and the old one back.
 from __future__ import annotations
 
 import contextlib
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +30,7 @@ import pyro
 import pyro.ops.special
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -35,6 +40,10 @@ _FACTORIES = {
     torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.clone,
     Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor, Tensor.clone,
 }  # fmt: skip
+_READS = {
+    Tensor.item, Tensor.tolist, Tensor.__iter__, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__,
+}  # fmt: skip
+_NO_RULE = "There is a performance drop because we have not yet implemented the batching rule"
 
 
 class VmapCompat(TorchFunctionMode):
@@ -49,9 +58,16 @@ class VmapCompat(TorchFunctionMode):
         self._zero = None if batched is None else torch.zeros_like(batched).sum()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READS and not is_batchedtensor(args[0]):
+            # The same for all points, so Python may know it, even while a graph is in the making.
+            with disable_proxy_modes_tracing():
+                return func(*args, **(kwargs or {}))
         answer = _ANSWERS.get(func) or func
         result = answer(*args, **(kwargs or {}))
-        if self._zero is None or func not in _FACTORIES:
+        if self._zero is None or not isinstance(result, Tensor) or (args and result is args[0]):
+            return result
+        # Whole numbers may be indices, which are better off as they are, unless somebody is about to fill them in.
+        if is_batchedtensor(result) or not (result.is_floating_point() or func in _FACTORIES):
             return result
 
         return result | self._zero.bool() if result.dtype == torch.bool else result + self._zero.to(result.dtype)
@@ -63,7 +79,8 @@ def vmappable_pyro() -> Iterator[None]:
     safe_log = pyro.ops.special._SafeLog
     pyro.ops.special._SafeLog = _SafeLog
     try:
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=_NO_RULE)
             yield
     finally:
         pyro.ops.special._SafeLog = safe_log
@@ -129,12 +146,6 @@ def _stack(data: Any) -> Tensor:
     return torch.stack([_stack(item) for item in data]) if isinstance(data, (list, tuple)) else torch.as_tensor(data)
 
 
-def _arange(*args: Any, **kwargs: Any) -> Tensor:
-    # A constant: plates read their indices back as Python numbers, which a graph in the making does not allow.
-    with disable_proxy_modes_tracing():
-        return torch.arange(*args, **kwargs)
-
-
 def _bce_with_logits(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, *args: Any, reduction: str = "mean", **kwargs: Any
 ) -> Tensor:
@@ -145,8 +156,20 @@ def _bce_with_logits(
     return (1.0 - target) * logits - functional.logsigmoid(logits)
 
 
-def _is_all_true(_: Tensor) -> Tensor:
-    return torch.ones((), dtype=torch.bool)
+def _is_all_true(_: Tensor) -> bool:
+    return True
+
+
+def _clamp_in_place(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return tensor.copy_(tensor.clamp(*args, **kwargs))
+
+
+def _log_ndtr(x: Tensor) -> Tensor:
+    """Log of the normal distribution function, by the complement in the middle and scaled in the lower tail."""
+    lower = torch.special.erfcx(-x.clamp(max=-1.0) / math.sqrt(2)).log() - math.log(2) - 0.5 * x.square()
+    upper = torch.log1p(-0.5 * torch.special.erfc(x.clamp(min=-1.0) / math.sqrt(2)))
+
+    return torch.where(x < -1.0, lower, upper)
 
 
 _ANSWERS: dict[Any, Callable[..., Any]] = {
@@ -159,7 +182,8 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.__setitem__: _setitem,
     Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
     torch.tensor: _tensor,
-    torch.arange: _arange,
+    Tensor.clamp_: _clamp_in_place,
+    torch.special.log_ndtr: _log_ndtr,
     torch._is_all_true: _is_all_true,  # type: ignore[attr-defined]
     functional.binary_cross_entropy_with_logits: _bce_with_logits,
 }

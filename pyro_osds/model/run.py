@@ -115,11 +115,12 @@ class ModelRun(Messenger):
 
     def log_densities(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Log prior (with Jacobians) and log likelihood (with factors), two scalars."""
-        above = [site for site in self.latents if site["log_prob"].dim() <= _nesting(site)]
-        below = [site for site in self.latents if site["log_prob"].dim() > _nesting(site)]
-        log_prior = _sum([site["log_prob"] for site in above] + self.log_abs_det, like)
         if not self.discrete:
+            log_prior = _sum([site["log_prob"] for site in self.latents] + self.log_abs_det, like)
             return log_prior, _sum([site["log_prob"] for site in self.observed], like)
+        below = [site for site in self.latents if site["log_prob"].dim() > _nesting(site)]
+        above = [site["log_prob"] for site in self.latents if site["log_prob"].dim() <= _nesting(site)]
+        log_prior = _sum(above + self.log_abs_det, like)
         # Summed out, the discrete latents are one, unless somebody changed their densities.
         changed = any(site["mask"] is not None or not is_identically_one(site["scale"]) for site in self.discrete)
         mixture = sum_out([*self.discrete, *below]).to(like.dtype) if below or changed else like.new_zeros(())
