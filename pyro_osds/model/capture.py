@@ -113,19 +113,22 @@ class DensitiesWithScores(torch.autograd.Function):
     """Densities whose gradients are scores that a graph has computed already."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, z: Tensor, graph: Graph, densities: Densities) -> tuple[Tensor, Tensor]:
         """Densities at ``z``, ``(B, D) -> (B,), (B,)``; the scores are kept."""
         log_prior, log_likelihood, *scores = in_blocks(graph, z)
-        ctx.save_for_backward(*scores)
+        ctx.save_for_backward(z, *scores)
+        ctx.densities = densities
 
         return log_prior, log_likelihood
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Gradients of the densities times their scores."""
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Gradients of the densities times their scores; where they are to be differentiated again, without a graph."""
+        z, *scores = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return torch.autograd.grad(ctx.densities(z), z, gradients, create_graph=True)[0], None, None
         # A density that nobody asked for must not bring in its infinities.
-        pairs = zip(gradients, ctx.saved_tensors, strict=True)
+        pairs = zip(gradients, scores, strict=True)
         parts = [torch.where(gradient[:, None] == 0, 0.0, gradient[:, None] * score) for gradient, score in pairs]
 
-        return parts[0] + parts[1], None
+        return parts[0] + parts[1], None, None

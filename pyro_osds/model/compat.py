@@ -29,6 +29,7 @@ from typing import Any
 import pyro
 import pyro.ops.special
 import torch
+from pyro.ops.integrator import _EXCEPTION_HANDLERS
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
@@ -86,6 +87,11 @@ def vmappable_pyro() -> Iterator[None]:
         pyro.ops.special._SafeLog = safe_log
 
 
+def is_numerical(error: RuntimeError) -> bool:
+    """Whether Pyro's samplers count an exception as a point of no density."""
+    return any(handler(error) for handler in _EXCEPTION_HANDLERS.values())
+
+
 class _SafeLog:
     """A logarithm whose gradient is ``1 / max(x, eps)``."""
 
@@ -101,8 +107,8 @@ class _SafeLog:
 # ---- answers ----
 
 
-def _cholesky(matrix: Tensor, *, upper: bool = False, **_: Any) -> Tensor:
-    factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
+def _cholesky(*args: Any, **kwargs: Any) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(*args, **kwargs)
 
     return _nan_where(info != 0, factor)
 
@@ -111,14 +117,27 @@ def _cholesky_old(matrix: Tensor, upper: bool = False) -> Tensor:
     return _cholesky(matrix, upper=upper)
 
 
-def _inv(matrix: Tensor, **_: Any) -> Tensor:
-    inverse, info = torch.linalg.inv_ex(matrix)
+def _inv(*args: Any, **kwargs: Any) -> Tensor:
+    inverse, info = torch.linalg.inv_ex(*args, **kwargs)
 
     return _nan_where(info != 0, inverse)
 
 
-def _nan_where(failed: Tensor, matrix: Tensor) -> Tensor:
-    return torch.where(failed[..., None, None], torch.nan, matrix)
+def _inverse_old(*args: Any, **kwargs: Any) -> Tensor:
+    # Its argument has another name.
+    return _inv(*args, *kwargs.values())
+
+
+def _solve(*args: Any, **kwargs: Any) -> Tensor:
+    solution, info = torch.linalg.solve_ex(*args, **kwargs)
+
+    return _nan_where(info != 0, solution)
+
+
+def _nan_where(failed: Tensor, result: Tensor) -> Tensor:
+    failed = failed.reshape(failed.shape + (1,) * (result.dim() - failed.dim()))
+
+    return torch.where(failed, torch.nan, result)
 
 
 def _setitem(tensor: Tensor, index: Any, value: Any) -> None:
@@ -138,18 +157,34 @@ def _tensor(data: Any, **kwargs: Any) -> Tensor:
     return stacked.to(**options) if options else stacked
 
 
+def _as_tensor(data: Any, **kwargs: Any) -> Tensor:
+    return _tensor(data, **kwargs) if _holds_tensors(data) else torch.as_tensor(data, **kwargs)
+
+
+def _new_tensor(like: Tensor, data: Any, **kwargs: Any) -> Tensor:
+    if not _holds_tensors(data):
+        return like.new_tensor(data, **kwargs)
+    return _tensor(data, **{"dtype": like.dtype, "device": like.device, **kwargs})
+
+
 def _holds_tensors(data: Any) -> bool:
     return isinstance(data, (list, tuple)) and any(isinstance(item, Tensor) or _holds_tensors(item) for item in data)
 
 
 def _stack(data: Any) -> Tensor:
-    return torch.stack([_stack(item) for item in data]) if isinstance(data, (list, tuple)) else torch.as_tensor(data)
+    if isinstance(data, (list, tuple)):
+        return torch.stack(torch.broadcast_tensors(*[_stack(item) for item in data]))
+    leaf = torch.as_tensor(data)
+
+    # Torch takes a tensor with one entry for a number.
+    return leaf.reshape(()) if leaf.numel() == 1 else leaf
 
 
 def _bce_with_logits(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, *args: Any, reduction: str = "mean", **kwargs: Any
 ) -> Tensor:
     plain = weight is None and not args and kwargs.get("pos_weight") is None and reduction == "none"
+    plain = plain and logits.shape == target.shape
     if not plain:
         return functional.binary_cross_entropy_with_logits(logits, target, weight, *args, reduction=reduction, **kwargs)
 
@@ -177,11 +212,14 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.cholesky: _cholesky_old,
     Tensor.cholesky: _cholesky_old,
     torch.linalg.inv: _inv,
-    torch.inverse: _inv,
-    Tensor.inverse: _inv,
+    torch.inverse: _inverse_old,
+    Tensor.inverse: _inverse_old,
+    torch.linalg.solve: _solve,
     Tensor.__setitem__: _setitem,
     Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
     torch.tensor: _tensor,
+    torch.as_tensor: _as_tensor,
+    Tensor.new_tensor: _new_tensor,
     Tensor.clamp_: _clamp_in_place,
     torch.special.log_ndtr: _log_ndtr,
     torch._is_all_true: _is_all_true,  # type: ignore[attr-defined]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from pyro_osds.model.compat import is_numerical
 from pyro_osds.model.source import user_line
 
 _DROPOUTS = {
@@ -32,16 +34,16 @@ def check_deterministic(terms: Callable[[Tensor], Mapping[str, Tensor]], z: Tens
         z: A few points, ``(B, D)``.
 
     Raises:
-        ValueError: If a density changes between two evaluations at the same point, or a layer is in training mode.
+        ValueError: If a density changes between two evaluations at the same point.
     """
     for row in z:
-        with _RandomOperations() as watched, torch.no_grad():
-            first, second = terms(row), terms(row)
-        if watched.training_layer:
-            raise ValueError(
-                f"The model runs batch_norm in training mode at {watched.training_layer}: it would change with every "
-                "evaluation. Call .eval() on the module before OSDS runs it."
-            )
+        try:
+            with _RandomOperations() as watched, torch.no_grad():
+                first, second = terms(row), terms(row)
+        except RuntimeError as error:
+            if not is_numerical(error):
+                raise
+            continue
         changed = [name for name in first if name not in second or not _same(first[name], second[name])]
         if changed:
             raise ValueError(
@@ -49,6 +51,32 @@ def check_deterministic(terms: Callable[[Tensor], Mapping[str, Tensor]], z: Tens
                 f"of {watched.describe()}. A posterior needs a density that is a function of its latents: "
                 f"{watched.cure()}"
             )
+
+
+class TrainingLayerError(ValueError):
+    """A layer of the model learns from every evaluation."""
+
+
+@contextlib.contextmanager
+def no_training_layers() -> Iterator[None]:
+    """Refuse layers that learn from what they see, before they see it.
+
+    Raises:
+        TrainingLayerError: If the model calls a batch normalisation in training mode.
+    """
+
+    def refuse(module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats:
+            raise TrainingLayerError(
+                f"The model runs batch_norm in training mode at {user_line()}: it would change with every evaluation. "
+                "Call .eval() on the module before OSDS runs it."
+            )
+
+    handle = nn.modules.module.register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
@@ -61,13 +89,10 @@ class _RandomOperations(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[Any, str]] = []
-        self.training_layer = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _RANDOM:
             self.seen.append((func, user_line()))
-        if func is functional.batch_norm and (kwargs or {}).get("training", args[5] if len(args) > 5 else False):
-            self.training_layer = user_line()
 
         return func(*args, **(kwargs or {}))
 

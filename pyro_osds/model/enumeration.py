@@ -12,12 +12,13 @@ Source: Obermeyer et al. 2019 (1902.03210).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from opt_einsum import shared_intermediates
 from pyro import poutine
+from pyro.distributions.util import is_identically_one
 from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
@@ -71,30 +72,41 @@ def sum_out(sites: Iterable[Any]) -> Tensor:
         return contract_to_tensor(factors, enumerated, cache=cache)
 
 
-def pointwise(site: Any, discrete: Iterable[Any]) -> Tensor | None:
+def pointwise(site: Any, latents: Iterable[Any], discrete: Sequence[Any]) -> Tensor | None:
     r"""An observed site's log likelihood of each row, if its rows are independent given the continuous latents.
 
     .. math:: \log p(y_i) = \log \sum_k p(k_i) \, p(y_i \mid k_i)
 
     Arguments:
         site: The observed site, with its ``log_prob``.
-        discrete: The discrete latents of the same run.
+        latents: The continuous latents of the same run.
+        discrete: Its discrete latents.
 
     Returns:
-        ``(*batch_shape,)``, or None where a discrete latent ties rows together, as in a hidden Markov model.
+        ``(*batch_shape,)``, or None where a discrete latent ties rows together, as in a hidden Markov model, or where
+        a latent below it, a mask or a scale changes its probabilities.
     """
+    if not discrete:
+        return site["log_prob"]
     plates = site["cond_indep_stack"]
     nesting = max((-frame.dim for frame in plates if frame.vectorized), default=0)
     dims = _enumerated_dims(site, nesting)
-    if not dims:
-        return site["log_prob"].reshape(site["log_prob"].shape[max(0, site["log_prob"].dim() - nesting) :])
-    parents = [latent for latent in discrete if latent["infer"].get("_enumerate_dim") in dims]
-    local = len(parents) == 1 and set(parents[0]["cond_indep_stack"]) == set(plates)
-    if not local or _enumerated_dims(parents[0], nesting) != dims:
-        return None
-    total = torch.logsumexp(site["log_prob"] + parents[0]["log_prob"], min(dims))
+    total = site["log_prob"]
+    if dims:
+        parents = [latent for latent in discrete if latent["infer"].get("_enumerate_dim") in dims]
+        local = len(parents) == 1 and set(parents[0]["cond_indep_stack"]) == set(plates)
+        if not local or _enumerated_dims(parents[0], nesting) != dims:
+            return None
+        if any(is_changed(s) for s in (site, *parents)) or any(_enumerated_dims(s, nesting) & dims for s in latents):
+            return None
+        total = torch.logsumexp(total + parents[0]["log_prob"], min(dims))
 
     return total.reshape(total.shape[max(0, total.dim() - nesting) :])
+
+
+def is_changed(site: Any) -> bool:
+    """Whether a mask or a scale changes the density of a site."""
+    return site["mask"] is not None or not is_identically_one(site["scale"])
 
 
 def _enumerated_dims(site: Any, nesting: int) -> set[int]:

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.ops.integrator import _EXCEPTION_HANDLERS
 from torch import Tensor
 
 from pyro_osds.model.capture import (
@@ -29,7 +28,7 @@ from pyro_osds.model.capture import (
     record,
     with_scores,
 )
-from pyro_osds.model.compat import VmapCompat, vmappable_pyro
+from pyro_osds.model.compat import VmapCompat, is_numerical, vmappable_pyro
 from pyro_osds.model.source import first_line, user_line
 
 VECTORIZE = ("auto", "vmap", "loop")
@@ -101,11 +100,21 @@ class Ladder:
         if self._may_capture and len(z) >= MIN_BATCH and z.dtype == self._example.dtype:
             scores = torch.is_grad_enabled() and z.requires_grad
             graph = self._graphs.get(scores) or self._capture(scores)
-            if graph is not None:
-                log_prior, log_likelihood = DensitiesWithScores.apply(z, graph) if scores else in_blocks(graph, z)
-                return log_prior, log_likelihood
+            try:
+                if graph is not None:
+                    return self._by_graph(graph, z, scores)
+            except RuntimeError as error:
+                if not is_numerical(error):
+                    raise
 
         return self.map(self.single, z)
+
+    def _by_graph(self, graph: Graph, z: Tensor, scores: bool) -> tuple[Tensor, Tensor]:
+        def in_python(z: Tensor) -> tuple[Tensor, Tensor]:
+            return self.map(self.single, z)
+
+        log_prior, log_likelihood = DensitiesWithScores.apply(z, graph, in_python) if scores else in_blocks(graph, z)
+        return log_prior, log_likelihood
 
     def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         """Any function of one point, over the rows of ``z``: tensors, tuples or mappings of them, stacked."""
@@ -117,7 +126,7 @@ class Ladder:
             try:
                 return self._vmap(read, z)
             except RuntimeError as error:
-                if not _is_numerical(error):
+                if not is_numerical(error):
                     raise
                 return _loop(read_one, z)
 
@@ -229,14 +238,9 @@ def _or_nan(single: Single) -> Single:
         try:
             return single(row)
         except RuntimeError as error:
-            if not _is_numerical(error):
+            if not is_numerical(error):
                 raise
             nan = torch.nan * row.sum()
             return nan, nan
 
     return densities
-
-
-def _is_numerical(error: RuntimeError) -> bool:
-    """Whether Pyro's samplers count an exception as a point of no density."""
-    return any(handler(error) for handler in _EXCEPTION_HANDLERS.values())

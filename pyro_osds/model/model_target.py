@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform, Transform, biject_to
 
 from pyro_osds.model.compat import VmapCompat, vmappable_pyro
-from pyro_osds.model.determinism import check_deterministic
+from pyro_osds.model.determinism import TrainingLayerError, check_deterministic, no_training_layers
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.ladder import Ladder, check_points
 from pyro_osds.model.prior import sample_latents
@@ -260,9 +260,11 @@ class ModelTarget:
         trace = poutine.Trace()
         tracer: Any = poutine.trace(InitMessenger(init_anywhere(self.init_strategy))(self.model))
         try:
-            with vmappable_pyro(), VmapCompat():
+            with vmappable_pyro(), VmapCompat(), no_training_layers():
                 trace = tracer.get_trace(*self.args, **self.kwargs)
                 trace.compute_log_prob()
+        except TrainingLayerError:
+            raise
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             reached = [name for name, site in tracer.trace.nodes.items() if site["type"] == "sample"]
             where = f"after site {reached[-1]!r}" if reached else "before its first sample site"

@@ -14,13 +14,13 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
-from pyro.distributions.util import is_identically_one, scale_and_mask
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_osds.model.enumeration import is_enumerable, pointwise, sum_out
+from pyro_osds.model.enumeration import is_changed, is_enumerable, pointwise, sum_out
 
 _NO_DENSITY = "so there is no density of fixed dimension"
 
@@ -122,7 +122,7 @@ class ModelRun(Messenger):
         above = [site["log_prob"] for site in self.latents if site["log_prob"].dim() <= _nesting(site)]
         log_prior = _sum(above + self.log_abs_det, like)
         # Summed out, the discrete latents are one, unless somebody changed their densities.
-        changed = any(site["mask"] is not None or not is_identically_one(site["scale"]) for site in self.discrete)
+        changed = any(map(is_changed, self.discrete))
         mixture = sum_out([*self.discrete, *below]).to(like.dtype) if below or changed else like.new_zeros(())
         joint = sum_out([*self.discrete, *below, *self.observed]).to(like.dtype)
 
@@ -131,7 +131,7 @@ class ModelRun(Messenger):
     def log_likelihood(self) -> dict[str, Tensor]:
         """Pointwise log likelihood of the observed sites whose rows are independent; factors are none."""
         sites = [site for site in self.observed if not site["infer"].get("is_auxiliary")]
-        rows = {site["name"]: pointwise(site, self.discrete) for site in sites}
+        rows = {site["name"]: pointwise(site, self.latents, self.discrete) for site in sites}
 
         return {name: value for name, value in rows.items() if value is not None}
 
