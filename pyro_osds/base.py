@@ -83,7 +83,9 @@ def gaussian_base(z: Tensor, score: Tensor | None = None) -> Base:
     """
     loc, scale_tril = weighted_moments(z, z.new_zeros(len(z))) if score is None else fisher_moments(z, score)
     dim = z.shape[1]
-    standard = MultivariateNormal(z.new_zeros(dim), scale_tril=torch.eye(dim, dtype=z.dtype, device=z.device))
+    standard = MultivariateNormal(
+        z.new_zeros(dim), scale_tril=torch.eye(dim, dtype=z.dtype, device=z.device), validate_args=False
+    )
 
     return Base(loc, scale_tril, standard)
 
@@ -186,9 +188,9 @@ def adapt_mixture(base: Base, target: Target) -> Base:
 def _widened(mixture: MixtureSameFamily) -> MixtureSameFamily:
     """A little wider than fitted: where a mixture is too narrow the weights have no bound, where it is wide they do."""
     components = _components(mixture)
-    wider = MultivariateNormal(components.loc, scale_tril=_WIDENING * components.scale_tril)
+    wider = MultivariateNormal(components.loc, scale_tril=_WIDENING * components.scale_tril, validate_args=False)
 
-    return MixtureSameFamily(mixture.mixture_distribution, wider)
+    return MixtureSameFamily(mixture.mixture_distribution, wider, validate_args=False)
 
 
 def _expectation_maximisation(
@@ -218,9 +220,9 @@ def _maximisation(u: Tensor, responsibilities: Tensor) -> MixtureSameFamily:
     shrinkage = (dim / (dim + counts))[:, None, None]
     eye = torch.eye(dim, dtype=u.dtype, device=u.device)
     covariances = (1 - shrinkage) * covariances + (shrinkage * 0.5 + 1e-6) * variance * eye
-    components = MultivariateNormal(locs, scale_tril=torch.linalg.cholesky(covariances))
+    components = MultivariateNormal(locs, scale_tril=torch.linalg.cholesky(covariances), validate_args=False)
 
-    return MixtureSameFamily(Categorical(probs=counts / counts.sum()), components)
+    return MixtureSameFamily(Categorical(probs=counts / counts.sum()), components, validate_args=False)
 
 
 def _components(mixture: MixtureSameFamily) -> MultivariateNormal:

@@ -20,10 +20,9 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import zuko
 from torch import Tensor, nn
 
-from pyro_osds.network import Conditioner
+from pyro_osds.network import Conditioner, zuko
 from pyro_osds.tail import TailTransform
 
 _MAX_LOG_SCALE = 7.0

@@ -26,6 +26,9 @@ from pyro_osds.target import Target, finite_log_prob
 
 _MIN_TAIL = 5
 _ROUNDING = 1e-12
+# Where all draws are effective, no weight is twice the mean and the tail holds less than this share of all weight, its
+# shape cannot matter.
+_EQUAL_ESS, _MAX_OVER_MEAN, _NEGLIGIBLE = 0.99, 2.0, 1e-3
 _CHUNK_SIZE = 8192
 
 
@@ -164,8 +167,9 @@ def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, float]:
         log_weight: Log weights, ``(S,)``.
 
     Returns:
-        Normalised smoothed log weights ``(S,)`` and pareto k; k is ``-inf`` where all tail weights agree to rounding,
-        and ``inf`` where a few weights carry everything.
+        Normalised smoothed log weights ``(S,)`` and pareto k; k is ``-inf`` where weights are so nearly equal that
+        their tail cannot matter (it holds less than a thousandth of all weight), and ``inf`` where a few weights carry
+        everything.
     """
     log_weight = log_weight.double()
     log_weight = log_weight - log_weight.max()
@@ -189,7 +193,7 @@ def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, float]:
 
 
 def pareto_k(log_weight: Tensor) -> float:
-    """Shape of the tail of the weights; ``-inf`` where tail weights agree to rounding, ``inf`` where none is finite.
+    """Shape of the tail of the weights; ``-inf`` where they are nearly equal, ``inf`` where none is finite.
 
     Example:
         >>> torch.manual_seed(0) and None
@@ -212,6 +216,12 @@ def _tail(ascending: Tensor) -> tuple[int, float] | None:
     excess = ascending[-size:].exp() - math.exp(cutoff)
     # Weights equal up to rounding have no tail; the fit would divide by zero.
     if not excess[size // 4] > _ROUNDING and excess[-1] < 0.5:
+        return None
+    # Nor is there one to speak of where weights are nearly equal; its shape would be that of noise.
+    weights = ascending.exp()
+    total = weights.sum()
+    nearly_equal = total.square() > _EQUAL_ESS * count * weights.square().sum() and total * _MAX_OVER_MEAN > count
+    if nearly_equal and excess.sum() < _NEGLIGIBLE * total:
         return None
 
     return size, math.exp(cutoff)

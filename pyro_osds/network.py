@@ -11,8 +11,14 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import zuko
 from torch import Tensor, nn
+from torch.distributions import Distribution
+
+# Importing zuko turns the checks of all torch distributions off; the user's setting is put back.
+_validate_args = Distribution._validate_args  # type: ignore[attr-defined]
+import zuko  # noqa: E402
+
+Distribution._validate_args = _validate_args  # type: ignore[attr-defined]
 
 
 class Conditioner(nn.Module):

@@ -70,7 +70,9 @@ def wide_reference(target: Target, num_points: int = 1024, starts: Tensor | None
     probs = torch.tensor([float(max(len(locs) - 1, 1)), *[1.0] * (len(locs) - 1)], dtype=z.dtype, device=z.device)
 
     return MixtureSameFamily(
-        Categorical(probs=probs / probs.sum()), MultivariateNormal(torch.stack(locs), scale_tril=torch.stack(scales))
+        Categorical(probs=probs / probs.sum()),
+        MultivariateNormal(torch.stack(locs), scale_tril=torch.stack(scales), validate_args=False),
+        validate_args=False,
     )
 
 

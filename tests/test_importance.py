@@ -187,3 +187,18 @@ def test_a_few_draws_that_carry_everything_have_no_tail_to_fit():
     torch.testing.assert_close(smoothed, torch.log_softmax(log_weight.double(), 0))
     assert log_mean_weight(log_weight)[1] > 10
     assert pareto_k(torch.zeros(1000)) == -math.inf
+
+
+def test_nearly_equal_weights_have_no_tail_that_matters():
+    # A heavy tail a hundred times smaller than the weights it sits on is left alone; one that reaches twice the mean is
+    # not, nor one that holds a percent of all weight.
+    torch.manual_seed(0)
+    heavy = torch.rand(4000) ** -0.9
+    assert pareto_k(heavy.log()) > 0.7
+    small = (1.0 + 1e-5 * heavy).log()
+    assert pareto_k(small) == -math.inf and log_mean_weight(small)[1] < 1e-3
+    assert pareto_k((1.0 + 1e-2 * heavy).log()) > 0.7
+    single = torch.zeros(32768)
+    single[:200] = (1.0 + 1e-3 * torch.rand(200) ** -1.5).log()
+    single[0] = math.log(2.5)
+    assert pareto_k(single) > -math.inf

@@ -435,6 +435,30 @@ def test_an_observation_that_is_impossible_at_some_draws_only_is_fine():
     assert log_prob[0] == -math.inf and log_prob[1].isfinite()
 
 
+def test_a_shifted_distribution_has_a_shifted_support(float64):
+    # torch calls the support of an affine map real, whatever it maps; a prior has mass one on the true one only.
+    shift = transforms.AffineTransform(2.0, 3.0)
+
+    def model():
+        pyro.sample("x", dist.TransformedDistribution(dist.Exponential(1.0), [shift]))
+        pyro.sample("w", dist.TransformedDistribution(dist.Normal(0.0, 1.0), [shift]))
+
+    target = ModelTarget(model)
+    z = torch.linspace(-40.0, 10.0, 5001)
+    grid = torch.stack([z, torch.zeros_like(z)], -1)
+    assert (target.constrain(grid)["x"] >= 2.0).all()
+    log_prob = target.log_prob(grid) - dist.Normal(2.0, 3.0).log_prob(torch.tensor(0.0))
+    assert math.isclose(torch.logsumexp(log_prob, 0).item() + math.log(0.01), 0.0, abs_tol=1e-6)
+
+
+def test_a_number_is_no_observation():
+    # Pyro wants tensors; the message says which site, and how.
+    with pytest.raises(
+        ValueError, match=r"Site 'y' has the value 0\.3, which is no tensor\. Pass torch\.tensor\(0\.3\)"
+    ):
+        ModelTarget(lambda: pyro.sample("y", dist.Normal(pyro.sample("x", dist.Normal(0.0, 1.0)), 1.0), obs=0.3))
+
+
 def test_plates_nested_too_deeply():
     # Refused only if a limit is given.
     assert ModelTarget(plates, max_plate_nesting=2).dim == 10

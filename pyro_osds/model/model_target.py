@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 from torch import Tensor
-from torch.distributions import AffineTransform, Transform, biject_to
+from torch.distributions import AffineTransform, Transform
 
 from pyro_osds.model.compat import VmapCompat, vmappable_pyro
 from pyro_osds.model.determinism import TrainingLayerError, check_deterministic, no_training_layers
@@ -38,6 +38,7 @@ from pyro_osds.model.trace import (
     outside_support,
     plate_nesting,
     site_dims,
+    to_support,
 )
 
 _PROTOTYPE_TRIES = 20
@@ -234,7 +235,7 @@ class ModelTarget:
         if standard is not None:
             return AffineTransform(*standard, event_dim=site["fn"].event_dim)
 
-        return biject_to(site["fn"].support)
+        return to_support(site["fn"])
 
     def _layout(self, latents: list[Any]) -> tuple[LatentSite, ...]:
         sites, start = [], 0

@@ -13,7 +13,7 @@ from pyro.distributions import ImproperUniform
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import ComposeTransform, biject_to, constraints
 
 from pyro_osds.model.run import is_missing_part
 
@@ -56,6 +56,11 @@ def is_value(site: Mapping[str, Any]) -> bool:
 def check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any]) -> None:
     """Refuse subsampled plates, discrete latents that cannot be summed out, and transforms of unknown sites."""
     for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not isinstance(site["value"], Tensor):
+            raise ValueError(
+                f"Site {name!r} has the value {site['value']!r}, which is no tensor. Pass "
+                f"torch.tensor({site['value']!r})."
+            )
         if isinstance(site.get("fn"), _Subsample) and len(site["value"]) < site["fn"].size:
             raise ValueError(
                 f"Plate {name!r} subsamples {len(site['value'])} of {site['fn'].size} rows: the density would change "
@@ -132,6 +137,31 @@ def loc_scale(fn: Any) -> tuple[Tensor, Tensor] | None:
         return None
 
     return fn.loc.expand(shape), fn.scale.expand(shape)
+
+
+def to_support(fn: Any) -> Any:
+    """The transform from the real line to a distribution's support.
+
+    A plain ``TransformedDistribution`` says that an affine map of positive numbers may be any number. There, the way
+    leads through the support of its base.
+    """
+    plain = fn
+    while isinstance(plain, (torch.distributions.Independent, MaskedDistribution)):
+        plain = plain.base_dist
+    transformed = torch.distributions.TransformedDistribution
+    if isinstance(plain, transformed) and type(plain).support is transformed.support:
+        through_base = not _is_real(plain.base_dist.support)
+        if through_base and _is_real(plain.support):
+            return ComposeTransform([biject_to(plain.base_dist.support), *plain.transforms])
+
+    return biject_to(fn.support)
+
+
+def _is_real(support: Any) -> bool:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+
+    return support is constraints.real
 
 
 def joint_like(trace: Any) -> Tensor:
