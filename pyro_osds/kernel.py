@@ -17,9 +17,9 @@ _DRAWS_AT_ONCE = 1000
 class OSDSKernel(MCMCKernel):
     """A one-step diffusion sampler where ``NUTS(model)`` stood, unchanged around it.
 
-    The first chain trains the flow; each chain is an independence Metropolis-Hastings chain of its own over fresh
-    draws, so R-hat and the effective sample size show a flow that is wrong. Steps of warm-up cost next to nothing and
-    are not needed: ``warmup_steps=0`` will do.
+    The first chain trains the flow (in each process, where ``MCMC`` runs chains in several); each chain is an
+    independence Metropolis-Hastings chain of its own over fresh draws, so R-hat and the effective sample size show a
+    flow that is wrong. Steps of warm-up cost next to nothing and are not needed: ``warmup_steps=0`` will do.
 
     Arguments:
         model: A Pyro model.

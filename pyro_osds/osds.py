@@ -439,7 +439,7 @@ class OSDS:
         self._recipe, self._trainer = recipe, recipe.trainer
         self._target, self._leap = target, self._trainer.leap
         self._few_steps = {}
-        self._args, self._kwargs, self._posterior = args, kwargs, None
+        self._args, self._kwargs, self._posterior = _kept(args), _kept(kwargs), None
         self._seconds["exploration_time"] = time.perf_counter() - start
 
     def _explore(self, target: AnyTarget, num_particles: int) -> Survey:
@@ -545,12 +545,22 @@ def _potential_target(
 def _same(left: Any, right: Any) -> bool:
     """Whether two sets of model arguments are the same, tensors by value."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
-        return left is right or (
-            left.shape == right.shape and left.dtype == right.dtype and bool((left == right).all())
-        )
+        return left.shape == right.shape and left.dtype == right.dtype and bool((left == right).all())
     if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
         return len(left) == len(right) and all(map(_same, left, right))
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
 
     return left is right
+
+
+def _kept(values: Any) -> Any:
+    """The same arguments, with tensors of their own: data that change in place are other data."""
+    if isinstance(values, Tensor):
+        return values.detach().clone()
+    if type(values) in (tuple, list):
+        return type(values)(map(_kept, values))
+    if type(values) is dict:
+        return {name: _kept(value) for name, value in values.items()}
+
+    return values

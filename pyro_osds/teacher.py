@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
 
 from pyro_osds.diffusion import Diffusion, Paths
 from pyro_osds.objective import path_log_variance, path_reverse_kl, score_matching
+from pyro_osds.progress import progress_bar
 from pyro_osds.target import log_prob_and_score
 
 _EMA_DECAY = 0.98
@@ -93,8 +93,9 @@ def train_teacher(
     )
     average = AveragedModel(diffusion.network, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
     history = TeacherHistory()
+    progress = progress_bar(num_iterations, "Teach", disable_progbar)
     try:
-        for iteration in tqdm(range(num_iterations), disable=disable_progbar, desc="Teach"):
+        for iteration in range(num_iterations):
             if iteration < budget.num_matching:
                 chosen = torch.randint(len(u), (budget.matching_batch_size,), device=u.device)
                 name = "score_matching"
@@ -112,8 +113,10 @@ def train_teacher(
             else:
                 history.num_skipped += 1
             scheduler.step()
+            progress.update()
     except KeyboardInterrupt:
         history.interrupted = True
+    progress.close()
     diffusion.network.load_state_dict(average.module.state_dict())
 
     return history

@@ -11,18 +11,18 @@ import copy
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
 
 from pyro_osds.flow_map import FlowMap
 from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_k, weigh
 from pyro_osds.leap import Leap
 from pyro_osds.objective import Objective, exact_volume, reverse_kl
+from pyro_osds.progress import progress_bar
 from pyro_osds.target import Target
 
 _EMA_DECAY = 0.98
@@ -208,7 +208,7 @@ class Trainer:
         """Train until good enough, stalled, out of budget, or interrupted; the leap keeps the best weights."""
         best, best_score = copy.deepcopy(self.leap.flow.state_dict()), -math.inf
         num_steps = self.budget.num_iterations + (self.budget.warm_up if self._warm_up else 0)
-        progress = tqdm(total=num_steps, disable=self.disable_progbar, desc="Train", leave=True)
+        progress = progress_bar(num_steps, "Train", self.disable_progbar)
         gap, num_steps, left = math.inf, self.budget.first_round, self.budget.num_iterations
         try:
             best_score, _, _ = self._validate()
@@ -245,7 +245,7 @@ class Trainer:
 
         return self.history
 
-    def _run_round(self, num_steps: int, progress: tqdm, objective: Objective | None = None) -> None:
+    def _run_round(self, num_steps: int, progress: Any, objective: Objective | None = None) -> None:
         self._start_round(num_steps)
         for _ in range(num_steps):
             _ = self.step() if objective is None else self._step(objective)

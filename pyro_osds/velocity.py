@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
 
 from pyro_osds.diffusion import Diffusion
 from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_k, weigh
 from pyro_osds.objective import path_reverse_kl, state_consistency, two_half_steps, volume_consistency
+from pyro_osds.progress import progress_bar
 from pyro_osds.train import Budget, History
 
 VOLUMES = ("published", "exact")
@@ -214,12 +214,15 @@ class VelocityTrainer:
     def run(self) -> History:
         """Spend the budget; Ctrl-C keeps the weights so far."""
         history = self.history
+        progress = progress_bar(self.budget.num_iterations, "Train", self.disable_progbar)
         try:
-            for _ in tqdm(range(self.budget.num_iterations), disable=self.disable_progbar, desc="Train"):
+            for _ in range(self.budget.num_iterations):
                 self.step()
+                progress.update()
         except KeyboardInterrupt:
             history.interrupted = True
             warnings.warn("Training was interrupted; the weights so far are used.", stacklevel=3)
+        progress.close()
         log_weight = weigh(self.leap, self.target, self.budget.num_validation_draws).log_weight
         finite = log_weight[log_weight.isfinite()]
         elbo = finite.mean().item() if len(finite) else -math.inf

@@ -415,6 +415,7 @@ def test_a_model_without_latents_has_an_exact_evidence(capsys):
     assert "log evidence" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_density_that_is_never_finite(value):
     def model():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))

@@ -126,7 +126,11 @@ class DensitiesWithScores(torch.autograd.Function):
         """Gradients of the densities times their scores; where they are to be differentiated again, without a graph."""
         z, *scores = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return torch.autograd.grad(ctx.densities(z), z, gradients, create_graph=True)[0], None, None
+            log_prior, log_likelihood = ctx.densities(z)
+            total = gradients[0] @ log_prior + gradients[1] @ log_likelihood
+            if not total.requires_grad:
+                return torch.zeros_like(z), None, None
+            return torch.autograd.grad(total, z, create_graph=True, materialize_grads=True)[0], None, None
         # A density that nobody asked for must not bring in its infinities.
         pairs = zip(gradients, scores, strict=True)
         parts = [torch.where(gradient[:, None] == 0, 0.0, gradient[:, None] * score) for gradient, score in pairs]

@@ -196,7 +196,7 @@ def _is_all_true(_: Tensor) -> bool:
 
 
 def _clamp_in_place(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return tensor.copy_(tensor.clamp(*args, **kwargs))
+    return tensor.copy_(tensor.clone().clamp(*args, **kwargs))
 
 
 def _log_ndtr(x: Tensor) -> Tensor:

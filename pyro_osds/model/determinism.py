@@ -66,9 +66,10 @@ def no_training_layers() -> Iterator[None]:
     """
 
     def refuse(module: nn.Module, inputs: Any) -> None:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats:
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training and module.track_running_stats:
+            kind = "batch_norm" if isinstance(module, nn.modules.batchnorm._BatchNorm) else "instance_norm"
             raise TrainingLayerError(
-                f"The model runs batch_norm in training mode at {user_line()}: it would change with every evaluation. "
+                f"The model runs {kind} in training mode at {user_line()}: it would change with every evaluation. "
                 "Call .eval() on the module before OSDS runs it."
             )
 

@@ -36,7 +36,7 @@ class Enumerate(EnumMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_enumerable(msg) and not msg["done"]:
-            msg["infer"] |= {"enumerate": "parallel"}
+            msg["infer"] |= {"enumerate": "parallel", "num_samples": None}
         super()._pyro_sample(msg)
 
 

@@ -6,7 +6,7 @@
 | ``vmap`` | :func:`torch.func.vmap` of the model, under a layer that makes both agree | a hundred times faster |
 | ``loop`` | point by point | always right |
 
-A rung is used after it agreed with the loop, value and gradient, at a few points. From the loop upwards: vmap, then
+A rung is used after it agreed with the loop, value and gradient, at eight points. From the loop upwards: vmap, then
 vmap with tensors that belong to the batch from the start, then a graph of whichever of the two worked.
 """
 
@@ -47,7 +47,7 @@ class Ladder:
 
     Arguments:
         single: Log prior and log likelihood of one point.
-        example: A point ``(D,)`` of the right type and device.
+        example: A point ``(D,)``, if possible one where the density is finite.
         vectorize: ``"auto"``, ``"vmap"`` (an error where vmap fails) or ``"loop"``.
         capture: ``"auto"``, or False for no graphs.
 
@@ -73,7 +73,9 @@ class Ladder:
         self._batched_factories = False
         self._graphs: dict[bool, Graph] = {}
         self._points = check_points(example)
-        self._expected = self._on_loop(with_scores(self.densities), self._points)
+        # The foot of the ladder: what all rungs have to agree with.
+        self.vectorized = self._may_capture = False
+        self._expected = with_scores(self.densities)(self._points)
         self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
         self._may_capture = self.vectorized and capture == "auto" and len(example) > 0
 
@@ -137,17 +139,8 @@ class Ladder:
 
         return torch.func.vmap(single, randomness="error")(z)
 
-    def _on_loop(self, function: Graph, z: Tensor) -> tuple[Tensor, ...]:
-        vectorized, self.vectorized = getattr(self, "vectorized", False), False
-        may_capture, self._may_capture = getattr(self, "_may_capture", False), False
-        try:
-            return function(z)
-        finally:
-            self.vectorized, self._may_capture = vectorized, may_capture
-
     def _climb(self, must: bool) -> bool:
         """Whether vmap runs the density and agrees with the loop."""
-        self._may_capture = False
         self.vectorized = True
         for self._batched_factories in (False, True):
             try:
@@ -156,6 +149,7 @@ class Ladder:
                 why = f"{user_line(error)} failed under torch.func.vmap: {first_line(error)}"
             else:
                 if agree(got, self._expected):
+                    self.reason = ""
                     return True
                 total, expected = got[0] + got[1], self._expected[0] + self._expected[1]
                 why = (
@@ -197,11 +191,12 @@ class Ladder:
 
 
 def check_points(example: Tensor) -> Tensor:
-    """Five points at which rungs are compared, near the origin and further out, ``(5, D)``."""
+    """Eight points at which rungs are compared: near the example, and further out on both sides, ``(8, D)``."""
     with torch.random.fork_rng(devices=[]):
-        noise = torch.randn(5, len(example), dtype=example.dtype)
+        noise = torch.randn(5, len(example), dtype=example.dtype).to(example.device)
+    near = [example, example + 0.1 * noise[0], example + 0.5 * noise[1], 0.5 * noise[2]]
 
-    return noise.to(example.device) * example.new_tensor([0.5, 0.5, 0.5, 1.0, 2.0])[:, None]
+    return torch.stack([*near, noise[3], -noise[3], 2.0 * noise[4], -2.0 * noise[4]])
 
 
 def agree(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:

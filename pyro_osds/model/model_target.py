@@ -112,9 +112,8 @@ class ModelTarget:
         self.can_sample_prior = not self.improper_sites and not scaled
         if discrete:
             self._check_enumeration(trace)
-        example = like.new_zeros(self.dim)
-        check_deterministic(self._terms, check_points(example)[:2])
-        self._ladder = Ladder(self._single, example, vectorize, capture)
+        check_deterministic(self._terms, check_points(self.start)[:2])
+        self._ladder = Ladder(self._single, self.start, vectorize, capture)
         self.vectorized = self._ladder.vectorized
 
     # ---- densities ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_osds.model.determinism import check_deterministic
+from pyro_osds.model.determinism import check_deterministic, no_training_layers
 from pyro_osds.model.ladder import Ladder, check_points
 from pyro_osds.model.sites import LatentSite, flatten, split
 
@@ -46,11 +47,11 @@ class PotentialTarget:
         self.transforms = dict(transforms or {})
         self.sites = _layout(initial_params, self.transforms)
         self.dim = self.sites[-1].stop
-        first = next(iter(initial_params.values()))
-        self.device = first.device
-        self.dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
-        example = torch.zeros(self.dim, dtype=self.dtype, device=self.device)
-        value = potential_fn(split(self.sites, example))
+        self.device = next(iter(initial_params.values())).device
+        self.dtype = functools.reduce(torch.promote_types, (site.dtype for site in self.sites))
+        example = self.unconstrain(initial_params)[0]
+        with no_training_layers():
+            value = potential_fn(split(self.sites, example))
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -124,6 +125,8 @@ def _is_scalar(potential_fn: Callable[[dict[str, Tensor]], Tensor], values: dict
 
 
 def _layout(initial_params: Mapping[str, Tensor], transforms: Mapping[str, Any]) -> tuple[LatentSite, ...]:
+    if not initial_params:
+        raise ValueError("initial_params names no sites; give an unconstrained value for each site of the potential.")
     unknown = sorted(transforms.keys() - initial_params.keys())
     if unknown:
         raise ValueError(f"transforms names the sites {unknown}, which are not in initial_params.")
