@@ -24,6 +24,10 @@ _SHORT_WAY = 3
 _MAX_WAYS = 3
 _MIN_GAIN = 0.5
 _MORE_PARTICLES = 8
+# What the slow way may cost, in terms of the log density: about a minute on one core.
+_MAX_TERMS = 2e9
+# Evaluations of the slow way by temperature of the first one and by particle: it has more temperatures, and more moves.
+_SLOW_WAY = 50
 # Share of pairs of particles with a valley between them, from which on the posterior has more than one mode.
 _MANY_PARTED = 0.02
 
@@ -74,9 +78,10 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     first_way = _first_way(target, starts)
     exploration = explore(first_way, num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
     modes, num_evaluations, ways = _find_modes(target, exploration), exploration.num_evaluations, 1
-    if modes.parted > _MANY_PARTED and _is_vectorized(target):
+    more = _affordable(target, exploration) if modes.parted > _MANY_PARTED and _is_vectorized(target) else 0
+    if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
-        num_particles *= _MORE_PARTICLES
+        num_particles *= more
         exploration = explore(first_way, num_particles, num_islands, ess_threshold=0.8, num_moves=4)
         num_evaluations += exploration.num_evaluations
     target, exploration = _choose_coordinates(target, exploration)
@@ -142,6 +147,14 @@ def _choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base
         return gaussian_base(z)
 
     return gaussian_base(z, log_prob_and_score(target.log_prob, z)[1])
+
+
+def _affordable(target: Target, exploration: Exploration) -> int:
+    """How many times the particles a slow way may have; none where even as many as before would take too long."""
+    num_terms = getattr(target, "num_terms", 0)
+    cost = _SLOW_WAY * exploration.num_temperatures * len(exploration.z) * num_terms
+
+    return _MORE_PARTICLES if cost == 0 else min(_MORE_PARTICLES, int(_MAX_TERMS / cost))
 
 
 def _is_vectorized(target: Target) -> bool:

@@ -1,6 +1,7 @@
 """The survey room: modes, coordinates, base and check, before anything is trained."""
 
 import math
+from types import SimpleNamespace
 
 import models
 import pytest
@@ -8,7 +9,7 @@ import torch
 from helpers import assert_within_standard_error
 
 from pyro_osds.model import ModelTarget
-from pyro_osds.survey import survey
+from pyro_osds.survey import _affordable, survey
 from pyro_osds.target import FunctionTarget
 
 
@@ -71,3 +72,23 @@ def test_a_target_without_batches_is_explored_once(float64):
     assert found.modes.count == 2 and found.base.num_components >= 2
     assert len(found.exploration.z) == 128 and len(thorough.exploration.z) == 1024
     assert found.num_evaluations < thorough.num_evaluations / 10
+
+
+@pytest.mark.parametrize(("num_terms", "times"), [(0, 8), (1_000, 8), (10_000, 3), (100_000, 0)])
+def test_the_larger_the_density_the_fewer_particles_on_the_slow_way(num_terms, times):
+    # Down to none at all; a density of unknown size is taken for a small one.
+    target, exploration = (
+        SimpleNamespace(num_terms=num_terms),
+        SimpleNamespace(num_temperatures=8, z=torch.zeros(128, 1)),
+    )
+    assert _affordable(target, exploration) == times
+
+
+def test_a_slow_way_that_nobody_can_afford_is_not_gone():
+    # Two modes ask for it, and are both found without.
+    target = FunctionTarget(lambda z: torch.logaddexp(-(z - 6).square().sum(-1), -(z + 6).square().sum(-1)), dim=1)
+    slow = survey(target, num_particles=16)
+    target.num_terms = 10_000_000
+    fast = survey(target, num_particles=16)
+    assert fast.num_evaluations < 0.5 * slow.num_evaluations
+    assert fast.modes.count == slow.modes.count == 2

@@ -112,6 +112,8 @@ class ModelTarget:
         self.can_sample_prior = not self.improper_sites and not scaled
         if discrete:
             self._check_enumeration(trace)
+        with torch.no_grad(), vmappable_pyro(), VmapCompat():
+            self.num_terms = self._run(self.start).num_terms
         check_deterministic(self._terms, check_points(self.start)[:2])
         self._ladder = Ladder(self._single, self.start, vectorize, capture)
         self.vectorized = self._ladder.vectorized

@@ -135,6 +135,11 @@ class ModelRun(Messenger):
 
         return {name: value for name, value in rows.items() if value is not None}
 
+    @property
+    def num_terms(self) -> int:
+        """Log densities of single values that the joint one is made of."""
+        return sum(site["log_prob"].numel() for site in (*self.latents, *self.discrete, *self.observed))
+
     def terms(self) -> dict[str, Tensor]:
         """The log density of every site, summed, and the log-determinants of the latents."""
         sites = (*self.latents, *self.discrete, *self.observed)
