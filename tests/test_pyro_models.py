@@ -806,9 +806,12 @@ def test_conjugate_pair(fitted, pair, hyperpriors):
         check_site(osds, "rate", counts / 101, counts.sqrt() / 101)
 
 
-@HYPERPRIORS
 @pytest.mark.filterwarnings("ignore:The model runs point by point:UserWarning")  # Pyro samples what it collapses
-@pytest.mark.parametrize("collapse", [False, True], ids=["compound", "collapsed"])
+@pytest.mark.parametrize(
+    ("collapse", "hyperpriors"),
+    [(False, False), (False, True), (True, False)],
+    ids=["compound-fixed", "compound-hyperpriors", "collapsed-fixed"],
+)
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_collapsed_conjugate_pair(fitted, float64, pair, collapse, hyperpriors):
     # NUTS on models without the latent, by hand or by collapse_conjugate: Pyro allows 0.05 and 0.3 after its replay.
