@@ -1,11 +1,21 @@
 """One-step diffusion samplers for Pyro: posterior draws and a log evidence from one network evaluation per draw."""
 
-from pyro_osds.compare import compare_evidence
+from pyro_osds.compare import UnreliableEvidenceWarning, compare_evidence
 from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.importance import WeightedDraws
 from pyro_osds.kernel import OSDSKernel
 from pyro_osds.osds import OSDS
+from pyro_osds.plot_evidence import plot_evidence
 
 __version__ = "0.1.0"
 
-__all__ = ["OSDS", "Evidence", "EvidenceCheck", "OSDSKernel", "WeightedDraws", "compare_evidence"]
+__all__ = [
+    "OSDS",
+    "Evidence",
+    "EvidenceCheck",
+    "OSDSKernel",
+    "UnreliableEvidenceWarning",
+    "WeightedDraws",
+    "compare_evidence",
+    "plot_evidence",
+]

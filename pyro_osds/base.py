@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from pyro_osds.importance import effective_sample_size
 from pyro_osds.moments import fisher_moments, weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks
 
@@ -166,10 +167,7 @@ def adapt_mixture(base: Base, target: Target) -> Base:
     best, best_ess = base, 0.0
     for _ in range(_ADAPTATION_ROUNDS):
         assert isinstance(base.density, MixtureSameFamily)
-        u = base.density.sample(torch.Size([_ADAPTATION_DRAWS]))
-        with torch.no_grad():
-            log_prob = finite_log_prob(in_chunks(target.log_prob, base.from_whitened(u)))
-        log_weight = (log_prob - base.density.log_prob(u)).double()
+        u, log_weight = _weighted_draws(base, target)
         if not log_weight.isfinite().any():
             return best
         weight = torch.softmax(log_weight, 0)
@@ -183,6 +181,22 @@ def adapt_mixture(base: Base, target: Target) -> Base:
         base = Base(base.loc, base.scale_tril, _widened(_maximisation(u, shares)))
 
     return best
+
+
+def effective_share(base: Base, target: Target) -> float:
+    """Share of effective draws among the base's own, weighted by the target."""
+    _, log_weight = _weighted_draws(base, target)
+
+    return effective_sample_size(log_weight) / len(log_weight) if log_weight.isfinite().any() else 0.0
+
+
+def _weighted_draws(base: Base, target: Target) -> tuple[Tensor, Tensor]:
+    """Whitened draws ``(S, D)`` and their log weights ``(S,)``, in double precision."""
+    u = base.density.sample(torch.Size([_ADAPTATION_DRAWS]))
+    with torch.no_grad():
+        log_prob = finite_log_prob(in_chunks(target.log_prob, base.from_whitened(u)))
+
+    return u, finite_log_prob((log_prob - base.density.log_prob(u) + base.log_abs_det).double())
 
 
 def _widened(mixture: MixtureSameFamily) -> MixtureSameFamily:

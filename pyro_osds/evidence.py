@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from pyro_osds.explore import Exploration
 from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_k
 
 _MIN_ESS = 100.0
 _MAX_SIGMAS = 3.0
 # Islands share their temperatures and scales, so their spread alone claims a little too much.
 _MIN_CHECK_ERROR = 0.03
+_MIN_BRIDGE_ERROR = 0.01
+_MAX_BRIDGE_ERROR = 0.1
+_MIN_ACCEPTANCE = 0.3
+_EQUAL_SHARE = 0.99
+_MAX_ROUNDING = 0.5
 # Eight islands: what three standard errors are to a normal, four and a half are to their t distribution.
 _CHECK_QUANTILE = 1.5
 
@@ -49,6 +55,7 @@ class Evidence:
         reliable: Whether nothing speaks against the estimate.
         reasons: What speaks against it: sentences, each with what was seen and the cure; empty when reliable.
         check: Log evidence of the annealed exploration, if there was one.
+        bridge: Log evidence of a short annealed bridge from the flow, if the weights asked for one.
     """
 
     log_evidence: float
@@ -60,6 +67,7 @@ class Evidence:
     reliable: bool
     reasons: tuple[str, ...]
     check: EvidenceCheck | None = None
+    bridge: EvidenceCheck | None = None
 
 
 def judge(
@@ -68,6 +76,8 @@ def judge(
     improper_sites: Sequence[str] = (),
     num_not_finite: int = 0,
     other_reasons: Sequence[str] = (),
+    bridge: EvidenceCheck | None = None,
+    rounding: float = 0.0,
 ) -> Evidence:
     """Evidence and verdict from the log weights of fresh draws.
 
@@ -77,6 +87,8 @@ def judge(
         improper_sites: Latent sites whose prior is flat: with them there is no evidence.
         num_not_finite: Draws whose log density was nan or ``+inf``.
         other_reasons: What else speaks against the estimate.
+        bridge: Log evidence of a short bridge from the flow's draws, which must agree too.
+        rounding: What one unit in the last place of the log densities is, nats; part of the standard error.
 
     Returns:
         The evidence with its verdict.
@@ -96,19 +108,56 @@ def judge(
         *_tail_reasons(k, num_draws),
         *_ess_reasons(ess, num_draws),
         *_not_finite_reasons(num_not_finite, num_draws),
+        *_rounding_reasons(rounding),
     ]
-    if not improper_sites:
-        reasons += _check_reasons(estimate, std_error, check, healthy=not reasons)
+    std_error = math.hypot(std_error, 0.5 * rounding)
     if improper_sites:
-        names = ", ".join(map(repr, improper_sites))
-        reasons.insert(
-            0,
-            f"The prior of site {names} is improper, so the evidence is not defined; "
-            "draws are valid. Give the site a proper prior.",
-        )
+        reasons.insert(0, _improper_reason(improper_sites))
         estimate = std_error = math.nan
+    else:
+        reasons += _bridge_reasons(estimate, std_error, bridge)
+        reasons += _check_reasons(estimate, std_error, check, healthy=not reasons)
 
-    return Evidence(estimate, std_error, elbo, ess, k, num_draws, not reasons, tuple(reasons), check)
+    return Evidence(estimate, std_error, elbo, ess, k, num_draws, not reasons, tuple(reasons), check, bridge)
+
+
+def judge_bridge(found: Exploration, judged: Evidence, improper_sites: Sequence[str] = ()) -> Evidence:
+    """Evidence and verdict from a bridge, for a flow whose weights did not suffice.
+
+    Pareto k and the effective sample size are those of the weights between two temperatures, the worst ones; k is
+    ``-inf`` where those weights are nearly equal.
+
+    Arguments:
+        found: The bridge's particles and the log evidences of its islands.
+        judged: Evidence and verdict from the flow's weights, for the ELBO and the check of exploration.
+        improper_sites: Latent sites whose prior is flat: with them there is no evidence.
+    """
+    num_draws, estimate, std_error = len(found.z), found.log_evidence, found.std_error
+    # Where hardly any particle is lost between two temperatures, the shape of the tail is that of noise.
+    equal = found.ess > _EQUAL_SHARE * num_draws
+    k = -math.inf if equal else found.pareto_k
+    reasons = [
+        *_tail_reasons(k, num_draws),
+        *_ess_reasons(found.ess, num_draws),
+        *_walk_reasons(found),
+    ]
+    if improper_sites:
+        reasons.insert(0, _improper_reason(improper_sites))
+        estimate = std_error = math.nan
+    else:
+        reasons += _check_reasons(estimate, std_error, judged.check, healthy=not reasons)
+
+    return replace(
+        judged,
+        log_evidence=estimate,
+        std_error=std_error,
+        ess=found.ess,
+        pareto_k=k,
+        num_draws=num_draws,
+        reliable=not reasons,
+        reasons=tuple(reasons),
+        bridge=EvidenceCheck(found.log_evidence, found.std_error),
+    )
 
 
 def pareto_k_threshold(num_draws: int) -> float:
@@ -151,6 +200,62 @@ def _not_finite_reasons(num_not_finite: int, num_draws: int) -> list[str]:
     return [
         f"The log density was nan or +inf at {num_not_finite} of {num_draws} draws; they got weight zero. Look for an "
         "overflow, a division by zero or a factor that is not a number."
+    ]
+
+
+def _rounding_reasons(rounding: float) -> list[str]:
+    if rounding <= _MAX_ROUNDING:
+        return []
+
+    return [
+        f"The log density is so large that it is rounded to {rounding:.2g} nats: differences between points are lost. "
+        "Use double precision (data and priors in torch.float64), or leave out its constant part."
+    ]
+
+
+def _improper_reason(sites: Sequence[str]) -> str:
+    names = ", ".join(map(repr, sites))
+
+    return (
+        f"The prior of site {names} is improper, so the evidence is not defined; "
+        "draws are valid. Give the site a proper prior."
+    )
+
+
+def _walk_reasons(found: Exploration) -> list[str]:
+    """What speaks against the walk of a bridge's particles and the agreement of its islands."""
+    reasons = []
+    if not found.acceptance >= _MIN_ACCEPTANCE:
+        reasons.append(
+            f"The bridge's Hamiltonian moves were accepted with probability {found.acceptance:.2f} only: the "
+            "density is too rough for them. Rescale or reparametrise the model."
+        )
+    if not found.settled:
+        reasons.append(
+            "The bridge's particles still drifted at the end: a part of the posterior is hard to reach. Reparametrise "
+            "the model (a non-centred hierarchy, for instance)."
+        )
+    if not found.std_error <= _MAX_BRIDGE_ERROR:
+        reasons.append(
+            f"The bridge's islands disagree: the standard error of the log evidence is {found.std_error:.2f} nats. "
+            "Raise num_iterations or num_particles."
+        )
+
+    return reasons
+
+
+def _bridge_reasons(estimate: float, std_error: float, bridge: EvidenceCheck | None) -> list[str]:
+    """What a short bridge from the flow's draws says: its particles walk to where the flow proposes too little."""
+    if bridge is None or not math.isfinite(bridge.log_evidence):
+        return []
+    distance = estimate - bridge.log_evidence
+    if abs(distance) <= _MAX_SIGMAS * math.hypot(std_error, _CHECK_QUANTILE * max(bridge.std_error, _MIN_BRIDGE_ERROR)):
+        return []
+
+    return [
+        f"The log evidence {estimate:.3f} lies {abs(distance):.2f} nats {'below' if distance < 0 else 'above'} that of "
+        f"a short bridge from the flow's draws, {bridge.log_evidence:.3f} +- {bridge.std_error:.3f}: the flow misses a "
+        "part of the posterior next to its draws. Raise num_iterations, or reparametrise the model."
     ]
 
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pyro_osds.importance import effective_sample_size, pareto_k
 from pyro_osds.moments import fisher_moments
 from pyro_osds.target import NotFiniteError, Target, finite_log_prob, log_prob_and_score
 
@@ -96,6 +97,10 @@ class Exploration:
         num_evaluations: Points at which the density was evaluated.
         acceptance: Mean acceptance of the last Hamiltonian moves.
         num_not_finite: Particles that were drawn from the reference with a density that is not finite.
+        pareto_k: Largest shape of the tail of the weights of one change of temperature.
+        ess: Smallest effective number of particles after one.
+        start: The draws of the reference, ``(num_islands * num_particles, D)``.
+        settled: Whether the mean log density had stopped drifting at the end; true where nobody looked.
     """
 
     z: Tensor
@@ -105,6 +110,10 @@ class Exploration:
     num_evaluations: int
     acceptance: float
     num_not_finite: int
+    pareto_k: float = -math.inf
+    ess: float = math.nan
+    start: Tensor = field(default_factory=lambda: torch.empty(0))
+    settled: bool = True
 
     @property
     def log_evidence(self) -> float:
@@ -130,6 +139,7 @@ def explore(
     ess_threshold: float = 0.5,
     num_moves: int = 2,
     num_leapfrog: int = 5,
+    min_temperatures: int = 1,
     max_temperatures: int = 100,
     max_settling: int = 20,
 ) -> Exploration:
@@ -142,6 +152,7 @@ def explore(
         ess_threshold: Share of the effective sample size that a change of temperature may leave.
         num_moves: Hamiltonian moves at each temperature.
         num_leapfrog: Leapfrog steps of a move.
+        min_temperatures: Annealing steps at least. The tail of the weights of one step is lighter by that factor.
         max_settling: Rounds of moves at the target, at most, until the mean log density no longer drifts.
         max_temperatures: After this many the rest of the way is one step, so that a run always ends.
 
@@ -152,22 +163,25 @@ def explore(
         NotFiniteError: If the target is not finite at any particle of the reference.
     """
     num_total = num_particles * num_islands
+    largest_increment = 1.0 / min_temperatures
     z, log_reference, log_target = _start(path, num_total)
+    start = z
     num_not_finite = int((~log_target.isfinite()).sum())
     mover = _HamiltonianMover(path, num_moves, num_leapfrog)
     log_evidence = z.new_zeros(num_islands, dtype=torch.float64)
-    beta, num_temperatures = 0.0, 0
+    beta, num_temperatures, k, ess = 0.0, 0, -math.inf, math.inf
     while beta < 1.0:
         log_ratio = (log_target - log_reference).view(num_islands, num_particles)
         last = num_temperatures + 1 >= max_temperatures
-        increment = 1.0 - beta if last else _increment(log_ratio, 1.0 - beta, ess_threshold)
+        increment = 1.0 - beta if last else _increment(log_ratio, min(1.0 - beta, largest_increment), ess_threshold)
         log_weight = (increment * log_ratio).nan_to_num(nan=-torch.inf)
         log_evidence += torch.logsumexp(log_weight.double(), 1) - math.log(num_particles)
+        k, ess = max(k, pareto_k(log_weight.flatten())), min(ess, effective_sample_size(log_weight.flatten()))
         beta = min(1.0, beta + increment)
         index = _resample(log_weight)
         z, log_reference, log_target = mover.move(z[index], log_reference[index], log_target[index], beta)
         num_temperatures += 1
-    z, log_target = _settle(mover, z, log_reference, log_target, max_settling)
+    z, log_target, settled = _settle(mover, z, log_reference, log_target, max_settling)
 
     return Exploration(
         z,
@@ -177,21 +191,27 @@ def explore(
         mover.num_evaluations + num_total,
         mover.acceptance,
         num_not_finite,
+        k,
+        ess,
+        start,
+        settled,
     )
 
 
 def _settle(
     mover: _HamiltonianMover, z: Tensor, log_reference: Tensor, log_target: Tensor, max_settling: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, bool]:
     """Keep moving at the target until the mean log density stops drifting: a fast annealing leaves particles behind."""
+    settled = max_settling == 0
     for _ in range(max_settling):
         before = log_target
         z, log_reference, log_target = mover.move(z, log_reference, log_target, 1.0)
         drift = (log_target - before).double()
-        if drift.mean().abs() < 2 * (log_target.double().var() / len(drift)).sqrt():
+        settled = bool(drift.mean().abs() < 2 * (log_target.double().var() / len(drift)).sqrt())
+        if settled:
             break
 
-    return z, log_target
+    return z, log_target, settled
 
 
 def _start(path: AnnealingPath, num_total: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,13 +16,16 @@ from pyro.infer.autoguide.initialization import init_to_uniform
 from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
 
+from pyro_osds.arguments import check_choices, check_counts, check_powers_of_two, kept_arguments, same_arguments
+from pyro_osds.escalate import Escalation
 from pyro_osds.evidence import Evidence, EvidenceCheck
+from pyro_osds.exchange import OrderedTarget
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.inference_data import to_inference_data
 from pyro_osds.leap import Leap
 from pyro_osds.model import CAPTURE, VECTORIZE, ModelTarget, PotentialTarget, one_point
 from pyro_osds.point import PointLeap, PointRecipe, PointTrainer
-from pyro_osds.posterior import CORRECTIONS, PosteriorDraws, draw_posterior
+from pyro_osds.posterior import CORRECTIONS, PosteriorDraws, bridge_posterior, draw_posterior
 from pyro_osds.recipe import LEAN, NETWORKS, RECIPES, FlowSize, Recipe
 from pyro_osds.report import arrays, fit, fit_stats, fit_stats_dims, sample_stats
 from pyro_osds.survey import Survey, survey
@@ -34,6 +38,8 @@ AnyLeap = Leap | VelocityLeap | PointLeap
 AnyTrainer = Trainer | VelocityTrainer | PointTrainer
 
 _CHUNK_SIZE = 2048
+# Of these the recipe uses all it needs; what num_iterations allows beyond is kept for escalation.
+_FIRST_ITERATIONS = 1000
 
 
 class OSDS:
@@ -59,6 +65,11 @@ class OSDS:
         transforms: Constrained-to-unconstrained transforms by site.
         correction: ``"imh"``, ``"psis"`` or ``"none"``: how draws of the flow become posterior draws.
         num_iterations: Optimiser steps at most; training stops early when it is good enough or no longer improves.
+            What is beyond 1000, or beyond half of a larger number, is kept for escalation.
+        max_time: Seconds after which no more training begins and no rung is climbed; exploration, drawing and weighing
+            always run to their end.
+        escalate: Whether to climb further rungs while the verdict is bad: a larger flow from a better base, then an
+            annealed bridge; see ``pyro_osds.escalate`` and :attr:`run_report`.
         batch_size: Draws per optimiser step.
         learning_rate: Peak learning rate.
         num_particles: Particles on each of eight islands during exploration.
@@ -102,7 +113,9 @@ class OSDS:
         max_plate_nesting: int | None = None,
         transforms: Mapping[str, Any] | None = None,
         correction: str = "imh",
-        num_iterations: int = 1000,
+        num_iterations: int = 2000,
+        max_time: float | None = None,
+        escalate: bool = True,
         batch_size: int = 256,
         learning_rate: float = 1e-2,
         num_particles: int = 64,
@@ -138,9 +151,7 @@ class OSDS:
             "num_blocks": 1 if num_blocks is None else num_blocks,
             "hidden_features": 1 if hidden_features is None else hidden_features,
         }
-        for name, count in counts.items():
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
+        check_counts(counts)
         choices = {
             "correction": (correction, CORRECTIONS),
             "recipe": (recipe, RECIPES),
@@ -149,12 +160,12 @@ class OSDS:
             "vectorize": (vectorize, VECTORIZE),
             "capture": (capture, CAPTURE),
         }
-        for name, (choice, allowed) in choices.items():
-            if choice not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {choice!r}.")
-        for name, count in {"num_steps": num_steps, "num_time_steps": num_time_steps}.items():
-            if count & (count - 1):
-                raise ValueError(f"{name} must be a power of two, got {count}.")
+        check_choices(choices)
+        check_powers_of_two({"num_steps": num_steps, "num_time_steps": num_time_steps})
+        if not isinstance(escalate, bool):
+            raise ValueError(f"escalate must be True or False, got {escalate!r}.")
+        if max_time is not None and not (isinstance(max_time, (int, float)) and max_time > 0):
+            raise ValueError(f"max_time must be a positive number of seconds or None, got {max_time!r}.")
         self.model = model
         self.num_samples = num_samples
         self.num_chains = num_chains
@@ -164,7 +175,10 @@ class OSDS:
         self._initial_params = initial_params
         self._has_strategy = init_strategy is not init_to_uniform
         self._num_particles = num_particles
-        self._budget = Budget(num_iterations, batch_size, learning_rate)
+        self.escalate = escalate
+        self._max_time = math.inf if max_time is None else max_time
+        first = num_iterations if not escalate else max(min(num_iterations, _FIRST_ITERATIONS), num_iterations // 2)
+        self._budget = Budget(first, batch_size, learning_rate)
         size = FlowSize(num_blocks or LEAN.num_blocks, 1, hidden_features or LEAN.hidden_features)
         self._recipe_options = {
             "name": recipe,
@@ -174,6 +188,7 @@ class OSDS:
             "volume": volume,
             "size": None if num_blocks is None and hidden_features is None else size,
             "disable_progbar": disable_progbar,
+            "more_iterations": num_iterations - first,
         }
         # Everything that says how a density is evaluated; a potential function has no first run and no plates.
         options = {"transforms": transforms, "vectorize": vectorize, "capture": capture}
@@ -188,7 +203,8 @@ class OSDS:
         self._trainer: AnyTrainer | None = None
         self._few_steps: dict[int, AnyLeap] = {}
         self._posterior: PosteriorDraws | None = None
-        self._seconds = {"exploration_time": 0.0, "training_time": 0.0, "sampling_time": 0.0}
+        self._run_report: tuple[str, ...] = ()
+        self._seconds = {"exploration_time": 0.0, "training_time": 0.0, "sampling_time": 0.0, "escalation_time": 0.0}
 
     @classmethod
     def from_log_prob(
@@ -236,13 +252,34 @@ class OSDS:
         Raises:
             ValueError: If the model is not supported, or its density is not finite at any start.
         """
-        self._set_up(args, kwargs)
+        deadline = time.perf_counter() + self._max_time
+        self._set_up(args, kwargs, deadline=deadline)
         start = time.perf_counter()
         self._recipe.run()
         self._trainer = self._recipe.trainer
         self._seconds["training_time"] = time.perf_counter() - start
+        if isinstance(self._recipe, Recipe) and self.escalate:
+            self._escalate(self._recipe, deadline)
         for reason in self.evidence.reasons:
             warnings.warn(reason, stacklevel=3)
+
+    def _escalate(self, recipe: Recipe, deadline: float) -> None:
+        """Climb the rungs that the verdict asks for; Ctrl-C keeps what the last one gave."""
+
+        def keep(draws: PosteriorDraws, report: str) -> None:
+            self._trainer, self._leap = recipe.trainer, recipe.trainer.leap
+            self._run_report += (report,)
+            self._keep(draws)
+
+        def walk(leap: Leap, judged: Evidence) -> PosteriorDraws:
+            return bridge_posterior(leap, self._target, self.num_chains, self.num_samples, judged, self._improper_sites)
+
+        start = time.perf_counter()
+        try:
+            Escalation(recipe, self._judge, walk, deadline).climb(self._draws, keep)
+        except KeyboardInterrupt:
+            warnings.warn("Escalation was interrupted; the last verdict stands.", stacklevel=4)
+        self._seconds["escalation_time"] = time.perf_counter() - start
 
     @poutine.block
     def step(self, *args: Any, **kwargs: Any) -> float:
@@ -265,7 +302,7 @@ class OSDS:
 
     def is_trained_on(self, *args: Any, **kwargs: Any) -> bool:
         """Whether there is a flow for these arguments of the model."""
-        return self._trainer is not None and _same((args, kwargs), (self._args, self._kwargs))
+        return self._trainer is not None and same_arguments((args, kwargs), (self._args, self._kwargs))
 
     def redraw(self) -> None:
         """Replace the posterior draws and the evidence by fresh ones of the same flow, when next asked for."""
@@ -314,11 +351,32 @@ class OSDS:
     # ---- draws, evidence, InferenceData ----
 
     @property
+    def run_report(self) -> tuple[str, ...]:
+        """What the last run climbed, a sentence for each rung: its evidence, its weights and its verdict.
+
+        Example:
+            >>> import pyro
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), dim=2, disable_progbar=True)
+            >>> osds.run()
+            >>> len(osds.run_report), osds.run_report[0].split(":")[0]
+            (1, 'flow')
+        """
+        return self._run_report
+
+    @property
+    def observed_data(self) -> dict[str, Tensor]:
+        """The observations that the last run was fitted to, by site; empty for a log density or a potential."""
+        _ = self.trainer
+
+        return getattr(self._model_target, "observed", {})
+
+    @property
     def rung(self) -> str:
         """How the density is evaluated: ``"captured"``, ``"vmap"``, ``"loop"``, or ``"given"`` for a log density."""
         _ = self.trainer
 
-        return getattr(self._target, "rung", "given")
+        return getattr(self._model_target, "rung", "given")
 
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.
@@ -336,20 +394,13 @@ class OSDS:
         Raises:
             ValueError: If ``num_draws`` is not positive or ``num_steps`` is no power of two.
         """
-        if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
-            raise ValueError(f"num_draws must be an integer of at least 1, got {num_draws!r}.")
+        check_counts({"num_draws": num_draws})
         draws = weigh(self._leap_in(self.num_steps if num_steps is None else num_steps), self._target, num_draws)
 
         return WeightedDraws(self._constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
 
     def _leap_in(self, num_steps: int) -> AnyLeap:
-        if (
-            isinstance(num_steps, bool)
-            or not isinstance(num_steps, int)
-            or num_steps < 1
-            or num_steps & (num_steps - 1)
-        ):
-            raise ValueError(f"num_steps must be a power of two, got {num_steps!r}.")
+        check_powers_of_two({"num_steps": num_steps})
         _ = self._draws
         if num_steps == self.num_steps:
             return self._leap
@@ -383,22 +434,23 @@ class OSDS:
             log_likelihood: Whether to compute the pointwise log likelihood, ``num_chains * num_samples`` values for
                 each observation.
         """
-        draws, target, recipe = self._draws, self._target, self._recipe
+        draws, target, recipe = self._draws, self._model_target, self._recipe
         history, taught = self.trainer.history, recipe.teacher_history
         sampled = {"posterior": dict(self._samples), "sample_stats": sample_stats(draws)}
         observed: dict[str, Tensor] = {}
         dims: dict[str, tuple[str, ...]] = {}
         if isinstance(target, ModelTarget):
-            sampled["posterior"] |= self._by_chain(self._in_chunks(target.deterministics, draws.z))
+            z = self._in_model(draws.z)
+            sampled["posterior"] |= self._by_chain(self._in_chunks(target.deterministics, z))
             if log_likelihood:
-                sampled["log_likelihood"] = self._by_chain(self._in_chunks(target.log_likelihood, draws.z))
+                sampled["log_likelihood"] = self._by_chain(self._in_chunks(target.log_likelihood, z))
             observed, dims = target.observed, target.dims
 
         return to_inference_data(
             {group: arrays(values) for group, values in sampled.items()},
             {
                 "observed_data": arrays(observed),
-                "fit": fit(self.evidence, recipe.found, recipe.name, self.rung),
+                "fit": fit(self.evidence, recipe.found, recipe.name, self.rung, self.run_report),
                 "fit_stats": fit_stats(history, taught),
             },
             {**fit_stats_dims(history, taught), **dims},
@@ -418,13 +470,15 @@ class OSDS:
             raise RuntimeError("There are no results yet: call run(...) with the model's arguments first.")
         return self._trainer
 
-    def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool = False) -> None:
+    def _set_up(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool = False, deadline: float = math.inf
+    ) -> None:
         """Target, survey, leap and trainer for these arguments; nothing is replaced before all of it succeeded."""
         if keep and self.is_trained_on(*args, **kwargs):
             return
         start = time.perf_counter()
         target = self._make_target(*args, **kwargs)
-        budget, num_particles = self._budget, self._num_particles
+        budget, num_particles = replace(self._budget, deadline=deadline), self._num_particles
         if not getattr(target, "vectorized", True):
             # Point by point, every density costs about a millisecond: a smaller run that still ends before NUTS does.
             budget = replace(budget, batch_size=32, first_round=150, num_iterations=150, num_validation_draws=256)
@@ -438,8 +492,9 @@ class OSDS:
             recipe = Recipe(found, budget=budget, groups=groups, **self._recipe_options)
         self._recipe, self._trainer = recipe, recipe.trainer
         self._target, self._leap = target, self._trainer.leap
-        self._few_steps = {}
-        self._args, self._kwargs, self._posterior = _kept(args), _kept(kwargs), None
+        self._model_target: Any = target.target if isinstance(target, OrderedTarget) else target
+        self._few_steps, self._run_report = {}, ()
+        self._args, self._kwargs, self._posterior = kept_arguments(args), kept_arguments(kwargs), None
         self._seconds["exploration_time"] = time.perf_counter() - start
 
     def _explore(self, target: AnyTarget, num_particles: int) -> Survey:
@@ -472,26 +527,39 @@ class OSDS:
         trainer = self.trainer
         if self._posterior is None:
             start = time.perf_counter()
-            found = self._recipe.found
             # A flow that was stepped by hand is judged by the average of its weights, as one trained by run.
             self._leap = trainer.leap if trainer.history.elbo else trainer.averaged()
-            num_proposals = self.num_chains * self.num_samples
-            vectorized = getattr(self._target, "vectorized", True)
-            self._posterior = draw_posterior(
-                self._leap,
-                self._target,
-                self.num_chains,
-                self.num_samples,
-                self.correction,
-                EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
-                getattr(self._target, "improper_sites", ()),
-                reasons=self._volume_reasons(),
-                **({} if vectorized else {"max_draws": num_proposals}),
-            )
-            self._samples_by_chain = self._by_chain(self._constrain(self._posterior.z))
+            self._keep(self._judge(self._leap))
             self._seconds["sampling_time"] = time.perf_counter() - start
+        assert self._posterior is not None
 
         return self._posterior
+
+    def _judge(self, leap: AnyLeap) -> PosteriorDraws:
+        """Draws of a leap and the verdict on its weights."""
+        found = self._recipe.found
+        vectorized = getattr(self._target, "vectorized", True)
+
+        return draw_posterior(
+            leap,
+            self._target,
+            self.num_chains,
+            self.num_samples,
+            self.correction,
+            EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
+            self._improper_sites,
+            reasons=self._volume_reasons(),
+            **({} if vectorized else {"max_draws": self.num_chains * self.num_samples}),
+        )
+
+    def _keep(self, draws: PosteriorDraws) -> None:
+        """Make these the posterior draws."""
+        self._posterior = draws
+        self._samples_by_chain = self._by_chain(self._constrain(draws.z))
+
+    @property
+    def _improper_sites(self) -> Sequence[str]:
+        return getattr(self._model_target, "improper_sites", ())
 
     def _volume_reasons(self) -> tuple[str, ...]:
         """Why the leap's volume is not to be trusted, if it is not."""
@@ -512,7 +580,11 @@ class OSDS:
         return self._samples_by_chain
 
     def _constrain(self, z: Tensor) -> dict[str, Tensor]:
-        return self._in_chunks(self._target.constrain, z)
+        return self._in_chunks(self._model_target.constrain, self._in_model(z))
+
+    def _in_model(self, z: Tensor) -> Tensor:
+        """Draws in the coordinates of the model target."""
+        return self._target.to_target(z) if isinstance(self._target, OrderedTarget) else z
 
     def _in_chunks(self, function: Callable[[Tensor], dict[str, Tensor]], z: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -540,27 +612,3 @@ def _potential_target(
         raise ValueError("A potential_fn takes no arguments besides the values of its sites: call run() without any.")
 
     return PotentialTarget(potential_fn, one_point(potential_fn, initial_params, num_chains), **options)
-
-
-def _same(left: Any, right: Any) -> bool:
-    """Whether two sets of model arguments are the same, tensors by value."""
-    if isinstance(left, Tensor) and isinstance(right, Tensor):
-        return left.shape == right.shape and left.dtype == right.dtype and bool((left == right).all())
-    if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
-        return len(left) == len(right) and all(map(_same, left, right))
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
-
-    return left is right
-
-
-def _kept(values: Any) -> Any:
-    """The same arguments, with tensors of their own: data that change in place are other data."""
-    if isinstance(values, Tensor):
-        return values.detach().clone()
-    if type(values) in (tuple, list):
-        return type(values)(map(_kept, values))
-    if type(values) is dict:
-        return {name: _kept(value) for name, value in values.items()}
-
-    return values

@@ -2,7 +2,7 @@ r"""A trained leap at work: fresh weighted draws, chains out of them, and the ev
 
 The evidence is computed from all draws. They are doubled until its standard error is small or there are enough. All of
 them are proposals of the chains too, which are thinned to the length asked for: draws that are there anyway make chains
-mix better.
+mix better. Weights that are not nearly equal get a second opinion, a short bridge from the leap to the target.
 """
 
 from __future__ import annotations
@@ -14,9 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_osds.bridge import bridge
 from pyro_osds.chains import check_any_weight, independence_chains
-from pyro_osds.evidence import Evidence, EvidenceCheck, judge
-from pyro_osds.importance import FlowDraws, Proposal, join, log_mean_weight, pareto_smooth, weigh
+from pyro_osds.evidence import Evidence, EvidenceCheck, judge, judge_bridge
+from pyro_osds.explore import Exploration
+from pyro_osds.importance import (
+    FlowDraws,
+    Proposal,
+    effective_sample_size,
+    join,
+    log_mean_weight,
+    pareto_k,
+    pareto_smooth,
+    weigh,
+)
+from pyro_osds.leap import Leap
 from pyro_osds.target import Target
 
 CORRECTIONS = ("imh", "psis", "none")
@@ -24,6 +36,11 @@ CORRECTIONS = ("imh", "psis", "none")
 _MIN_DRAWS = 4096
 _MAX_DRAWS = 32768
 _STD_ERROR = 0.003
+# Weights as good as these need no second opinion.
+_GOOD_K, _GOOD_ESS = 0.5, 0.9
+_BRIDGE_PARTICLES = 64
+# Enough islands that their spread is known, and twice the standard error covers as it should.
+_NUM_ISLANDS = 32
 
 
 @dataclass(frozen=True)
@@ -35,12 +52,14 @@ class PosteriorDraws:
         index: The proposal that each posterior draw is, ``(num_chains, num_samples)``.
         acceptance: Acceptance probability of the steps that are kept, ``(num_chains, num_samples)``.
         evidence: Evidence and verdict from all weighted draws.
+        bridge: The short bridge that gave the second opinion, if the weights asked for one.
     """
 
     proposals: FlowDraws
     index: Tensor
     acceptance: Tensor
     evidence: Evidence
+    bridge: Exploration | None = None
 
     @property
     def z(self) -> Tensor:
@@ -80,7 +99,16 @@ def draw_posterior(
     draws = weigh(leap, target, max(num_proposals, min(_MIN_DRAWS, max_draws)))
     while 2 * len(draws.z) <= max_draws and not improper_sites and log_mean_weight(draws.log_weight)[1] > _STD_ERROR:
         draws = join([draws, weigh(leap, target, len(draws.z))])
-    evidence = judge(draws.log_weight, check, improper_sites, draws.num_not_finite, reasons)
+    second = _second_opinion(leap, target, draws.log_weight) if not improper_sites else None
+    evidence = judge(
+        draws.log_weight,
+        check,
+        improper_sites,
+        draws.num_not_finite,
+        reasons,
+        EvidenceCheck(second.log_evidence, second.std_error) if second else None,
+        _rounding(draws.log_prob),
+    )
     thinning = len(draws.z) // num_proposals
     log_weight = draws.log_weight[: thinning * num_proposals]
     if correction == "imh":
@@ -94,4 +122,47 @@ def draw_posterior(
         index = index.view(num_chains, num_samples)
         acceptance = torch.full_like(index, math.nan, dtype=log_weight.dtype)
 
-    return PosteriorDraws(draws, index, acceptance, evidence)
+    return PosteriorDraws(draws, index, acceptance, evidence, second)
+
+
+def bridge_posterior(
+    leap: Leap, target: Target, num_chains: int, num_samples: int, judged: Evidence, improper_sites: Sequence[str] = ()
+) -> PosteriorDraws:
+    """Draws and evidence from a bridge instead of weights, for a leap whose weights did not suffice.
+
+    Arguments:
+        leap: The leap that the bridge starts from.
+        target: The target.
+        num_chains: Chains; each takes the particles of islands of its own.
+        num_samples: Draws of each chain.
+        judged: Evidence and verdict from the leap's weights.
+        improper_sites: Latent sites with an improper prior.
+
+    Returns:
+        Equally weighted posterior draws.
+    """
+    num_particles = math.ceil(num_chains * num_samples / _NUM_ISLANDS)
+    found = bridge(leap, target, max(num_particles, _BRIDGE_PARTICLES), _NUM_ISLANDS)
+    # Each chain walks through its islands in random order: copies of one particle do not follow each other.
+    order = torch.rand(num_chains, len(found.z) // num_chains, device=found.z.device).argsort(-1)
+    index = order[:, :num_samples] + torch.arange(num_chains, device=order.device)[:, None] * order.shape[1]
+    nothing = torch.zeros_like(found.log_prob)
+    particles = FlowDraws(found.z, nothing, found.log_prob, nothing, 0)
+    evidence = judge_bridge(found, judged, improper_sites)
+
+    return PosteriorDraws(particles, index, torch.full(index.shape, math.nan), evidence, found)
+
+
+def _rounding(log_prob: Tensor) -> float:
+    """One unit in the last place of a typical log density, nats."""
+    finite = log_prob[log_prob.isfinite()]
+
+    return torch.finfo(log_prob.dtype).eps * finite.abs().median().item() if len(finite) else 0.0
+
+
+def _second_opinion(leap: Proposal, target: Target, log_weight: Tensor) -> Exploration | None:
+    good = pareto_k(log_weight) <= _GOOD_K and effective_sample_size(log_weight) >= _GOOD_ESS * len(log_weight)
+    if good or not isinstance(leap, Leap) or not getattr(target, "vectorized", True):
+        return None
+
+    return bridge(leap, target, _BRIDGE_PARTICLES)

@@ -8,6 +8,7 @@
 
 ``auto`` takes ``calibrate`` for one mode and for modes that can be counted, and ``cover`` for a posterior with valleys
 that no mixture base takes care of. Where the lean flow leaves the ELBO far from the log evidence, a larger one follows.
+While the verdict is bad, :meth:`Recipe.run_larger` begins again from better particles.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class FlowSize:
 LEAN = FlowSize(num_blocks=5, num_spline_blocks=1, hidden_features=64)
 LARGE = FlowSize(num_blocks=8, num_spline_blocks=0, hidden_features=128)
 COVERING = FlowSize(num_blocks=6, num_spline_blocks=2, hidden_features=64)
+LARGEST = FlowSize(num_blocks=8, num_spline_blocks=2, hidden_features=128)
 
 
 class Recipe:
@@ -74,6 +76,7 @@ class Recipe:
         volume: With ``"velocity"``: ``"exact"`` or ``"published"``.
         teacher_budget: How long to train the teacher, for ``distill``.
         disable_progbar: Whether to hide the progress bars.
+        more_iterations: Optimiser steps that are kept for :meth:`run_larger`.
 
     Raises:
         ValueError: If the name is unknown.
@@ -92,6 +95,7 @@ class Recipe:
         volume: str = "exact",
         teacher_budget: TeacherBudget | None = None,
         disable_progbar: bool = False,
+        more_iterations: int = 0,
     ) -> None:
         if name not in RECIPES:
             raise ValueError(f"recipe must be one of {RECIPES}, got {name!r}.")
@@ -108,6 +112,7 @@ class Recipe:
         self._size = size
         self._teacher_budget = teacher_budget or TeacherBudget(num_time_steps=num_time_steps)
         self._disable_progbar = disable_progbar
+        self._more_iterations = more_iterations
         self.trainer: Trainer | VelocityTrainer
         if network == "velocity":
             self.name, budget = "velocity", replace(self._budget, learning_rate=0.1 * self._budget.learning_rate)
@@ -132,6 +137,38 @@ class Recipe:
         best = self.trainer if larger.run().best_elbo < history.best_elbo else larger
         history.extend(larger.history)
         best.history, self.trainer = history, best
+
+    @property
+    def iterations_left(self) -> int:
+        """Optimiser steps that :meth:`run_larger` may take; none for a network or a size that the user chose."""
+        if self._size is not None or not isinstance(self.trainer, Trainer):
+            return 0
+
+        return self._more_iterations
+
+    def run_larger(self, found: Survey) -> None:
+        """Train the largest flow from another base and other particles; ``trainer`` ends up with the better flow.
+
+        Arguments:
+            found: What is known now, in the coordinates of the first survey.
+        """
+        before, points, num_iterations = self.trainer, found.exploration.z, self.iterations_left
+        budget = replace(
+            self._budget,
+            num_iterations=num_iterations,
+            first_round=num_iterations,
+            batch_size=2 * self._budget.batch_size,
+            learning_rate=0.5 * self._budget.learning_rate,
+        )
+        size = replace(LARGEST, num_spline_blocks=0) if found.base.num_components > 1 else LARGEST
+        objective = exact_volume(found.target, budget.batch_size, points=points)
+        larger = self._trainer(found.base, size, budget, objective, forward_kl(points, budget.batch_size))
+        history, best_elbo = before.history, before.history.best_elbo
+        larger.run()
+        self._more_iterations = 0
+        history.extend(larger.history)
+        if larger.history.best_elbo > best_elbo:
+            larger.history, self.trainer, self.found = history, larger, found
 
     def with_steps(self, num_steps: int) -> Leap | VelocityLeap:
         """The trained leap in another number of steps.

@@ -9,6 +9,8 @@ half of the reference sits on those, so that a narrow or a far one is not lost b
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
@@ -22,51 +24,116 @@ _MAX_MODES = 128
 _SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 _NUM_MOVES = 20
 _NUM_LEAPFROG = 5
+# What the moves of all points may cost, in terms of the log density: some seconds on one core.
+_MAX_TERMS = 2e8
 _STEP_UP, _STEP_DOWN = 1.3, 0.5
 
 
-def wide_reference(target: Target, num_points: int = 1024, starts: Tensor | None = None) -> MixtureSameFamily:
-    """A density that covers where the target's mass is.
+class Rest(NamedTuple):
+    """Where points came to rest.
+
+    Arguments:
+        z: The points, ``(N, D)``.
+        log_prob: Their log densities, ``(N,)``.
+        step: The step sizes that suited them there, ``(N,)``.
+    """
+
+    z: Tensor
+    log_prob: Tensor
+    step: Tensor
+
+
+def throw(target: Target, num_points: int = 4096, starts: Tensor | None = None) -> Rest:
+    """Points thrown at all scales, where they came to rest.
 
     Arguments:
         target: The target.
-        num_points: Points thrown.
+        num_points: Points thrown; fewer where the density has many terms.
         starts: Points to throw around, ``(S, D)``; default: the origin.
 
     Returns:
-        A normalised density to anneal from.
+        At most 1024 of the points that came to rest.
 
     Raises:
         NotFiniteError: If the target is finite at no point.
     """
+    num_points = num_affordable(target, num_points, at_least=1024)
     scales = torch.tensor(_SCALES, dtype=target.dtype, device=target.device)
     noise = torch.randn(num_points, target.dim, dtype=target.dtype, device=target.device)
     z = noise * scales.repeat(num_points // len(scales) + 1)[:num_points, None]
     if starts is not None:
         z = z + starts.to(z)[torch.arange(num_points, device=z.device) % len(starts)]
-    z, log_prob, climb, step = _come_to_rest(target, z)
-    # Still climbing fast means not arrived; a handful of the best arrives by definition.
-    arrived = log_prob.isfinite() & (climb < target.dim + 10.0)
-    if not arrived.any():
+    rest = come_to_rest(target, z)
+    if not len(rest.z):
         raise NotFiniteError(
             f"The log density is not finite at any of {num_points} points between 0.5 and 64 units from the start; "
             "pass initial_params at a point where it is.",
             z[0],
         )
-    z, log_prob, step = z[arrived], log_prob[arrived], step[arrived, 0]
-    loc, scale_tril = weighted_moments(z, torch.zeros_like(log_prob))
-    locs, scales, labels = [loc], [2.0**0.5 * scale_tril], find_modes(z, log_prob, target.log_prob, 0.0).labels
-    num_modes = int(labels.max()) + 1
-    if 1 < num_modes <= _MAX_MODES:
-        eye = torch.eye(target.dim, dtype=z.dtype, device=z.device)
-        for mode in range(num_modes):
-            inside = labels == mode
-            loc, scale_tril = weighted_moments(z[inside], torch.zeros_like(log_prob[inside]))
-            # A step size that was accepted tells the width of a mode that a single point has reached.
-            width = step[inside].median().square() * eye
-            locs.append(loc)
-            scales.append(torch.linalg.cholesky(2.0 * scale_tril @ scale_tril.mT + width))
-    # Half of the mass on the whole, the other half on the modes, one like the other.
+    chosen = spread_out(rest.z)
+
+    return Rest(rest.z[chosen], rest.log_prob[chosen], rest.step[chosen])
+
+
+def wide_reference(target: Target, rest: Rest) -> MixtureSameFamily:
+    """A density that covers where the target's mass is.
+
+    Arguments:
+        target: The target.
+        rest: Points at rest all over it.
+
+    Returns:
+        A normalised density to anneal from.
+    """
+    labels = find_modes(rest.z, rest.log_prob, target.log_prob, 0.0).labels
+    whole = weighted_moments(rest.z, torch.zeros_like(rest.log_prob))
+    if not 1 < int(labels.max()) + 1 <= _MAX_MODES:
+        labels = labels[:0]
+    inside = slice(len(labels))
+
+    return reference_of_modes(whole, rest.z[inside], rest.step[inside], labels)
+
+
+def num_affordable(target: Target, num_points: int, at_least: int) -> int:
+    """How many points may come to rest: fewer where the density has many terms."""
+    num_terms = max(1, getattr(target, "num_terms", 1))
+
+    return min(num_points, max(at_least, int(_MAX_TERMS / (_NUM_MOVES * _NUM_LEAPFROG * num_terms))))
+
+
+def spread_out(z: Tensor, count: int = 1024) -> Tensor:
+    """Indices of at most so many points: one half at random, the other half those farthest from the first.
+
+    A small mode may hold one point in a thousand, and that one lies far from the others.
+    """
+    if len(z) <= count:
+        return torch.arange(len(z), device=z.device)
+    order = torch.randperm(len(z), device=z.device)
+    first, rest = order[: count // 2], order[count // 2 :]
+    loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
+    scaled = (z - loc) / scale_tril.diagonal()
+    farthest = torch.cdist(scaled[rest], scaled[first]).amin(1).topk(count - len(first)).indices
+
+    return torch.cat([first, rest[farthest]])
+
+
+def reference_of_modes(whole: tuple[Tensor, Tensor], z: Tensor, step: Tensor, labels: Tensor) -> MixtureSameFamily:
+    """Half of the mass on the whole, the other half on the modes, one like the other.
+
+    Arguments:
+        whole: Location and scale of the whole; twice its variance is used.
+        z: Points at rest in the modes, ``(N, D)``; may be none.
+        step: Their step sizes, ``(N,)``: one that was accepted tells the width of a mode that a single point reached.
+        labels: Their modes, ``(N,)``.
+    """
+    locs, scales = [whole[0]], [2.0**0.5 * whole[1]]
+    eye = torch.eye(len(whole[0]), dtype=z.dtype, device=z.device)
+    for mode in labels.unique()[:_MAX_MODES]:
+        inside = labels == mode
+        loc, scale_tril = weighted_moments(z[inside], torch.zeros_like(step[inside]))
+        width = step[inside].median().square() * eye
+        locs.append(loc)
+        scales.append(torch.linalg.cholesky(2.0 * scale_tril @ scale_tril.mT + width))
     probs = torch.tensor([float(max(len(locs) - 1, 1)), *[1.0] * (len(locs) - 1)], dtype=z.dtype, device=z.device)
 
     return MixtureSameFamily(
@@ -76,8 +143,8 @@ def wide_reference(target: Target, num_points: int = 1024, starts: Tensor | None
     )
 
 
-def _come_to_rest(target: Target, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Points after Hamiltonian moves, log densities, how much those rose in the last quarter of them, step sizes."""
+def come_to_rest(target: Target, z: Tensor) -> Rest:
+    """Hamiltonian moves with a step size of their own for each point; those that still climb fast are left out."""
     log_prob, score = log_prob_and_score(target.log_prob, z)
     step = z.new_full((len(z), 1), 0.1)
     before = log_prob
@@ -99,4 +166,8 @@ def _come_to_rest(target: Target, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
         log_prob = torch.where(accept, new_log_prob, log_prob)
         step = torch.where(accept[:, None], _STEP_UP * step, _STEP_DOWN * step)
 
-    return z, log_prob, (log_prob - before).nan_to_num(torch.inf), step
+    # Still climbing fast means not arrived.
+    climb = (log_prob - before).nan_to_num(torch.inf)
+    arrived = log_prob.isfinite() & (climb < target.dim + 10.0)
+
+    return Rest(z[arrived], log_prob[arrived], step[arrived, 0])

@@ -35,9 +35,10 @@ def sample_stats(draws: PosteriorDraws) -> dict[str, Tensor]:
     }
 
 
-def fit(evidence: Evidence, found: Survey | None, recipe: str, rung: str) -> dict[str, Any]:
+def fit(evidence: Evidence, found: Survey | None, recipe: str, rung: str, run_report: Sequence[str]) -> dict[str, Any]:
     """The group ``fit``: the evidence, its check, and how the run went about it."""
     check = evidence.check or EvidenceCheck(math.nan, math.nan)
+    bridge = evidence.bridge or EvidenceCheck(math.nan, math.nan)
 
     return {
         "log_evidence": evidence.log_evidence,
@@ -50,10 +51,13 @@ def fit(evidence: Evidence, found: Survey | None, recipe: str, rung: str) -> dic
         "reasons": "\n".join(evidence.reasons),
         "exploration_log_evidence": check.log_evidence,
         "exploration_std_error": check.std_error,
+        "bridge_log_evidence": bridge.log_evidence,
+        "bridge_std_error": bridge.std_error,
         "num_modes": found.modes.count if found else 1,
         "num_base_components": found.base.num_components if found else 0,
         "recipe": recipe,
         "rung": rung,
+        "run_report": "\n".join(run_report),
     }
 
 

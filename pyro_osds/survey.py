@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_osds.base import MAX_COMPONENTS, Base, adapt_mixture, gaussian_base, mixture_base
+from pyro_osds.base import MAX_COMPONENTS, Base, adapt_mixture, effective_share, gaussian_base, mixture_base
+from pyro_osds.exchange import find_exchanges, ordered
 from pyro_osds.explore import AnnealingPath, Exploration, PriorPath, ReferencePath, explore
 from pyro_osds.modes import Modes, find_modes
 from pyro_osds.moments import weighted_moments
-from pyro_osds.reference import wide_reference
-from pyro_osds.target import Target, log_prob_and_score
+from pyro_osds.reference import throw, wide_reference
+from pyro_osds.scout import lost_modes
+from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
 
 _SHORT_WAY = 3
 _MAX_WAYS = 3
@@ -28,6 +30,8 @@ _MORE_PARTICLES = 8
 _MAX_TERMS = 2e9
 # Evaluations of the slow way by temperature of the first one and by particle: it has more temperatures, and more moves.
 _SLOW_WAY = 50
+# Effective shares of a base's own draws: below the first a mixture is tried, and kept above the second.
+_POOR_BASE, _GOOD_BASE = 0.1, 0.5
 # Share of pairs of particles with a valley between them, from which on the posterior has more than one mode.
 _MANY_PARTED = 0.02
 
@@ -75,16 +79,21 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
         >>> found.modes.count, found.base.loc.round().tolist()
         (1, [3.0, 3.0])
     """
-    first_way = _first_way(target, starts)
+    first_way, spread = _first_way(target, starts)
     exploration = explore(first_way, num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
-    modes, num_evaluations, ways = _find_modes(target, exploration), exploration.num_evaluations, 1
-    more = _affordable(target, exploration) if modes.parted > _MANY_PARTED and _is_vectorized(target) else 0
+    exploration = replace(exploration, start=exploration.start if spread is None else spread)
+    num_evaluations, ways = exploration.num_evaluations, 1
+    given, (target, exploration, modes) = target, _in_one_order(target, exploration)
+    more = _affordable(given, exploration) if modes.parted > _MANY_PARTED and _is_vectorized(given) else 0
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
         num_particles *= more
         exploration = explore(first_way, num_particles, num_islands, ess_threshold=0.8, num_moves=4)
         num_evaluations += exploration.num_evaluations
+        exploration = replace(exploration, start=exploration.start if spread is None else spread)
+        target, exploration, modes = _in_one_order(given, exploration)
     target, exploration = _choose_coordinates(target, exploration)
+    exploration = _with_lost_modes(target, exploration, num_particles, num_islands)
     modes = _find_modes(target, exploration)
     base = _choose_base(target, exploration, modes)
     while exploration.num_temperatures > _SHORT_WAY and ways < _MAX_WAYS and modes.parted <= _MANY_PARTED:
@@ -98,12 +107,68 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     return Survey(target, base, exploration, modes, num_evaluations)
 
 
-def _first_way(target: Target, starts: Tensor | None) -> AnnealingPath:
-    if getattr(target, "can_sample_prior", False):
-        return PriorPath(target)
-    reference = wide_reference(target, starts=starts)
+def resurvey(found: Survey, exploration: Exploration) -> Survey:
+    """The same target seen through better particles: modes and base anew, the check as it was.
 
-    return ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
+    Arguments:
+        found: What the first survey found.
+        exploration: Particles in its coordinates, of a bridge for instance.
+    """
+    modes = _find_modes(found.target, exploration)
+    base = _choose_base(found.target, exploration, modes)
+
+    return replace(found, base=base, exploration=exploration, modes=modes)
+
+
+def _first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Tensor | None]:
+    """The way from the prior or, where it cannot be sampled, from a wide reference; then with points spread widely."""
+    if getattr(target, "can_sample_prior", False):
+        return PriorPath(target), None
+    rest = throw(target, starts=starts)
+    reference = wide_reference(target, rest)
+
+    return ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob), rest.z
+
+
+def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Exploration, Modes]:
+    """Particles in all orders of exchangeable components or, where valleys lie between those, components in order."""
+    z, log_prob = exploration.z, exploration.log_prob
+    exchanges = find_exchanges(target, z, log_prob) if _is_vectorized(target) else []
+    for exchange in exchanges:
+        # No order is better than another: particles that annealing left in some of them now sit in all.
+        order = torch.rand(len(z), exchange.num_components, device=z.device).argsort(-1)
+        z, log_abs_det = exchange.permute(z, order)
+        log_prob = log_prob - log_abs_det
+    exploration = replace(exploration, z=z, log_prob=log_prob)
+    best = target, exploration, _find_modes(target, exploration)
+    if best[2].parted <= _MANY_PARTED:
+        return best
+    for exchange in exchanges:
+        one_order = ordered(target, exchange, z)
+        if one_order is not None:
+            u, start = one_order.to_ordered(z), one_order.to_ordered(exploration.start)
+            with torch.no_grad():
+                log_prob = finite_log_prob(in_chunks(one_order.log_prob, u))
+            inside = replace(exploration, z=u, log_prob=log_prob, start=start)
+            modes = _find_modes(one_order, inside)
+            best = (one_order, inside, modes) if modes.parted < best[2].parted else best
+
+    return best
+
+
+def _with_lost_modes(target: Target, exploration: Exploration, num_particles: int, num_islands: int) -> Exploration:
+    """The exploration, or a better one where scouts found a mode that holds none of its particles."""
+    if not _is_vectorized(target):
+        return exploration
+    reference = lost_modes(target, exploration.start, exploration.z, exploration.log_prob)
+    if reference is None:
+        return exploration
+    way = ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
+    again = explore(way, num_particles, num_islands)
+    # A lower evidence than before is no discovery.
+    lower = again.log_evidence < exploration.log_evidence - 2 * exploration.std_error
+
+    return exploration if lower else replace(again, start=exploration.start)
 
 
 def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Target, Exploration]:
@@ -116,6 +181,8 @@ def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Targe
     if other_coordinates is None:
         return target, exploration
     other, u, log_abs_det = other_coordinates(exploration.z)
+    _, start, _ = other_coordinates(exploration.start)
+    start = start[start.isfinite().all(-1)]
     usable = u.isfinite().all(-1) & log_abs_det.isfinite()
     if not usable.all():
         return target, exploration
@@ -124,7 +191,7 @@ def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Targe
         return target, exploration
     log_prob = exploration.log_prob + log_abs_det
 
-    return other, replace(exploration, z=u, log_prob=log_prob)
+    return other, replace(exploration, z=u, log_prob=log_prob, start=start if len(start) else u)
 
 
 def _log_volume(z: Tensor) -> Tensor:
@@ -146,7 +213,13 @@ def _choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base
         # Scores know the width of a mode, and nothing of the distance between modes.
         return gaussian_base(z)
 
-    return gaussian_base(z, log_prob_and_score(target.log_prob, z)[1])
+    base = gaussian_base(z, log_prob_and_score(target.log_prob, z)[1])
+    if not _is_vectorized(target) or effective_share(base, target) > _POOR_BASE:
+        return base
+    # A spike on a broad mode, for instance: no valley parts them, but one Gaussian is neither.
+    mixture = adapt_mixture(mixture_base(z, torch.zeros_like(modes.labels)), target)
+
+    return mixture if effective_share(mixture, target) > _GOOD_BASE else base
 
 
 def _affordable(target: Target, exploration: Exploration) -> int:

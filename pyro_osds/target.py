@@ -126,7 +126,8 @@ def log_prob_and_score(log_prob_fn: Callable[[Tensor], Tensor], z: Tensor) -> tu
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         log_prob = log_prob_fn(z)
-        (score,) = torch.autograd.grad(log_prob.sum(), z)
+        # A density that is constant, or cut out of a plateau by comparisons, may have no gradient to ask for.
+        (score,) = torch.autograd.grad(log_prob.sum(), z) if log_prob.requires_grad else (torch.zeros_like(z),)
     log_prob = finite_log_prob(log_prob.detach())
     valid = log_prob.isfinite()[:, None] & score.isfinite()
 

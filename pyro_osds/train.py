@@ -2,13 +2,15 @@ r"""Training the leap: rounds of optimiser steps, each judged on fresh draws; th
 
 A round runs a one-cycle schedule with clipped gradients and an exponential moving average (EMA) of the weights, and is
 followed by a look at fresh draws of the average. Rounds go on until the ELBO is as near to the log evidence as asked
-for, a round no longer helps, or the budget is spent. Ctrl-C ends training with the best weights so far.
+for, a round no longer helps, or the budget, in steps or in time, is spent. Ctrl-C ends training with the best weights
+so far.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import time
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -46,6 +48,7 @@ class Budget:
         max_gap: Give up after the first round if the ELBO is further from the log evidence, nats.
         elbo_gap: Stop when the ELBO is this close to the log evidence, nats, and the weights have a good tail.
         num_validation_draws: Fresh draws to judge a round on.
+        deadline: Time of ``time.perf_counter`` at which training ends with what it has.
     """
 
     num_iterations: int = 1000
@@ -56,6 +59,7 @@ class Budget:
     max_gap: float = math.inf
     elbo_gap: float = 0.02
     num_validation_draws: int = 4096
+    deadline: float = math.inf
 
 
 @dataclass
@@ -217,7 +221,7 @@ class Trainer:
                 # Better or worse by its ELBO: it is where the modes are.
                 best, (best_score, _, _) = copy.deepcopy(self._average.module.state_dict()), self._validate()
                 self.leap.flow.load_state_dict(best)
-            while left > 0:
+            while left > 0 and not self._is_late:
                 num_steps = min(num_steps, left)
                 self._run_round(num_steps, progress)
                 left -= num_steps
@@ -248,8 +252,14 @@ class Trainer:
     def _run_round(self, num_steps: int, progress: Any, objective: Objective | None = None) -> None:
         self._start_round(num_steps)
         for _ in range(num_steps):
+            if self._is_late:
+                break
             _ = self.step() if objective is None else self._step(objective)
             progress.update()
+
+    @property
+    def _is_late(self) -> bool:
+        return time.perf_counter() > self.budget.deadline
 
     def _keep_interrupted(self, best: dict[str, torch.Tensor], best_score: float) -> None:
         """Ctrl-C in the middle of a round: the average so far is kept if it is better than the best round."""

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from pyro_osds.compare import compare_evidence
+from pyro_osds.compare import UnreliableEvidenceWarning, compare_evidence
 from pyro_osds.inference_data import to_inference_data
 
 with warnings.catch_warnings():
@@ -106,7 +106,8 @@ def test_a_file_keeps_everything(tmp_path):
     assert stored["posterior"]["theta"].dims == ("chain", "draw", "school")
     assert stored["posterior"].attrs["num_steps"] == 1 and str(stored["fit"]["reasons"].values) == "none"
     other = make({"mu": draws()}, constant={"fit": FIT | {"log_evidence": -7.25 - math.log(3), "reliable": 0}})
-    table = compare_evidence({"other": other, "stored": stored})
+    with pytest.warns(UnreliableEvidenceWarning, match="'other'"):
+        table = compare_evidence({"other": other, "stored": stored})
     assert list(table.index) == ["stored", "other"] and table["reliable"].tolist() == [True, False]
     assert math.isclose(table.loc["stored", "posterior_prob"], 0.75) and table.loc["stored", "std_error"] == 0.01
 

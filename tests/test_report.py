@@ -14,7 +14,18 @@ from pyro_osds.report import arrays, fit, fit_stats, fit_stats_dims, sample_stat
 from pyro_osds.teacher import TeacherHistory
 from pyro_osds.train import History
 
-EVIDENCE = Evidence(-3.0, 0.1, -3.5, 80.0, 0.6, 100, False, ("one reason", "another"), EvidenceCheck(-2.9, 0.2))
+EVIDENCE = Evidence(
+    -3.0,
+    0.1,
+    -3.5,
+    80.0,
+    0.6,
+    100,
+    False,
+    ("one reason", "another"),
+    EvidenceCheck(-2.9, 0.2),
+    EvidenceCheck(-2.8, 0.05),
+)
 FOUND = SimpleNamespace(modes=SimpleNamespace(count=2), base=SimpleNamespace(num_components=4))
 
 
@@ -39,7 +50,7 @@ def test_sample_stats():
 
 def test_fit():
     # The evidence, its check, what exploration found, and how the density was evaluated.
-    assert fit(EVIDENCE, FOUND, "cover", "captured") == {
+    assert fit(EVIDENCE, FOUND, "cover", "captured", ("flow: one", "bridge: two")) == {
         "log_evidence": -3.0,
         "std_error": 0.1,
         "elbo": -3.5,
@@ -50,17 +61,20 @@ def test_fit():
         "reasons": "one reason\nanother",
         "exploration_log_evidence": -2.9,
         "exploration_std_error": 0.2,
+        "bridge_log_evidence": -2.8,
+        "bridge_std_error": 0.05,
         "num_modes": 2,
         "num_base_components": 4,
         "recipe": "cover",
         "rung": "captured",
+        "run_report": "flow: one\nbridge: two",
     }
 
 
 def test_fit_without_exploration():
     # One mode, no base, and a check that is not a number.
     evidence = Evidence(-3.0, 0.0, -3.0, 100.0, -math.inf, 100, True, ())
-    got = fit(evidence, None, "point", "vmap")
+    got = fit(evidence, None, "point", "vmap", ())
     assert math.isnan(got["exploration_log_evidence"]) and math.isnan(got["exploration_std_error"])
     assert (got["num_modes"], got["num_base_components"], got["reliable"], got["reasons"]) == (1, 0, 1, "")
 

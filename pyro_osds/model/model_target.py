@@ -267,7 +267,7 @@ class ModelTarget:
                 trace.compute_log_prob()
         except TrainingLayerError:
             raise
-        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
             reached = [name for name, site in tracer.trace.nodes.items() if site["type"] == "sample"]
             where = f"after site {reached[-1]!r}" if reached else "before its first sample site"
             given = ", ".join(_describe(value) for value in (*self.args, *self.kwargs.values())) or "none"

@@ -1,0 +1,96 @@
+"""Modes that annealing lost: many points looked at, the best ones followed to where they come to rest.
+
+A narrow mode holds few draws of a wide reference, and while the target is still tempered it holds little of the mass:
+particles leave it before it counts. A look at very many points costs one evaluation each. Space is cut into cells, and
+the best point of each cell, and as many again at random, run Hamiltonian moves at the target itself. Where one comes to
+rest in a mode without particles, annealing has to begin again from a reference that knows the place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import MixtureSameFamily
+
+from pyro_osds.modes import find_modes
+from pyro_osds.moments import weighted_moments
+from pyro_osds.reference import come_to_rest, num_affordable, reference_of_modes, spread_out
+from pyro_osds.target import Target, finite_log_prob, in_chunks
+
+_NUM_SCOUTS = 65536
+_MAX_TERMS = 5e7
+_NUM_CELLS = 256
+_NUM_OTHERS = 768
+# Smoothing of the draws that scouts are made of, in their standard deviations.
+_BANDWIDTH = 0.2
+# Two sets of particles of one mode do not differ as much in their largest log density.
+_SPIKE = 3.0
+# Nor is a gap so much wider than the widest among the particles.
+_FAR = 1.5
+
+
+def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> MixtureSameFamily | None:
+    """A reference for another annealing run, with half of its mass on modes that hold none of the particles.
+
+    Arguments:
+        target: The target.
+        start: Points spread as widely as the posterior may be, ``(M, D)``, such as draws of the prior.
+        z: Particles, ``(N, D)``.
+        log_prob: Their log densities, ``(N,)``.
+
+    Returns:
+        The reference, or None where every scout came to rest among the particles.
+    """
+    rest, known = come_to_rest(target, _chosen(target, start)), log_prob.isfinite()
+    if not len(rest.z) or not known.any():
+        return None
+    points, densities = torch.cat([z[known], rest.z]), torch.cat([log_prob[known], rest.log_prob])
+    labels = find_modes(points, densities, target.log_prob, min_share=0.0).labels
+    labels, among_particles = labels[known.sum() :], labels[: known.sum()].unique()
+    # A spike on a broad mode lies behind no valley, but higher than any particle; nor need there be one in front of a
+    # mode that is merely far: each of them is a mode of its own.
+    alone = (rest.log_prob > log_prob[known].max() + _SPIKE) | _is_far(rest.z, z[known])
+    labels = torch.where(alone, labels.max() + 1 + torch.arange(len(labels), device=labels.device), labels)
+    lost = ~torch.isin(labels, among_particles)
+    if not lost.any():
+        return None
+    whole = weighted_moments(z, torch.zeros_like(log_prob))
+
+    return reference_of_modes(whole, rest.z[lost], rest.step[lost], labels[lost])
+
+
+def _is_far(points: Tensor, z: Tensor) -> Tensor:
+    """Whether points lie farther from all particles than any particle from all others, ``(M,)``."""
+    loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
+    points, z = (torch.linalg.solve_triangular(scale_tril, (x - loc).mT, upper=False).mT for x in (points, z))
+    largest_gap = torch.cdist(z, z).fill_diagonal_(torch.inf).amin(1).max()
+
+    return torch.cdist(points, z).amin(1) > _FAR * largest_gap
+
+
+def _chosen(target: Target, start: Tensor) -> Tensor:
+    """Points to follow: the best of very many in each cell, which find what is narrow, and some of the given ones."""
+    num_terms = max(1, getattr(target, "num_terms", 1))
+    scouts = _smoothed(start, int(min(_NUM_SCOUTS, max(_MAX_TERMS / num_terms, 4 * _NUM_CELLS))))
+    with torch.no_grad():
+        density = finite_log_prob(in_chunks(target.log_prob, scouts))
+    loc, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
+    scale = scale_tril.diagonal()
+    centres = scouts[torch.randint(len(scouts), (_NUM_CELLS,), device=scouts.device)]
+    cell = torch.cdist((scouts - loc) / scale, (centres - loc) / scale).argmin(1)
+    order = density.argsort()
+    best = torch.full((_NUM_CELLS,), -1, dtype=torch.long, device=start.device)
+    # The last one written to a cell is its best.
+    best[cell[order]] = order
+    best = best[best >= 0]
+    count = num_affordable(target, _NUM_OTHERS, at_least=_NUM_CELLS)
+
+    return torch.cat([scouts[best[density[best].isfinite()]], start[spread_out(start, count)]])
+
+
+def _smoothed(start: Tensor, count: int) -> Tensor:
+    """Draws of a kernel density estimate of points."""
+    _, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
+    chosen = start[torch.randint(len(start), (count,), device=start.device)]
+
+    return chosen + _BANDWIDTH * torch.randn_like(chosen) @ scale_tril.mT
