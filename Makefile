@@ -1,5 +1,5 @@
 # A virtual environment in .venv is made once and renewed when pyproject.toml or constraints.txt change.
-#   make demo | test | lint | types | imports | examples | bench | clean
+#   make demo | test | test-long | lint | types | imports | examples | bench | clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,13 +9,17 @@ CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if s
 EXAMPLES := $(wildcard examples/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types imports examples bench clean
+.PHONY: demo test test-long lint types imports examples bench clean
 
 demo: $(VENV)/with-examples
 	@$(BIN)/python examples/eight_schools.py
 
 test: $(VENV)/with-test $(VENV)/with-examples
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+# What test leaves out: very many fits of posteriors that are hard to explore, an hour or more.
+test-long: $(VENV)/with-test $(VENV)/with-examples
+	@$(BIN)/pytest -m long $(PYTEST_ARGS)
 
 lint: $(VENV)/with-dev
 	@$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """One-step diffusion samplers for Pyro: posterior draws and a log evidence from one network evaluation per draw."""
 
+from pyro_osds.agreement import Agreement
 from pyro_osds.compare import UnreliableEvidenceWarning, compare_evidence
 from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.importance import WeightedDraws
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "OSDS",
+    "Agreement",
     "Evidence",
     "EvidenceCheck",
     "OSDSKernel",

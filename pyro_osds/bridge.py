@@ -39,9 +39,9 @@ class LatentTarget:
         self._leap = leap
         self._target = target
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log density of the posterior seen through the leap, ``(B, D) -> (B,)``."""
-        z, log_abs_det = self._leap(x)
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of the posterior at base coordinates, ``(B, D) -> (B,)``."""
+        z, log_abs_det = self._leap(z)
 
         return self._target.log_prob(z) + log_abs_det
 

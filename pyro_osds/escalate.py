@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from pyro_osds.bridge import bridge
 from pyro_osds.evidence import Evidence
@@ -36,13 +36,13 @@ class Escalation:
     Arguments:
         recipe: The recipe that was run; ends up with the better flow.
         judge: Draws and verdict from the weights of a leap.
-        walk: Draws and verdict from a bridge that starts from a leap, given the verdict on its weights.
+        walk: Draws and verdict from a bridge that starts from a leap, given the draws that its weights judged.
         deadline: No rung is begun after this time of ``time.perf_counter``.
     """
 
     recipe: Recipe
-    judge: Callable[[Leap], PosteriorDraws]
-    walk: Callable[[Leap, Evidence], PosteriorDraws]
+    judge: Callable[[Any], PosteriorDraws]
+    walk: Callable[[Leap, PosteriorDraws], PosteriorDraws]
     deadline: float
 
     def climb(self, draws: PosteriorDraws, keep: Callable[[PosteriorDraws, str], None]) -> None:
@@ -54,12 +54,12 @@ class Escalation:
         """
         keep(draws, self._report("flow", draws.evidence))
         evidence = draws.evidence
-        poor = not evidence.reliable and evidence.ess < _POOR_ESS * evidence.num_draws
+        poor = not evidence.reliable and not evidence.ess >= _POOR_ESS * evidence.num_draws
         if poor and self._may_go_on and self.recipe.iterations_left > 0:
             draws = self._larger_flow(draws, keep)
         leap = self.recipe.trainer.leap
         if not draws.evidence.reliable and self._may_go_on and isinstance(leap, Leap):
-            walked = self.walk(leap, draws.evidence)
+            walked = self.walk(leap, draws)
             keep(walked, self._report("bridge", walked.evidence))
 
     @property

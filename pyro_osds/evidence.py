@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from pyro_osds.explore import Exploration
-from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_k
+from pyro_osds.importance import effective_sample_size, finite_mean, log_mean_weight, pareto_k
 
 _MIN_ESS = 100.0
 _MAX_SIGMAS = 3.0
@@ -21,6 +21,8 @@ _MAX_SIGMAS = 3.0
 _MIN_CHECK_ERROR = 0.03
 _MIN_BRIDGE_ERROR = 0.01
 _MAX_BRIDGE_ERROR = 0.1
+# What a bridge's particles may leave unreached in a narrow neck, nats; its islands all leave the same.
+_UNREACHED = 0.005
 _MIN_ACCEPTANCE = 0.3
 _EQUAL_SHARE = 0.99
 _MAX_ROUNDING = 0.5
@@ -101,8 +103,7 @@ def judge(
     num_draws = len(log_weight)
     estimate, std_error = log_mean_weight(log_weight)
     ess, k = effective_sample_size(log_weight), pareto_k(log_weight)
-    finite = log_weight[log_weight.isfinite()]
-    elbo = finite.double().mean().item() if len(finite) else -math.inf
+    elbo = finite_mean(log_weight)
     reasons = [
         *other_reasons,
         *_tail_reasons(k, num_draws),
@@ -112,7 +113,7 @@ def judge(
     ]
     std_error = math.hypot(std_error, 0.5 * rounding)
     if improper_sites:
-        reasons.insert(0, _improper_reason(improper_sites))
+        reasons.insert(0, _improper_reason(improper_sites, not reasons))
         estimate = std_error = math.nan
     else:
         reasons += _bridge_reasons(estimate, std_error, bridge)
@@ -121,7 +122,14 @@ def judge(
     return Evidence(estimate, std_error, elbo, ess, k, num_draws, not reasons, tuple(reasons), check, bridge)
 
 
-def judge_bridge(found: Exploration, judged: Evidence, improper_sites: Sequence[str] = ()) -> Evidence:
+def judge_bridge(
+    found: Exploration,
+    judged: Evidence,
+    improper_sites: Sequence[str] = (),
+    num_not_finite: int = 0,
+    other_reasons: Sequence[str] = (),
+    rounding: float = 0.0,
+) -> Evidence:
     """Evidence and verdict from a bridge, for a flow whose weights did not suffice.
 
     Pareto k and the effective sample size are those of the weights between two temperatures, the worst ones; k is
@@ -131,18 +139,25 @@ def judge_bridge(found: Exploration, judged: Evidence, improper_sites: Sequence[
         found: The bridge's particles and the log evidences of its islands.
         judged: Evidence and verdict from the flow's weights, for the ELBO and the check of exploration.
         improper_sites: Latent sites whose prior is flat: with them there is no evidence.
+        num_not_finite: How many of the flow's draws had a log density of nan or ``+inf``.
+        other_reasons: What else speaks against the estimate.
+        rounding: What one unit in the last place of the log densities is, nats; part of the standard error.
     """
-    num_draws, estimate, std_error = len(found.z), found.log_evidence, found.std_error
+    num_draws, estimate = len(found.z), found.log_evidence
+    std_error = math.hypot(found.std_error, _UNREACHED, 0.5 * rounding)
     # Where hardly any particle is lost between two temperatures, the shape of the tail is that of noise.
     equal = found.ess > _EQUAL_SHARE * num_draws
     k = -math.inf if equal else found.pareto_k
     reasons = [
+        *other_reasons,
         *_tail_reasons(k, num_draws),
         *_ess_reasons(found.ess, num_draws),
         *_walk_reasons(found),
+        *_not_finite_reasons(num_not_finite, judged.num_draws),
+        *_rounding_reasons(rounding),
     ]
     if improper_sites:
-        reasons.insert(0, _improper_reason(improper_sites))
+        reasons.insert(0, _improper_reason(improper_sites, not reasons))
         estimate = std_error = math.nan
     else:
         reasons += _check_reasons(estimate, std_error, judged.check, healthy=not reasons)
@@ -213,12 +228,12 @@ def _rounding_reasons(rounding: float) -> list[str]:
     ]
 
 
-def _improper_reason(sites: Sequence[str]) -> str:
+def _improper_reason(sites: Sequence[str], healthy: bool) -> str:
     names = ", ".join(map(repr, sites))
 
     return (
-        f"The prior of site {names} is improper, so the evidence is not defined; "
-        "draws are valid. Give the site a proper prior."
+        f"The prior of site {names} is improper, so the evidence is not defined"
+        f"{'; draws are valid' if healthy else ''}. Give the site a proper prior."
     )
 
 

@@ -58,33 +58,33 @@ class Exchange:
     rows: tuple[Tensor, ...]
     simplexes: tuple[Tensor, ...]
 
-    def permute(self, z: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Points with their components in another order, and the log-determinants of that step.
+    def permute(self, z: Tensor, order: Tensor) -> Tensor:
+        """Points with their components in another order; volumes stay as they are.
+
+        That holds for probability vectors too: the volume of stick-breaking coordinates is the product of all
+        probabilities, in any order.
 
         Arguments:
             z: Points, ``(B, D)``.
             order: The component to put at each place, ``(B, K)``.
         """
-        z, log_abs_det = z.clone(), z.new_zeros(len(z))
+        z = z.clone()
         for index in self.rows:
             block = z[:, index]
             z[:, index] = block.gather(1, order[:, :, None].expand_as(block))
         for index in self.simplexes:
-            transform, before = StickBreakingTransform(), z[:, index].double()
-            value: Any = transform(before)
-            moved = value.gather(2, order[:, None].expand_as(value))
-            after: Any = transform.inv(moved)
-            change = transform.log_abs_det_jacobian(before, value) - transform.log_abs_det_jacobian(after, moved)
-            z[:, index] = after.to(z.dtype)
-            log_abs_det = log_abs_det + change.sum(-1).to(z.dtype)
+            transform: Any = StickBreakingTransform()
+            value = transform(z[:, index].double())
+            z[:, index] = transform.inv(value.gather(2, order[:, None].expand_as(value))).to(z.dtype)
 
-        return z, log_abs_det
+        return z
 
-    def is_part_of(self, other: Exchange) -> bool:
-        """Whether the other one moves all coordinates that this one moves."""
+    def is_strict_part_of(self, other: Exchange) -> bool:
+        """Whether the other one moves all coordinates that this one moves, and more."""
         mine, others = self._coordinates(), other._coordinates()
+        same_size = self.num_components == other.num_components
 
-        return self.num_components == other.num_components and bool(torch.isin(mine, others).all())
+        return same_size and bool(torch.isin(mine, others).all()) and not bool(torch.isin(others, mine).all())
 
     def orderings(self) -> list[Tensor]:
         """Coordinates ``(K,)`` by which components can be put in order: those that move with them and nothing else."""
@@ -113,13 +113,12 @@ def find_exchanges(target: Target, z: Tensor, log_prob: Tensor) -> list[Exchange
     if not len(points):
         return exchanges
     for candidate in _candidates(sites, getattr(target, "dims", {}), z.device):
-        known = any(candidate.is_part_of(exchange) for exchange in exchanges)
-        if not known and all(
-            _is_invariant(target, candidate, order, points, expected) for order in _generators(candidate, z.device)
-        ):
+        orders = _generators(candidate, z.device)
+        if all(_is_invariant(target, candidate, order, points, expected) for order in orders):
             exchanges.append(candidate)
 
-    return exchanges
+    # Where a part may trade places on its own, so may the rest: two groups of one size are not one group.
+    return [whole for whole in exchanges if not any(part.is_strict_part_of(whole) for part in exchanges)]
 
 
 def _generators(exchange: Exchange, device: torch.device) -> list[Tensor]:
@@ -132,9 +131,8 @@ def _generators(exchange: Exchange, device: torch.device) -> list[Tensor]:
 
 
 def _is_invariant(target: Target, exchange: Exchange, order: Tensor, points: Tensor, expected: Tensor) -> bool:
-    moved, log_abs_det = exchange.permute(points, order.expand(len(points), -1))
     with torch.no_grad():
-        difference = target.log_prob(moved) + log_abs_det - expected
+        difference = target.log_prob(exchange.permute(points, order.expand(len(points), -1))) - expected
     rounding = _ROUNDING * torch.finfo(expected.dtype).eps * (10.0 + expected.abs())
 
     return bool((difference.abs() < rounding).all())
@@ -236,7 +234,7 @@ class OrderedTarget:
 
     def to_ordered(self, z: Tensor) -> Tensor:
         """Points of the target with their components put in order, ``(B, D) -> (B, D)``."""
-        z, _ = self.exchange.permute(z, z[:, self.ordering].argsort(-1))
+        z = self.exchange.permute(z, z[:, self.ordering].argsort(-1))
         values = z[:, self.ordering]
         steps = torch.cat([values[:, :1], values.diff(dim=-1).clamp(min=torch.finfo(z.dtype).tiny).log()], -1)
 
@@ -244,11 +242,15 @@ class OrderedTarget:
 
     def to_target(self, u: Tensor) -> Tensor:
         """Points of the target with their components in a random order, always the same one for the same ``u``."""
-        return self.exchange.permute(self._in_order(u), _random_order(u, self.exchange.num_components))[0]
+        return self.exchange.permute(self._in_order(u), _random_order(u, self.exchange.num_components))
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Draws by site, in random order, ``(B, D)`` to ``{name: (B, *shape)}``."""
         return self.target.constrain(self.to_target(u))  # type: ignore[attr-defined]
+
+    def from_samples(self, samples: Mapping[str, Tensor]) -> Tensor:
+        """Points ``(S, D)`` of values by site, their components put in order."""
+        return self.to_ordered(self.target.from_samples(samples))  # type: ignore[attr-defined]
 
     def _in_order(self, u: Tensor) -> Tensor:
         steps = u[:, self.ordering]

@@ -177,7 +177,8 @@ def explore(
         log_weight = (increment * log_ratio).nan_to_num(nan=-torch.inf)
         log_evidence += torch.logsumexp(log_weight.double(), 1) - math.log(num_particles)
         k, ess = max(k, pareto_k(log_weight.flatten())), min(ess, effective_sample_size(log_weight.flatten()))
-        beta = min(1.0, beta + increment)
+        # Seven sevenths may sum up to a little less than one.
+        beta = 1.0 if beta + increment > 1.0 - 1e-9 else beta + increment
         index = _resample(log_weight)
         z, log_reference, log_target = mover.move(z[index], log_reference[index], log_target[index], beta)
         num_temperatures += 1

@@ -148,6 +148,18 @@ def log_mean_weight(log_weight: Tensor) -> tuple[float, float]:
     return estimate, std_error
 
 
+def finite_mean(log_weight: Tensor) -> float:
+    """Mean of the log weights that are finite, nats: the ELBO; ``-inf`` where there are none.
+
+    Example:
+        >>> finite_mean(torch.tensor([1.0, 3.0, -torch.inf]))
+        2.0
+    """
+    finite = log_weight[log_weight.isfinite()]
+
+    return finite.double().mean().item() if len(finite) else -math.inf
+
+
 def effective_sample_size(log_weight: Tensor) -> float:
     """Kish's effective sample size, in draws.
 

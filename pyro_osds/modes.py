@@ -72,6 +72,34 @@ def find_modes(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tens
     parted = _parted(z, log_prob, log_prob_fn, first, second).float().mean().item()
     if parted == 0.0:
         return Modes(torch.zeros(len(z), dtype=torch.long, device=z.device), parted)
+    chosen = spread_out(z)
+    labels = _components(z[chosen], log_prob[chosen], log_prob_fn)
+    nearest = torch.cdist(z, z[chosen]).argmin(1)
+    counts = labels[nearest].bincount()
+    large = (counts >= min_share * len(z)).nonzero()[:, 0]
+    if counts[large].sum() < 0.5 * len(z):
+        return Modes(torch.arange(len(z), device=z.device), parted)
+
+    return Modes(_without_crumbs(z[chosen], labels, counts, large)[nearest], parted)
+
+
+def spread_out(z: Tensor, count: int = 1024) -> Tensor:
+    """Indices of at most so many points: one half at random, the other half those farthest from the first.
+
+    A small mode may hold one point in a thousand, and that one lies far from the others.
+    """
+    if len(z) <= count:
+        return torch.arange(len(z), device=z.device)
+    order = torch.randperm(len(z), device=z.device)
+    first, rest = order[: count // 2], order[count // 2 :]
+    scaled = z / z.std(0).clamp(min=torch.finfo(z.dtype).tiny)
+    farthest = torch.cdist(scaled[rest], scaled[first]).amin(1).topk(count - len(first)).indices
+
+    return torch.cat([first, rest[farthest]])
+
+
+def _components(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Connected components of the graph that joins each particle to its nearest neighbours, ``(N,)``."""
     # Neighbours in the given units and in whitened ones: whitening squeezes the axis along which modes lie apart.
     loc, scale_tril = weighted_moments(z, torch.zeros_like(log_prob))
     whitened = torch.linalg.solve_triangular(scale_tril, (z - loc).mT, upper=False).mT
@@ -85,9 +113,7 @@ def find_modes(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tens
     edges = (np.ones_like(first), (first, second))
     _, labels = connected_components(coo_matrix(edges, shape=(len(z), len(z))), directed=False)
 
-    labels = torch.as_tensor(labels, dtype=torch.long, device=z.device)
-
-    return Modes(_without_crumbs(labels, distances[0], min_share), parted)
+    return torch.as_tensor(labels, dtype=torch.long, device=z.device)
 
 
 def _parted(
@@ -103,16 +129,11 @@ def _parted(
     return inside.amin(0) < lower_end - (4.0 + z.shape[1] / 2)
 
 
-def _without_crumbs(labels: Tensor, distance: Tensor, min_share: float) -> Tensor:
+def _without_crumbs(z: Tensor, labels: Tensor, counts: Tensor, large: Tensor) -> Tensor:
     """Labels renumbered by size; particles of tiny components get the label of the nearest particle of a large one."""
-    counts = labels.bincount()
-    large = (counts >= min_share * len(labels)).nonzero()[:, 0]
-    if counts[large].sum() < 0.5 * len(labels):
-        return torch.arange(len(labels), device=labels.device)
     large = large[counts[large].argsort(descending=True, stable=True)]
     member = (labels[:, None] == large).any(1)
-    nearest = distance[:, member].argmin(1)
-    labels = torch.where(member, labels, labels[member][nearest])
+    labels = torch.where(member, labels, labels[member][torch.cdist(z, z[member]).argmin(1)])
     renumbered = torch.zeros_like(counts)
     renumbered[large] = torch.arange(len(large), device=labels.device)
 

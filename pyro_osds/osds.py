@@ -16,6 +16,7 @@ from pyro.infer.autoguide.initialization import init_to_uniform
 from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
 
+from pyro_osds.agreement import Agreement, compare_with_reference, parameter_errors
 from pyro_osds.arguments import check_choices, check_counts, check_powers_of_two, kept_arguments, same_arguments
 from pyro_osds.escalate import Escalation
 from pyro_osds.evidence import Evidence, EvidenceCheck
@@ -29,7 +30,7 @@ from pyro_osds.posterior import CORRECTIONS, PosteriorDraws, bridge_posterior, d
 from pyro_osds.recipe import LEAN, NETWORKS, RECIPES, FlowSize, Recipe
 from pyro_osds.report import arrays, fit, fit_stats, fit_stats_dims, sample_stats
 from pyro_osds.survey import Survey, survey
-from pyro_osds.target import FunctionTarget, NotFiniteError
+from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
 from pyro_osds.train import Budget, Trainer
 from pyro_osds.velocity import VOLUMES, VelocityLeap, VelocityTrainer
 
@@ -38,6 +39,7 @@ AnyLeap = Leap | VelocityLeap | PointLeap
 AnyTrainer = Trainer | VelocityTrainer | PointTrainer
 
 _CHUNK_SIZE = 2048
+_MIN_CHECK_DRAWS = 4096
 # Of these the recipe uses all it needs; what num_iterations allows beyond is kept for escalation.
 _FIRST_ITERATIONS = 1000
 
@@ -271,10 +273,20 @@ class OSDS:
             self._run_report += (report,)
             self._keep(draws)
 
-        def walk(leap: Leap, judged: Evidence) -> PosteriorDraws:
-            return bridge_posterior(leap, self._target, self.num_chains, self.num_samples, judged, self._improper_sites)
+        def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
+            return bridge_posterior(
+                leap,
+                self._target,
+                self.num_chains,
+                self.num_samples,
+                judged,
+                self._improper_sites,
+                self._other_reasons(),
+            )
 
         start = time.perf_counter()
+        # No rung cures a density without an integral.
+        deadline = -math.inf if self._other_reasons() else deadline
         try:
             Escalation(recipe, self._judge, walk, deadline).climb(self._draws, keep)
         except KeyboardInterrupt:
@@ -424,6 +436,44 @@ class OSDS:
         """Standard error of the log evidence, nats."""
         return self.evidence.std_error
 
+    def check_against(self, samples: Mapping[str, Tensor], max_draws: int = 2000) -> Agreement:
+        """Hold the flow against reference draws, of NUTS or Stan for instance, from both sides.
+
+        Arguments:
+            samples: Reference draws by site, each ``(draws, *shape)``, as ``MCMC.get_samples()`` gives them. All
+                continuous latents must be there; what else the posterior has, such as deterministic sites, is not
+                looked at.
+            max_draws: Reference draws used at most, evenly spread.
+
+        Returns:
+            Bounds of the log evidence from both sides, errors of all parameters, and one sentence that says which side
+            disagrees, if one does.
+
+        Raises:
+            ValueError: If a site is missing or has another shape.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), disable_progbar=True)
+            >>> osds.run()
+            >>> print(osds.check_against({"x": torch.randn(1000) - 1.0}))  # doctest: +ELLIPSIS
+            The reference disagrees: ...
+        """
+        check_counts({"max_draws": max_draws})
+        draws, leap = self._draws, self._leap
+        if not isinstance(leap, Leap):
+            raise ValueError("check_against needs the density of the flow at given points: use network='coupling'.")
+        every = {name: torch.as_tensor(value) for name, value in samples.items()}
+        number = max(len(value) for value in every.values()) if every else 0
+        thinned = {name: value[:: math.ceil(number / max_draws)] for name, value in every.items()}
+        z = self._target.from_samples(thinned)
+        with torch.no_grad():
+            log_weight = finite_log_prob(in_chunks(lambda x: self._target.log_prob(x) - leap.log_prob(x), z))
+        own = weigh(leap, self._target, max(_MIN_CHECK_DRAWS, len(draws.z)))
+
+        return compare_with_reference(own.log_weight, log_weight, parameter_errors(self.get_samples(), every))
+
     def to_inference_data(self, *, log_likelihood: bool = True) -> Any:
         """ArviZ InferenceData (DataTree from ArviZ 1.0 on).
 
@@ -548,7 +598,7 @@ class OSDS:
             self.correction,
             EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
             self._improper_sites,
-            reasons=self._volume_reasons(),
+            reasons=self._other_reasons(),
             **({} if vectorized else {"max_draws": self.num_chains * self.num_samples}),
         )
 
@@ -560,6 +610,23 @@ class OSDS:
     @property
     def _improper_sites(self) -> Sequence[str]:
         return getattr(self._model_target, "improper_sites", ())
+
+    def _other_reasons(self) -> tuple[str, ...]:
+        """What speaks against any evidence, whatever its weights."""
+        return (*self._endless_reasons(), *self._volume_reasons())
+
+    def _endless_reasons(self) -> tuple[str, ...]:
+        found = self._recipe.found
+        if found is None or not found.endless:
+            return ()
+        sites = getattr(self._model_target, "sites", ())
+        names = [site.name for site in sites if any(site.start <= index < site.stop for index in found.endless)]
+        where = f"site {', '.join(map(repr, names))}" if names else f"coordinate {', '.join(map(str, found.endless))}"
+
+        return (
+            f"The posterior density does not fall off far out along {where}, so it has no integral and neither draws "
+            "nor evidence mean anything. Give the model a proper prior, and check its factors.",
+        )
 
     def _volume_reasons(self) -> tuple[str, ...]:
         """Why the leap's volume is not to be trusted, if it is not."""

@@ -126,7 +126,13 @@ def draw_posterior(
 
 
 def bridge_posterior(
-    leap: Leap, target: Target, num_chains: int, num_samples: int, judged: Evidence, improper_sites: Sequence[str] = ()
+    leap: Leap,
+    target: Target,
+    num_chains: int,
+    num_samples: int,
+    judged: PosteriorDraws,
+    improper_sites: Sequence[str] = (),
+    reasons: Sequence[str] = (),
 ) -> PosteriorDraws:
     """Draws and evidence from a bridge instead of weights, for a leap whose weights did not suffice.
 
@@ -135,8 +141,9 @@ def bridge_posterior(
         target: The target.
         num_chains: Chains; each takes the particles of islands of its own.
         num_samples: Draws of each chain.
-        judged: Evidence and verdict from the leap's weights.
+        judged: Draws and verdict from the leap's weights; what they say of the density itself still holds.
         improper_sites: Latent sites with an improper prior.
+        reasons: What else speaks against the evidence.
 
     Returns:
         Equally weighted posterior draws.
@@ -148,9 +155,11 @@ def bridge_posterior(
     index = order[:, :num_samples] + torch.arange(num_chains, device=order.device)[:, None] * order.shape[1]
     nothing = torch.zeros_like(found.log_prob)
     particles = FlowDraws(found.z, nothing, found.log_prob, nothing, 0)
-    evidence = judge_bridge(found, judged, improper_sites)
+    evidence = judge_bridge(
+        found, judged.evidence, improper_sites, judged.proposals.num_not_finite, reasons, _rounding(found.log_prob)
+    )
 
-    return PosteriorDraws(particles, index, torch.full(index.shape, math.nan), evidence, found)
+    return PosteriorDraws(particles, index, torch.full_like(index, math.nan, dtype=nothing.dtype), evidence, found)
 
 
 def _rounding(log_prob: Tensor) -> float:

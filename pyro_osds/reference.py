@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pyro_osds.modes import find_modes
+from pyro_osds.modes import find_modes, spread_out
 from pyro_osds.moments import weighted_moments
 from pyro_osds.target import NotFiniteError, Target, log_prob_and_score
 
@@ -99,22 +99,6 @@ def num_affordable(target: Target, num_points: int, at_least: int) -> int:
     num_terms = max(1, getattr(target, "num_terms", 1))
 
     return min(num_points, max(at_least, int(_MAX_TERMS / (_NUM_MOVES * _NUM_LEAPFROG * num_terms))))
-
-
-def spread_out(z: Tensor, count: int = 1024) -> Tensor:
-    """Indices of at most so many points: one half at random, the other half those farthest from the first.
-
-    A small mode may hold one point in a thousand, and that one lies far from the others.
-    """
-    if len(z) <= count:
-        return torch.arange(len(z), device=z.device)
-    order = torch.randperm(len(z), device=z.device)
-    first, rest = order[: count // 2], order[count // 2 :]
-    loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
-    scaled = (z - loc) / scale_tril.diagonal()
-    farthest = torch.cdist(scaled[rest], scaled[first]).amin(1).topk(count - len(first)).indices
-
-    return torch.cat([first, rest[farthest]])
 
 
 def reference_of_modes(whole: tuple[Tensor, Tensor], z: Tensor, step: Tensor, labels: Tensor) -> MixtureSameFamily:

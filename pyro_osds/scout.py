@@ -2,8 +2,9 @@
 
 A narrow mode holds few draws of a wide reference, and while the target is still tempered it holds little of the mass:
 particles leave it before it counts. A look at very many points costs one evaluation each. Space is cut into cells, and
-the best point of each cell, and as many again at random, run Hamiltonian moves at the target itself. Where one comes to
-rest in a mode without particles, annealing has to begin again from a reference that knows the place.
+the best point of each cell, some of the given points, and some particles after gradient ascent run Hamiltonian moves
+at the target itself. Where one comes to rest in a mode without particles, annealing has to begin again from a reference
+that knows the place.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ import torch
 from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
-from pyro_osds.modes import find_modes
+from pyro_osds.modes import find_modes, spread_out
 from pyro_osds.moments import weighted_moments
-from pyro_osds.reference import come_to_rest, num_affordable, reference_of_modes, spread_out
-from pyro_osds.target import Target, finite_log_prob, in_chunks
+from pyro_osds.reference import come_to_rest, num_affordable, reference_of_modes
+from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
 
 _NUM_SCOUTS = 65536
 _MAX_TERMS = 5e7
 _NUM_CELLS = 256
 _NUM_OTHERS = 768
+_NUM_CLIMBERS, _NUM_CLIMBS = 64, 100
+# As far as gradient ascent gets along each coordinate, in standard deviations of the particles.
+_CLIMB = 5.0
 # Smoothing of the draws that scouts are made of, in their standard deviations.
 _BANDWIDTH = 0.2
+_STRETCH = 3.0
 # Two sets of particles of one mode do not differ as much in their largest log density.
 _SPIKE = 3.0
 # Nor is a gap so much wider than the widest among the particles.
@@ -41,7 +46,8 @@ def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> Mi
     Returns:
         The reference, or None where every scout came to rest among the particles.
     """
-    rest, known = come_to_rest(target, _chosen(target, start)), log_prob.isfinite()
+    known = log_prob.isfinite()
+    rest = come_to_rest(target, torch.cat([_chosen(target, start), _climbed(target, z[known])]))
     if not len(rest.z) or not known.any():
         return None
     points, densities = torch.cat([z[known], rest.z]), torch.cat([log_prob[known], rest.log_prob])
@@ -57,6 +63,20 @@ def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> Mi
     whole = weighted_moments(z, torch.zeros_like(log_prob))
 
     return reference_of_modes(whole, rest.z[lost], rest.step[lost], labels[lost])
+
+
+def _climbed(target: Target, z: Tensor) -> Tensor:
+    """Some particles after gradient ascent: a spike within a broad mode may hold none, and lies uphill of all."""
+    loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
+    chosen = z[spread_out(z, _NUM_CLIMBERS)]
+    u = torch.linalg.solve_triangular(scale_tril, (chosen - loc).mT, upper=False).mT
+    optimizer = torch.optim.Adam([u], lr=_CLIMB / _NUM_CLIMBS)
+    for _ in range(_NUM_CLIMBS):
+        _, score = log_prob_and_score(target.log_prob, loc + u @ scale_tril.mT)
+        u.grad = -score @ scale_tril
+        optimizer.step()
+
+    return loc + u @ scale_tril.mT
 
 
 def _is_far(points: Tensor, z: Tensor) -> Tensor:
@@ -79,18 +99,22 @@ def _chosen(target: Target, start: Tensor) -> Tensor:
     centres = scouts[torch.randint(len(scouts), (_NUM_CELLS,), device=scouts.device)]
     cell = torch.cdist((scouts - loc) / scale, (centres - loc) / scale).argmin(1)
     order = density.argsort()
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     best = torch.full((_NUM_CELLS,), -1, dtype=torch.long, device=start.device)
-    # The last one written to a cell is its best.
-    best[cell[order]] = order
-    best = best[best >= 0]
+    best = best.scatter_reduce(0, cell, rank, "amax")
+    best = order[best[best >= 0]]
     count = num_affordable(target, _NUM_OTHERS, at_least=_NUM_CELLS)
 
     return torch.cat([scouts[best[density[best].isfinite()]], start[spread_out(start, count)]])
 
 
 def _smoothed(start: Tensor, count: int) -> Tensor:
-    """Draws of a kernel density estimate of points."""
-    _, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
+    """Draws of a kernel density estimate of points, one half of them stretched."""
+    loc, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
     chosen = start[torch.randint(len(start), (count,), device=start.device)]
 
-    return chosen + _BANDWIDTH * torch.randn_like(chosen) @ scale_tril.mT
+    scouts = chosen + _BANDWIDTH * torch.randn_like(chosen) @ scale_tril.mT
+    # Every other one far out: data may be a surprise to the prior.
+    scouts[::2] = loc + _STRETCH * (scouts[::2] - loc)
+
+    return scouts

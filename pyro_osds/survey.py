@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_osds.base import MAX_COMPONENTS, Base, adapt_mixture, effective_share, gaussian_base, mixture_base
 from pyro_osds.exchange import find_exchanges, ordered
 from pyro_osds.explore import AnnealingPath, Exploration, PriorPath, ReferencePath, explore
+from pyro_osds.integrable import endless_coordinates
 from pyro_osds.modes import Modes, find_modes
 from pyro_osds.moments import weighted_moments
 from pyro_osds.reference import throw, wide_reference
@@ -46,6 +47,7 @@ class Survey:
         exploration: The last annealing run; its log evidence is the check of the flow's.
         modes: Separated modes among the particles.
         num_evaluations: Points at which the density was evaluated in annealing.
+        endless: Coordinates along which the density does not fall off; any at all, and it has no integral.
     """
 
     target: Any
@@ -53,6 +55,7 @@ class Survey:
     exploration: Exploration
     modes: Modes
     num_evaluations: int
+    endless: tuple[int, ...] = ()
 
     @property
     def is_folded(self) -> bool:
@@ -104,7 +107,10 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
         num_evaluations += exploration.num_evaluations
         ways += 1
 
-    return Survey(target, base, exploration, modes, num_evaluations)
+    loc, scale_tril = weighted_moments(exploration.z, torch.zeros_like(exploration.log_prob))
+    endless = endless_coordinates(target, loc, scale_tril)
+
+    return Survey(target, base, exploration, modes, num_evaluations, tuple(endless))
 
 
 def resurvey(found: Survey, exploration: Exploration) -> Survey:
@@ -132,14 +138,13 @@ def _first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Te
 
 def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Exploration, Modes]:
     """Particles in all orders of exchangeable components or, where valleys lie between those, components in order."""
-    z, log_prob = exploration.z, exploration.log_prob
-    exchanges = find_exchanges(target, z, log_prob) if _is_vectorized(target) else []
+    z = exploration.z
+    exchanges = find_exchanges(target, z, exploration.log_prob) if _is_vectorized(target) else []
     for exchange in exchanges:
         # No order is better than another: particles that annealing left in some of them now sit in all.
         order = torch.rand(len(z), exchange.num_components, device=z.device).argsort(-1)
-        z, log_abs_det = exchange.permute(z, order)
-        log_prob = log_prob - log_abs_det
-    exploration = replace(exploration, z=z, log_prob=log_prob)
+        z = exchange.permute(z, order)
+    exploration = replace(exploration, z=z)
     best = target, exploration, _find_modes(target, exploration)
     if best[2].parted <= _MANY_PARTED:
         return best

@@ -8,7 +8,7 @@ are a fact of life far from the posterior, so one function decides what they mea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -83,6 +83,15 @@ class FunctionTarget:
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of a batch, ``(B, D) -> (B,)``."""
         return self._log_prob_fn(z)
+
+    def from_samples(self, samples: Mapping[str, Tensor]) -> Tensor:
+        """The points ``(S, D)`` of the single site ``z``."""
+        z = torch.as_tensor(samples["z"]) if "z" in samples else None
+        if z is None or z.dim() != 2 or z.shape[1] != self.dim or not len(z):
+            got = sorted(samples) if z is None else tuple(z.shape)
+            raise ValueError(f"samples must have the site 'z' with shape (draws, {self.dim}); got {got}.")
+
+        return z.to(device=self.device, dtype=self.dtype)
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """The draws as the single site ``z``, beside the sites that a model has."""

@@ -8,7 +8,7 @@ from helpers import assert_within_standard_error
 from models import mixture_draws, mixture_log_prob
 from torch.distributions import MultivariateNormal
 
-from pyro_osds.base import adapt_mixture, gaussian_base, mixture_base
+from pyro_osds.base import adapt_mixture, effective_share, gaussian_base, mixture_base
 from pyro_osds.target import FunctionTarget
 
 
@@ -129,3 +129,21 @@ def test_adaptation_gives_up_where_nothing_is_finite():
     # A target that vanishes at all draws has nothing to say.
     base = mixture_base(*two_modes())
     assert adapt_mixture(base, FunctionTarget(lambda z: torch.full((len(z),), -torch.inf), 2)) is base
+
+
+def test_share_of_effective_draws(float64):
+    # Of a base that is the target all count; of one of k times the variance in D dimensions (2 / k - 1 / k^2)^(D / 2).
+    base = gaussian_base(torch.randn(4000, 2))
+    assert effective_share(base, FunctionTarget(lambda z: base.log_prob(z) - 9.0, 2)) == pytest.approx(1.0)
+    narrow = MultivariateNormal(base.loc, base.scale_tril @ base.scale_tril.mT / 4.0)
+    # Weights of mean square 16 / 7, so 8192 draws know the share to about one percent.
+    assert_within_standard_error(effective_share(base, FunctionTarget(narrow.log_prob, 2)), 7 / 16, 0.01)
+
+
+def test_no_share_where_nothing_is_finite():
+    # A target that vanishes at all draws, and one that is no number there; half of a target is half of the draws.
+    base = gaussian_base(torch.randn(4000, 2))
+    for value in (-math.inf, math.nan):
+        assert effective_share(base, FunctionTarget(lambda z, value=value: torch.full((len(z),), value), 2)) == 0.0
+    half = FunctionTarget(lambda z: torch.where(z[:, 0] > base.loc[0], base.log_prob(z), -math.inf), 2)
+    assert_within_standard_error(effective_share(base, half), 0.5, 0.5 / math.sqrt(8192))

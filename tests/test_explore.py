@@ -8,7 +8,8 @@ import torch
 from helpers import assert_within_standard_error
 from torch.distributions import MultivariateNormal
 
-from pyro_osds.explore import PriorPath, ReferencePath, _HamiltonianMover, _increment, _resample, explore
+from pyro_osds.explore import PriorPath, ReferencePath, _HamiltonianMover, _increment, _resample, _settle, explore
+from pyro_osds.importance import effective_sample_size, pareto_k
 from pyro_osds.model import ModelTarget
 from pyro_osds.target import FunctionTarget
 
@@ -157,3 +158,66 @@ def test_evaluations_are_counted():
     path = from_gaussian(log_prob_fn, 2, 2.0)
     rows.clear()
     assert explore(path, 16, 2).num_evaluations == sum(rows)
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_temperatures_at_least(count, float64):
+    # An easy way is cut into equal steps, and its evidence stays right.
+    reference = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    path = from_gaussian(lambda z: reference.log_prob(z) + 0.1 * z[:, 0] + 2, 2, 1.0)
+    found = explore(path, 128, 16, min_temperatures=count)
+    assert found.num_temperatures == count
+    assert_within_standard_error(found.log_evidence, 2 + 0.1**2 / 2, found.std_error)
+
+
+def test_tail_and_effective_number_of_one_step(float64):
+    # With a single temperature they are those of the importance weights of the start.
+    path = from_gaussian(models.log_gamma, 1, 3.0)
+    found = explore(path, 64, 8, ess_threshold=0.0)
+    log_reference, log_target = path.log_densities(found.start)
+    assert found.num_temperatures == 1 and found.start.shape == (512, 1)
+    assert found.ess == pytest.approx(effective_sample_size(log_target - log_reference))
+    assert found.pareto_k == pytest.approx(pareto_k(log_target - log_reference))
+
+
+def test_the_worst_step_counts(float64):
+    # More temperatures have lighter tails and keep more particles: a narrow reference of a wide target.
+    found = [
+        explore(from_gaussian(lambda z: -z.square().sum(-1) / 8, 2, 1.0), 64, 8, min_temperatures=count)
+        for count in (1, 20)
+    ]
+    assert found[0].pareto_k > found[1].pareto_k and found[0].ess < found[1].ess < 512
+    exact = from_gaussian(lambda z: -0.5 * z.square().sum(-1), 2, 1.0)
+    assert explore(exact, 64, 8).ess == pytest.approx(512) and explore(exact, 64, 8).pareto_k == -math.inf
+
+
+def test_start_is_where_it_began(float64):
+    # Draws of the reference, not of the target.
+    found = explore(from_gaussian(lambda z: -0.5 * ((z - 20) / 0.1).square().sum(-1), 1, 5.0), 64, 8)
+    assert_within_standard_error(found.start.mean(), 0.0, 5 / math.sqrt(512))
+    assert_within_standard_error(found.z.mean(), 20.0, 0.1 / math.sqrt(100))
+
+
+class Drifting:
+    """A mover under which every particle climbs by the spread of their densities, a number of times."""
+
+    def __init__(self, num_climbs):
+        self.num_climbs = num_climbs
+        self.num_moves = 0
+
+    def move(self, z, log_reference, log_target, beta):
+        self.num_moves += 1
+        climbs = self.num_moves <= self.num_climbs
+
+        return z, log_reference, log_target + climbs * log_target.std()
+
+
+@pytest.mark.parametrize(
+    ("num_climbs", "max_settling", "num_moves", "settled"),
+    [(0, 5, 1, True), (3, 5, 4, True), (5, 5, 5, False), (9, 0, 0, True)],
+)
+def test_particles_that_drift_have_not_settled(num_climbs, max_settling, num_moves, settled, float64):
+    # Moves go on until the mean log density stays, at most a given number; where nobody looks nothing is said.
+    mover, log_prob = Drifting(num_climbs), torch.randn(500)
+    *_, found = _settle(mover, torch.zeros(500, 1), log_prob, log_prob, max_settling)
+    assert found == settled and mover.num_moves == num_moves

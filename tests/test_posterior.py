@@ -1,6 +1,7 @@
 """The posterior room: weighted draws become chains, and evidence is taken from all of them."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from helpers import assert_within_standard_error
 
 import pyro_osds.posterior as posterior
 from pyro_osds.base import gaussian_base
-from pyro_osds.evidence import EvidenceCheck
+from pyro_osds.evidence import EvidenceCheck, judge
+from pyro_osds.explore import Exploration
 from pyro_osds.flow_map import FlowMap
 from pyro_osds.leap import Leap
-from pyro_osds.posterior import draw_posterior
+from pyro_osds.posterior import bridge_posterior, draw_posterior
 from pyro_osds.target import FunctionTarget
 
 
@@ -100,3 +102,165 @@ def test_psis_refuses_weights_that_are_all_zero():
 
     with pytest.raises(ValueError, match="No draw of the flow has a positive posterior density"):
         check_any_weight(torch.full((5,), -torch.inf))
+
+
+# ---- the second opinion ----
+
+
+@pytest.fixture
+def bridges(monkeypatch):
+    """The bridges that were made, which are made all the same."""
+    made, inner = [], posterior.bridge
+
+    def bridge(*arguments):
+        made.append(inner(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(posterior, "bridge", bridge)
+
+    return made
+
+
+def wide():
+    """N(0, 2^2), normalised: twice as wide as the leap, whose weights then have a heavy tail."""
+    return FunctionTarget(lambda z: torch.distributions.Normal(0.0, 2.0).log_prob(z)[:, 0], 1)
+
+
+def test_weights_that_are_not_nearly_equal_get_a_second_opinion(leap, bridges):
+    # The bridge is kept with the draws, and its evidence with the verdict.
+    draws = draw_posterior(leap, wide(), 1, 100, max_draws=4096)
+    assert len(bridges) == 1 and draws.bridge is bridges[0]
+    second = draws.evidence.bridge
+    assert (second.log_evidence, second.std_error) == (draws.bridge.log_evidence, draws.bridge.std_error)
+    assert_within_standard_error(second.log_evidence, 0.0, second.std_error)
+    assert draws.evidence.pareto_k > 0.5 and not draws.evidence.reliable
+
+
+@pytest.mark.parametrize(
+    ("k", "share", "asked"), [(0.5, 0.9, False), (0.51, 1.0, True), (-math.inf, 0.89, True), (math.nan, 1.0, True)]
+)
+def test_when_a_second_opinion_is_asked_for(leap, bridges, monkeypatch, k, share, asked):
+    # A tail above one half, or less than nine in ten draws effective.
+    monkeypatch.setattr(posterior, "pareto_k", lambda log_weight: k)
+    monkeypatch.setattr(posterior, "effective_sample_size", lambda log_weight: share * len(log_weight))
+    draws = draw_posterior(leap, near(), 1, 100, max_draws=4096)
+    assert bool(bridges) == asked and (draws.evidence.bridge is not None) == asked
+
+
+def test_no_second_opinion(leap, bridges):
+    # Of equal weights, without an evidence, point by point, and where the flow is no leap.
+    assert draw_posterior(leap, FunctionTarget(leap.base.log_prob, 1), 1, 100).bridge is None
+    assert draw_posterior(leap, wide(), 1, 100, improper_sites=("mu",)).bridge is None
+
+    class Proposal:
+        sample = leap.sample
+
+    assert draw_posterior(Proposal(), wide(), 1, 100, max_draws=4096).evidence.bridge is None
+    slow = wide()
+    slow.vectorized = False
+    assert draw_posterior(leap, slow, 1, 100, max_draws=500).bridge is None
+    assert not bridges
+
+
+def test_a_bridge_that_disagrees_is_a_reason(leap, monkeypatch):
+    # As when a part of the posterior lies next to the draws.
+    found = SimpleNamespace(log_evidence=1.0, std_error=0.02)
+    monkeypatch.setattr(posterior, "bridge", lambda *arguments: found)
+    assert any(
+        "below that of a short bridge" in reason for reason in draw_posterior(leap, wide(), 1, 9).evidence.reasons
+    )
+
+
+# ---- draws of a bridge ----
+
+
+@pytest.fixture
+def judged():
+    """What weights say that did not suffice."""
+    return SimpleNamespace(evidence=judge(2.0 * torch.randn(200)), proposals=SimpleNamespace(num_not_finite=0))
+
+
+@pytest.fixture
+def walked(monkeypatch):
+    """Bridges of particles that are numbered, without walking."""
+
+    def bridge(leap, target, num_particles, num_islands):
+        z = torch.arange(float(num_islands * num_particles))[:, None]
+        return Exploration(z, z[:, 0], torch.zeros(num_islands), 5, 0, 0.8, 0, ess=len(z))
+
+    monkeypatch.setattr(posterior, "bridge", bridge)
+
+
+@pytest.mark.parametrize(("num_chains", "num_samples"), [(4, 1000), (3, 333), (1, 50), (7, 400)])
+def test_draws_of_a_bridge(leap, judged, walked, num_chains, num_samples):
+    # As many as asked for, no particle twice, each chain from particles of its own, all of equal weight.
+    draws = bridge_posterior(leap, wide(), num_chains, num_samples, judged)
+    assert draws.index.shape == draws.acceptance.shape == (num_chains, num_samples)
+    assert draws.z.shape == (num_chains * num_samples, 1) and draws.acceptance.isnan().all()
+    assert len(draws.index.unique()) == num_chains * num_samples
+    share = len(draws.proposals.z) // num_chains
+    assert torch.equal(draws.index // share, torch.arange(num_chains)[:, None].expand(num_chains, num_samples))
+    # At least 64 particles on each of 32 islands.
+    assert len(draws.proposals.z) == 32 * max(64, math.ceil(num_chains * num_samples / 32))
+    assert not draws.proposals.log_weight.any() and draws.evidence.num_draws == len(draws.proposals.z)
+
+
+def test_draws_of_a_bridge_follow_the_target(leap, judged):
+    # Mean, variance and evidence of a target that is twice as wide as the leap, believed; the ELBO stays the leap's.
+    draws = bridge_posterior(leap, wide(), 32, 125, judged)
+    z = draws.z.view(32, 125)
+    assert_within_standard_error(z.mean(), 0.0, z.mean(1).std().item() / math.sqrt(32))
+    square = z.square().mean(1)
+    assert_within_standard_error(square.mean(), 4.0, square.std().item() / math.sqrt(32))
+    evidence = draws.evidence
+    assert evidence.reliable and not judged.evidence.reliable and evidence.elbo == judged.evidence.elbo
+    assert_within_standard_error(evidence.log_evidence, 0.0, evidence.std_error)
+    torch.testing.assert_close(draws.proposals.log_prob, wide().log_prob(draws.proposals.z))
+
+
+def test_copies_of_a_particle_do_not_follow_each_other(leap, judged, walked):
+    # Resampling puts copies next to each other; a chain goes through its islands in random order.
+    draws = bridge_posterior(leap, wide(), 4, 500, judged)
+    steps = draws.index.diff(dim=1).double()
+    assert_within_standard_error(steps.abs().mean(), 512 / 3, 512 / math.sqrt(18 * 4 * 499 / 3))
+
+
+def test_bridge_and_improper_sites(leap, judged, walked):
+    # Draws are valid, the evidence is not defined.
+    draws = bridge_posterior(leap, wide(), 1, 50, judged, ("mu",))
+    assert "site 'mu' is improper" in draws.evidence.reasons[0] and math.isnan(draws.evidence.log_evidence)
+
+
+def test_what_speaks_against_the_density_outlives_the_bridge(leap, judged, walked):
+    # Draws that were no numbers, and log densities that are rounded: a bridge cannot make up for either.
+    judged.proposals.num_not_finite = 20
+    reasons = bridge_posterior(leap, wide(), 1, 50, judged).evidence.reasons
+    assert len(reasons) == 1 and "nan or +inf at 20 of 200 draws" in reasons[0]
+
+
+def test_a_bridge_in_single_precision_is_not_believed_where_it_is_rounded(leap, judged):
+    # Thirty million nats: the estimate is off by more than the islands' spread, and the standard error knows.
+    target = FunctionTarget(lambda z: near().log_prob(z) + 3e7, 1)
+    evidence = bridge_posterior(leap, target, 1, 50, judged).evidence
+    assert any("rounded to 3.6 nats" in reason for reason in evidence.reasons) and evidence.std_error > 1.7
+
+
+# ---- rounding ----
+
+
+def test_one_unit_in_the_last_place():
+    # Of the median, in the precision of the density; points of density zero have no size.
+    log_prob = torch.tensor([-100.0, -1000.0, -1e9, -math.inf, -math.inf])
+    assert posterior._rounding(log_prob) == pytest.approx(1000 * 2**-23)
+    assert posterior._rounding(log_prob.double()) == pytest.approx(1000 * 2**-52)
+    assert posterior._rounding(torch.full((3,), -math.inf)) == 0.0
+
+
+def test_a_large_constant_is_a_reason_in_single_precision(leap):
+    # Twenty million nats are rounded to two; in double precision there is nothing to complain about.
+    target = FunctionTarget(lambda z: near().log_prob(z) + 2e7, 1)
+    evidence = draw_posterior(leap, target, 1, 100, max_draws=4096).evidence
+    assert any("rounded to 2.4 nats" in reason for reason in evidence.reasons) and evidence.std_error > 1.0
+    base = leap.base
+    target = FunctionTarget(lambda z: base.log_prob(z.float()).double() + 2e7, 1)
+    assert draw_posterior(leap, target, 1, 100).evidence.std_error < 1e-3

@@ -268,3 +268,74 @@ def test_flows_have_the_groups_steps_and_dtype_that_were_asked_for(float64):
     assert next(made.trainer.leap.flow.parameters()).dtype == torch.float64
     expected = FlowMap(2, (1, 1), num_blocks=2, num_spline_blocks=1, hidden_features=8)
     assert torch.equal(made.trainer.leap.flow.layout_steps, expected.layout_steps)
+
+
+# ---- the largest flow, from better particles ----
+
+
+@pytest.fixture
+def small_largest(monkeypatch):
+    monkeypatch.setattr(recipe, "LARGEST", FlowSize(3, 1, 16))
+
+
+def far_off():
+    """A survey whose base is three standard deviations off, and what a second one would know."""
+    better = skew()
+
+    return replace(better, base=gaussian_base(better.exploration.z + 4.0)), better
+
+
+def test_iterations_left():
+    # What was kept; none for a size or a network that the user chose.
+    assert make(skew(), size=None).iterations_left == 0
+    assert make(skew(), size=None, more_iterations=70).iterations_left == 70
+    assert make(skew(), more_iterations=70).iterations_left == 0
+    assert make(skew(), size=None, network="velocity", more_iterations=70).iterations_left == 0
+
+
+@pytest.mark.parametrize("name", ["calibrate", "cover"])
+def test_a_better_survey_gives_a_better_flow(small_largest, name):
+    # All that is left in one round, after a warm-up on the new particles; one history, and the new survey.
+    found, better = far_off()
+    made = make(found, name, size=None, budget=replace(SHORT, learning_rate=1e-4), more_iterations=30)
+    made.run()
+    before, done = made.trainer, len(made.trainer.history.loss)
+    made.run_larger(better)
+    history = made.trainer.history
+    assert made.trainer is not before and made.found is better and made.iterations_left == 0
+    assert len(history.loss) == done + 5 + 30 and history.step[-1] == done + 35
+    assert len(made.trainer.leap.flow.blocks) == 3 and splines(made.trainer.leap) == 1
+    assert made.trainer.leap.base is better.base and history.best_elbo == max(history.elbo)
+    assert math.isfinite(history.terms["forward_kl"][done]) and history.elbo[-1] > history.elbo[0] + 1
+    budget = made.trainer.budget
+    assert budget.batch_size == 2 * SHORT.batch_size and budget.num_iterations == budget.first_round == 30
+
+
+def test_a_worse_survey_changes_nothing(small_largest):
+    # The flow, its base and what was found stay; the history tells of the attempt.
+    worse, found = far_off()
+    made = make(found, size=None, budget=replace(SHORT, learning_rate=1e-4), more_iterations=3)
+    made.run()
+    before, done = made.trainer, len(made.trainer.history.loss)
+    worse = replace(worse, exploration=replace(worse.exploration, z=worse.exploration.z + 4.0))
+    made.run_larger(worse)
+    assert made.trainer is before and made.found is found and made.iterations_left == 0
+    assert len(before.history.loss) == done + 8 and before.history.best_elbo == max(before.history.elbo)
+
+
+def test_no_splines_on_a_mixture_base(small_largest):
+    # They made its tails lighter.
+    found = two_modes()
+    made = make(replace(found, base=gaussian_base(found.exploration.z)), "calibrate", size=None, more_iterations=5)
+    made.run()
+    made.run_larger(found)
+    assert made.trainer.leap.base.num_components > 1 and splines(made.trainer.leap) == 0
+
+
+def test_the_deadline_holds_for_the_largest_flow(small_largest):
+    # It has passed: no step is taken, and nothing is lost.
+    found, better = far_off()
+    made = make(found, size=None, budget=replace(SHORT, deadline=0.0), more_iterations=30)
+    made.run()
+    made.run_larger(better)
+    assert made.trainer.history.loss == [] and math.isfinite(made.trainer.history.best_elbo)

@@ -1,13 +1,21 @@
 """The reference room: a wide Gaussian where the mass is, found from nothing but the density."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import assert_within_standard_error
 from models import mixture_log_prob
 
-from pyro_osds.reference import throw, wide_reference
+from pyro_osds.modes import spread_out
+from pyro_osds.reference import (
+    come_to_rest,
+    num_affordable,
+    reference_of_modes,
+    throw,
+    wide_reference,
+)
 from pyro_osds.target import FunctionTarget
 
 
@@ -67,3 +75,82 @@ def test_it_is_normalised_and_has_the_type_of_the_target():
         z = torch.linspace(-50, 50, 5001, dtype=dtype)[:, None]
         assert reference.mean.dtype == dtype
         assert math.isclose(reference.log_prob(z).exp().sum().item() * 0.02, 1.0, abs_tol=1e-4)
+
+
+def standard(z):
+    return -0.5 * z.square().sum(-1)
+
+
+def test_points_thrown_come_to_rest(float64):
+    # From up to 64 units away in a bowl of width one: nearly all arrive, with their densities and usable steps.
+    rest = throw(FunctionTarget(standard, 2))
+    assert 512 < len(rest.z) <= 1024 and len(rest.log_prob) == len(rest.step) == len(rest.z)
+    torch.testing.assert_close(rest.log_prob, standard(rest.z))
+    assert rest.z.norm(dim=-1).median() < 4 and ((rest.step > 0.1) & (rest.step < 5)).double().mean() > 0.9
+
+
+def test_what_has_not_arrived_is_left_out(float64):
+    # On a slope without end, where the density is zero all around, and with nan: only the point in the bowl remains.
+    def log_prob_fn(z):
+        bowl = torch.where(z[:, 0].abs() < 10, -0.5 * z[:, 0].square(), -math.inf)
+        return torch.where(z[:, 0] > 100, 1e4 * z[:, 0], torch.where(z[:, 0] < -100, math.nan, bowl))
+
+    rest = come_to_rest(FunctionTarget(log_prob_fn, 1), torch.tensor([[0.0], [30.0], [1000.0], [-1000.0]]))
+    assert len(rest.z) == 1 and rest.z.abs().max() < 10 and rest.step.shape == (1,)
+
+
+def test_steps_adapt_to_the_width_of_a_mode(float64):
+    # A point of its own each: a hundred times as narrow, about a hundred times as short.
+    scales = torch.tensor([1.0, 0.01])
+
+    def log_prob_fn(z):
+        scale = torch.where(z[:, 0] > 50, scales[1], scales[0])
+        centre = torch.where(z[:, 0] > 50, 100.0, 0.0)
+        return -0.5 * ((z[:, 0] - centre) / scale).square()
+
+    z = torch.tensor([[0.0], [100.0]]).repeat(100, 1)
+    rest = come_to_rest(FunctionTarget(log_prob_fn, 1), z)
+    ratio = rest.step[rest.z[:, 0] < 50].median() / rest.step[rest.z[:, 0] > 50].median()
+    assert 30 < ratio < 300
+
+
+def test_points_spread_out(float64):
+    # All of few; of many as many as asked for, none twice, and the one that lies far off in its own units.
+    assert spread_out(torch.randn(10, 2), 10).tolist() == list(range(10))
+    z = torch.cat([torch.randn(3000, 2), torch.tensor([[50.0, 0.0]])]) * torch.tensor([1.0, 1e-6])
+    for _ in range(5):
+        chosen = spread_out(z, 100)
+        assert len(chosen.unique()) == 100 and 3000 in chosen
+
+
+@pytest.mark.parametrize(("num_terms", "count"), [(None, 4096), (0, 4096), (400, 4096), (1000, 2000), (10**7, 256)])
+def test_fewer_points_where_the_density_has_many_terms(num_terms, count):
+    # Two hundred million terms at a hundred evaluations a point, but never fewer than a given number.
+    target = SimpleNamespace() if num_terms is None else SimpleNamespace(num_terms=num_terms)
+    assert num_affordable(target, 4096, at_least=256) == count
+    assert num_affordable(target, 100, at_least=256) == 100
+
+
+def test_half_on_the_whole_half_on_the_modes(float64):
+    # One component for each label, one mode like the other; a single point is as wide as its step.
+    whole = torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 0.0], [1.0, 2.0]])
+    z = torch.cat([torch.randn(400, 2) + 10, torch.tensor([[-20.0, 5.0]])])
+    step, labels = torch.full((401,), 0.5), torch.tensor([7] * 400 + [3])
+    reference = reference_of_modes(whole, z, step, labels)
+    torch.testing.assert_close(reference.mixture_distribution.probs, torch.tensor([0.5, 0.25, 0.25]))
+    components = reference.component_distribution
+    torch.testing.assert_close(components.loc[0], whole[0])
+    torch.testing.assert_close(components.covariance_matrix[0], 2 * whole[1] @ whole[1].T)
+    torch.testing.assert_close(components.loc[1:], torch.stack([z[400], z[:400].mean(0)]))
+    torch.testing.assert_close(components.covariance_matrix[1], 0.25 * torch.eye(2), atol=1e-6, rtol=0)
+    # Twice the variance of about one, and the square of the step: each within five standard errors.
+    for i in range(2):
+        assert_within_standard_error(components.variance[2, i], 2.25, 2 * math.sqrt(2 / 400))
+
+
+def test_a_whole_without_modes(float64):
+    # A single Gaussian of twice the variance.
+    whole = torch.zeros(2), torch.eye(2)
+    reference = reference_of_modes(whole, torch.empty(0, 2), torch.empty(0), torch.empty(0, dtype=torch.long))
+    assert reference.mixture_distribution.probs.tolist() == [1.0]
+    torch.testing.assert_close(reference.variance, torch.full((2,), 2.0))

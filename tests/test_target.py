@@ -106,3 +106,15 @@ def test_chunks_make_no_difference(chunk_size):
 
     torch.testing.assert_close(in_chunks(function, z, chunk_size), z.square().sum(-1))
     assert max(sizes) <= chunk_size and sum(sizes) == 7
+
+
+def test_a_density_without_a_gradient_has_score_zero(float64):
+    # Constant, or cut out of a plateau by comparisons: values as they are, nothing to follow, no error.
+    z = torch.tensor([[0.5], [2.0]])
+    for function, values in [
+        (lambda z: torch.zeros(len(z)), [0.0, 0.0]),
+        (lambda z: torch.where(z[:, 0] < 1.0, 0.0, -math.inf), [0.0, -math.inf]),
+        (lambda z: (z[:, 0] < 1.0).double().log(), [0.0, -math.inf]),
+    ]:
+        log_prob, score = log_prob_and_score(function, z)
+        assert log_prob.tolist() == values and torch.equal(score, torch.zeros(2, 1))

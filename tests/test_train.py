@@ -2,12 +2,14 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import perturbed
 from models import log_gamma, log_gamma_log_evidence
 
+from pyro_osds import train
 from pyro_osds.base import gaussian_base
 from pyro_osds.flow_map import FlowMap
 from pyro_osds.leap import Leap
@@ -303,3 +305,77 @@ def test_extend_appends_another_history():
     }
     assert (len(first.gap), len(first.ess), len(first.pareto_k)) == (2, 2, 2)
     assert first.best_elbo == -0.5 and first.num_skipped == 2 and first.interrupted
+
+
+# ---- a deadline ----
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is one later each time it is looked at: before each round, and before each step."""
+    now = [0.0]
+
+    def perf_counter():
+        now[0] += 1.0
+        return now[0]
+
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=perf_counter))
+
+
+def test_training_ends_at_the_deadline_with_what_it_has(clock):
+    # In the middle of the first round: thirty steps, a last look, and the better weights of that look.
+    budget = Budget(500, 64, first_round=250, elbo_gap=0.0, num_validation_draws=4000, deadline=31.5)
+    trainer = make(budget=budget, num_spline_blocks=1)
+    before = weights_of(trainer.leap)
+    history = trainer.run()
+    assert len(history.loss) == 30 and history.step == [0, 30] and len(history.elbo) == 2
+    assert history.elbo[1] > history.elbo[0] and not history.interrupted
+    assert not torch.equal(weights_of(trainer.leap), before)
+    assert torch.equal(weights_of(trainer.leap), weights_of(trainer.averaged()))
+
+
+def test_no_later_round_after_the_deadline(clock):
+    # The first round of twenty steps just ends; the next one is not begun, though there is budget.
+    budget = Budget(500, 64, first_round=20, elbo_gap=0.0, num_validation_draws=1000, deadline=21.5)
+    history = make(budget=budget).run()
+    assert len(history.loss) == 20 and history.step == [0, 20]
+
+
+def test_harm_until_the_deadline_is_not_kept(clock):
+    # The weights from before, as at any other end.
+    budget = Budget(500, 64, first_round=250, elbo_gap=0.0, num_validation_draws=2000, deadline=31.5)
+    trainer = make(budget=budget, wrap=lambda number, loss: -loss)
+    before = weights_of(trainer.leap)
+    history = trainer.run()
+    assert history.elbo[1] < history.elbo[0] and torch.equal(weights_of(trainer.leap), before)
+
+
+@pytest.mark.parametrize("with_warmth", [False, True])
+def test_a_deadline_that_has_passed(clock, with_warmth):
+    # No step, with or without a warm-up; the flow is looked at and stays as it was.
+    budget = Budget(40, 64, first_round=20, warm_up=10, num_validation_draws=500, deadline=0.0)
+    trainer = make(budget=budget)
+    if with_warmth:
+        points = torch.randn(100, 2)
+        trainer = Trainer(trainer.leap, trainer.target, budget, None, forward_kl(points, 32), disable_progbar=True)
+    before = weights_of(trainer.leap)
+    history = trainer.run()
+    assert history.loss == [] and set(history.step) == {0} and math.isfinite(history.best_elbo)
+    assert torch.equal(weights_of(trainer.leap), before)
+
+
+def test_a_warm_up_ends_at_the_deadline(clock):
+    # What it reached is kept, and no round follows.
+    budget = Budget(40, 64, first_round=20, warm_up=100, num_validation_draws=500, deadline=5.5)
+    trainer = make(budget=budget)
+    trainer = Trainer(
+        trainer.leap, trainer.target, budget, None, forward_kl(torch.randn(100, 2) + 3, 32), disable_progbar=True
+    )
+    before = weights_of(trainer.leap)
+    history = trainer.run()
+    assert len(history.loss) == 5 and not torch.equal(weights_of(trainer.leap), before)
+
+
+def test_without_a_deadline_the_clock_does_not_matter(clock):
+    # All steps of the budget.
+    assert len(make(budget=Budget(30, 64, first_round=30, num_validation_draws=500)).run().loss) == 30

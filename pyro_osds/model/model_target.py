@@ -22,7 +22,7 @@ from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.ladder import Ladder, check_points
 from pyro_osds.model.prior import sample_latents
 from pyro_osds.model.run import ModelRun
-from pyro_osds.model.sites import LatentSite, flatten, split
+from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
 from pyro_osds.model.source import first_line
 from pyro_osds.model.trace import (
     check_latents,
@@ -168,6 +168,17 @@ class ModelTarget:
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """Flat unconstrained vectors ``(S, D)`` of unconstrained values by site, as ``MCMC``'s ``initial_params``."""
         return flatten(self.sites, values, torch.empty(0, dtype=self.dtype, device=self.device))
+
+    def from_samples(self, samples: Mapping[str, Tensor]) -> Tensor:
+        """Flat unconstrained vectors ``(S, D)`` of values at the continuous latent sites, each ``(S, *shape)``."""
+        values = checked_samples(samples, {site.name: site.shape for site in self.sites})
+        rows = [
+            {name: value[row].to(device=self.device) for name, value in values.items()}
+            for row in range(len(next(iter(values.values()))))
+        ]
+        with torch.no_grad(), vmappable_pyro(), VmapCompat():
+            traces = [poutine.trace(poutine.condition(self._call, data=row)).get_trace() for row in rows]
+            return torch.stack([self._flatten(trace.nodes) for trace in traces])
 
     def not_finite_sites(self, z: Tensor) -> list[str]:
         """Names of the sites whose log density is not finite at one point ``(D,)``."""

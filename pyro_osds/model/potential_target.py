@@ -13,7 +13,7 @@ from torch.distributions import Transform
 
 from pyro_osds.model.determinism import check_deterministic, no_training_layers
 from pyro_osds.model.ladder import Ladder, check_points
-from pyro_osds.model.sites import LatentSite, flatten, split
+from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
 
 
 class PotentialTarget:
@@ -82,6 +82,14 @@ class PotentialTarget:
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """Flat vectors ``(S, D)`` of unconstrained values by site."""
         return flatten(self.sites, values, torch.empty(0, dtype=self.dtype, device=self.device))
+
+    def from_samples(self, samples: Mapping[str, Tensor]) -> Tensor:
+        """Flat vectors ``(S, D)`` of values by site after the transforms, each ``(S, *shape)``."""
+        values = checked_samples(samples, {site.name: site.shape for site in self.sites})
+        transforms: dict[str, Any] = self.transforms
+        columns = [transforms[name](v) if name in transforms else v for name, v in values.items()]
+
+        return torch.cat([column.flatten(1).to(device=self.device, dtype=self.dtype) for column in columns], 1)
 
     def _single(self, row: Tensor) -> tuple[Tensor, Tensor]:
         return row.new_zeros(()), -self.potential_fn(split(self.sites, row)).reshape(()).to(row.dtype)

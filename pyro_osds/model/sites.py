@@ -41,6 +41,33 @@ def split(sites: Sequence[LatentSite], z: Tensor) -> dict[str, Tensor]:
     return {s.name: z[s.start : s.stop].reshape(s.unconstrained_shape).to(s.dtype) for s in sites}
 
 
+def checked_samples(samples: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The draws at these sites, in this order.
+
+    Arguments:
+        samples: Draws by site, ``(S, *shape)``; others are left out.
+        shapes: The shape of a value by site.
+
+    Raises:
+        ValueError: If a site is missing, or has another shape or number of draws.
+    """
+    missing = [name for name in shapes if name not in samples]
+    if missing:
+        raise ValueError(f"samples lacks the sites {missing}; got {sorted(samples)}.")
+    values = {name: torch.as_tensor(samples[name]) for name in shapes}
+    for name, value in values.items():
+        if value.shape[1:] != shapes[name] or not len(value):
+            raise ValueError(
+                f"samples[{name!r}] has shape {tuple(value.shape)}; it must be (draws, *{tuple(shapes[name])}), chains "
+                "one after the other."
+            )
+    lengths = {name: len(value) for name, value in values.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"samples must have the same number of draws at every site; got {lengths}.")
+
+    return values
+
+
 def flatten(sites: Sequence[LatentSite], values: Mapping[str, Tensor], like: Tensor) -> Tensor:
     """Flat unconstrained vectors of unconstrained values by site, as ``MCMC``'s ``initial_params``.
 
