@@ -41,14 +41,25 @@ def endless_coordinates(target: Target, loc: Tensor, scale_tril: Tensor) -> list
     _, principal = torch.linalg.eigh(scale_tril @ scale_tril.mT)
     principal = principal.mT[-_MAX_AXES:] * scale_tril.square().sum().sqrt()
     tubes = torch.cat([torch.cat([axes, -axes]) @ scale_tril.mT, principal, -principal])
-    directions = torch.cat([tubes, others @ scale_tril.mT])
+    directions = torch.cat([tubes, others @ scale_tril.mT]) * _looked_along(target).to(loc)
     power = torch.ones(len(directions), dtype=torch.float64, device=loc.device)
     power[len(tubes) :] = target.dim
     with torch.no_grad():
         near, far = (finite_log_prob(target.log_prob(loc + size * directions)).double() for size in (_NEAR, _FAR))
     fall = near - far - power * math.log(_FAR / _NEAR)
     # Where one end is zero or not a number there is nothing to see.
-    endless = directions[near.isfinite() & far.isfinite() & (fall < _MIN_FALL)]
+    moves = directions.ne(0).any(-1)
+    endless = directions[moves & near.isfinite() & far.isfinite() & (fall < _MIN_FALL)]
     relative = endless.abs() / scale_tril.diagonal()
 
     return sorted(set(relative.argmax(-1).tolist()))
+
+
+def _looked_along(target: Target) -> Tensor:
+    """One for each coordinate to look along, ``(D,)``; zero where a transform saturates, as that of a simplex does."""
+    looked = torch.ones(target.dim)
+    for site in getattr(target, "sites", ()):
+        if site.shape != site.unconstrained_shape:
+            looked[site.start : site.stop] = 0.0
+
+    return looked

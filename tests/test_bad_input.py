@@ -508,7 +508,7 @@ IMPROPER = {
 }
 
 
-_SLOW_IMPROPER = {"flat", "flat_direction", "two_dimensional_cauchy_power", "pole"}
+_SLOW_IMPROPER = {"flat", "bowl", "flat_direction", "two_dimensional_cauchy_power", "pole"}
 
 
 @pytest.mark.parametrize(
@@ -625,6 +625,9 @@ SLOW = {
     "conflict_20_5",
     "conflict_50_5",
     "wide_prior_1e+12_float64",
+    "observation_1e+10_float32",
+    "delta_at_100.0_float32",
+    "scales",
     "separable_2d_sd_100",
     "student_density_3",
     "cauchys_density_5d",

@@ -2,10 +2,13 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 from pyro_osds.integrable import endless_coordinates
+from pyro_osds.model import ModelTarget
 from pyro_osds.target import FunctionTarget
 
 PROPER = {
@@ -60,3 +63,13 @@ def test_units_do_not_matter():
     scale = torch.tensor([1e-6, 1e6])
     target = FunctionTarget(lambda z: -0.5 * (z / scale).square().sum(-1) - math.log(2 * math.pi), 2)
     assert endless_coordinates(target, torch.zeros(2), scale.diag()) == []
+
+
+def test_a_saturated_transform_is_not_accused():
+    # Stick-breaking clamps what is smaller than the smallest number, so far out the density is constant.
+    def model():
+        pyro.sample("shares", dist.Dirichlet(torch.tensor([0.5, 2.0, 3.0])))
+        pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+
+    target = ModelTarget(model)
+    assert endless_coordinates(target, torch.zeros(3), torch.eye(3)) == [2]

@@ -350,7 +350,7 @@ def test_a_lost_mode_shows(monkeypatch):
     monkeypatch.setattr("pyro_osds.osds.survey", one_sided)
     pyro.set_rng_seed(0)
     osds = OSDS.from_log_prob(
-        two_modes, 2, recipe="calibrate", num_iterations=60, num_samples=500, disable_progbar=True
+        two_modes, 2, recipe="calibrate", num_iterations=60, num_samples=500, escalate=False, disable_progbar=True
     )
     with pytest.warns(UserWarning, match="a mode may be lost"):
         osds.run()
@@ -401,13 +401,13 @@ def test_unknown_correction():
 
 
 def test_a_model_without_latents_has_an_exact_evidence(capsys):
-    # Nothing to sample: no draws, and the log likelihood is the log evidence, without an error.
+    # Nothing to sample: no draws, and the log likelihood is the log evidence, without an error but rounding.
     def model(y):
         pyro.sample("y", dist.Normal(0.0, 1.0).expand([5]).to_event(1), obs=y)
 
     osds = fit(model, Y)
     expected = dist.Normal(0.0, 1.0).log_prob(Y).sum().item()
-    assert osds.get_samples() == {} and osds.evidence.reliable and osds.log_evidence_se == 0.0
+    assert osds.get_samples() == {} and osds.evidence.reliable and osds.log_evidence_se < 1e-6
     assert math.isclose(osds.log_evidence, expected, rel_tol=1e-6)
     assert math.isclose(osds.step(Y), -expected, rel_tol=1e-6)
     assert osds.to_inference_data()["fit"]["log_evidence"].item() == osds.log_evidence
