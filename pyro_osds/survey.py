@@ -35,6 +35,8 @@ _SLOW_WAY = 50
 _POOR_BASE, _GOOD_BASE = 0.1, 0.5
 # Share of pairs of particles with a valley between them, from which on the posterior has more than one mode.
 _MANY_PARTED = 0.02
+# From which on it is folded; a funnel, curved as it is, has fewer.
+_FOLDED = 0.25
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Survey:
     @property
     def is_folded(self) -> bool:
         """Whether valleys run through the posterior, and no mixture base takes care of them."""
-        return self.modes.parted > _MANY_PARTED and self.base.num_components == 1
+        return self.modes.parted > _FOLDED and self.base.num_components == 1
 
 
 def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts: Tensor | None = None) -> Survey:
@@ -214,7 +216,7 @@ def _choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base
     if 1 < modes.count <= MAX_COMPONENTS:
         base = mixture_base(z, modes.labels)
         return adapt_mixture(base, target) if _is_vectorized(target) else base
-    if modes.parted > _MANY_PARTED:
+    if modes.parted > _FOLDED:
         # Scores know the width of a mode, and nothing of the distance between modes.
         return gaussian_base(z)
 

@@ -118,3 +118,15 @@ def test_a_density_without_a_gradient_has_score_zero(float64):
     ]:
         log_prob, score = log_prob_and_score(function, z)
         assert log_prob.tolist() == values and torch.equal(score, torch.zeros(2, 1))
+
+
+def test_far_points_do_not_spoil_a_batch():
+    # A funnel whose scale underflows at one point: nan there, the others as they are, validation as it was.
+    def funnel(z):
+        return dist.Normal(0.0, 3.0).log_prob(z[:, 0]) + dist.Normal(0.0, (z[:, 0] / 2).exp()).log_prob(z[:, 1])
+
+    target = FunctionTarget(funnel, 2)
+    log_prob = target.log_prob(torch.tensor([[0.0, 0.0], [-1e4, 1.0], [1.0, 0.0]]))
+    assert log_prob[[0, 2]].isfinite().all() and not log_prob[1].isfinite()
+    with pytest.raises(ValueError, match="GreaterThan"):
+        dist.Normal(0.0, torch.tensor(-1.0))
