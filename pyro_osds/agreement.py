@@ -25,7 +25,7 @@ import pandas as pd
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-from pyro_osds.importance import finite_mean, log_mean_weight, pareto_k
+from pyro_osds.importance import log_mean_weight, lower_bound, pareto_k
 
 _MAX_SIGMAS = 3.0
 # Differences below these do not matter, however sure they are: nats, and standard deviations of the reference.
@@ -93,7 +93,7 @@ def compare_with_reference(log_weight: Tensor, reference_log_weight: Tensor, par
     eubo, eubo_error = usable.mean().item(), inflation * usable.std().item() / math.sqrt(len(usable))
     reciprocal, reciprocal_error = log_mean_weight(-usable)
     forward, forward_error = -reciprocal, inflation * reciprocal_error
-    numbers = (finite_mean(log_weight), log_evidence, std_error, eubo, eubo_error, forward, forward_error)
+    numbers = (lower_bound(log_weight), log_evidence, std_error, eubo, eubo_error, forward, forward_error)
     lost = len(reference_log_weight) - len(usable)
     sentence = _sentence(*numbers[1:], lost / len(reference_log_weight), pareto_k(usable), parameters)
 

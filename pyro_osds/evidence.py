@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from pyro_osds.explore import Exploration
-from pyro_osds.importance import effective_sample_size, finite_mean, log_mean_weight, pareto_k
+from pyro_osds.importance import effective_sample_size, log_mean_weight, lower_bound, pareto_k
 
 _MIN_ESS = 100.0
 _MAX_SIGMAS = 3.0
@@ -103,7 +103,7 @@ def judge(
     num_draws = len(log_weight)
     estimate, std_error = log_mean_weight(log_weight)
     ess, k = effective_sample_size(log_weight), pareto_k(log_weight)
-    elbo = finite_mean(log_weight)
+    elbo = lower_bound(log_weight)
     reasons = [
         *other_reasons,
         *_tail_reasons(k, num_draws),

@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyro_osds.flow_map import FlowMap
-from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_k, weigh
+from pyro_osds.importance import effective_sample_size, log_mean_weight, lower_bound, pareto_k, weigh
 from pyro_osds.leap import Leap
 from pyro_osds.objective import Objective, exact_volume, reverse_kl
 from pyro_osds.progress import progress_bar
@@ -273,10 +273,7 @@ class Trainer:
         """ELBO, its distance to the log evidence, and pareto k of the averaged weights, on fresh draws."""
         num_draws = max(self.budget.batch_size, self.budget.num_validation_draws)
         log_weight = weigh(self.averaged(), self.target, num_draws).log_weight
-        # Draws of density zero (outside a hard edge) count in the evidence and the ESS; they have no logarithm to
-        # average.
-        finite = log_weight[log_weight.isfinite()]
-        elbo = finite.mean().item() if len(finite) else -math.inf
+        elbo = lower_bound(log_weight)
         k = pareto_k(log_weight)
         self.history.step.append(len(self.history.loss))
         self.history.elbo.append(elbo)

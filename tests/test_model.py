@@ -474,3 +474,17 @@ def test_an_error_in_the_model_says_where():
 
     with pytest.raises(ValueError, match=r"(?s)failed after site 'x': RuntimeError: boom.*torch.float32 \(2,\)\)"):
         ModelTarget(model, (torch.zeros(2),))
+
+
+def test_a_support_that_moves_with_its_latents_is_not_refused():
+    # Pareto draws of the upper end rarely reach the largest datum, the posterior always does.
+    y = torch.tensor([50.0, 20.0])
+
+    def model():
+        upper = pyro.sample("upper", dist.Pareto(1.0, 3.0))
+        pyro.sample("y", dist.Uniform(0.0, upper).expand([2]).to_event(1), obs=y)
+
+    pyro.set_rng_seed(0)
+    target = ModelTarget(model)
+    log_prob = target.log_prob(target.unconstrain({"upper": torch.tensor([3.5, 4.5])}))
+    assert log_prob[0] == -torch.inf and log_prob[1].isfinite()

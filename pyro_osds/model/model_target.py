@@ -308,7 +308,8 @@ class ModelTarget:
                 still = outside_support(self._trace_prior())
             except NotImplementedError:  # an improper prior cannot be sampled: the first run decides
                 break
-            outside = {name: outside[name] for name in outside.keys() & still.keys()}
+            # A support that moves with the latents may yet reach the observation.
+            outside = {name: seen for name, seen in outside.items() if still.get(name) == seen}
             tries += 1
         for name, (value, support) in outside.items():
             raise ValueError(
