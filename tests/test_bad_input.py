@@ -508,7 +508,7 @@ IMPROPER = {
 }
 
 
-_SLOW_IMPROPER = {"flat", "bowl", "flat_direction", "two_dimensional_cauchy_power", "pole"}
+_SLOW_IMPROPER = {"flat", "bowl", "slope", "infinite_strip", "flat_direction", "two_dimensional_cauchy_power", "pole"}
 
 
 @pytest.mark.parametrize(
@@ -625,6 +625,12 @@ SLOW = {
     "conflict_20_5",
     "conflict_50_5",
     "wide_prior_1e+12_float64",
+    "student_prior_3",
+    "million_by_data_float32",
+    "no_likelihood",
+    "delta_at_3.0_float32",
+    "roots",
+    "conflict_5d",
     "observation_1e+10_float32",
     "delta_at_100.0_float32",
     "scales",

@@ -184,7 +184,6 @@ for _dim, _width, _share, _distance in (
 
 # Narrow along one axis and wide along the other, and the other way round.
 add_density(
-    "crossed_widths",
     Mixture(
         [0.4, 0.6],
         [
@@ -579,12 +578,10 @@ QUICK = {
     "spike_1d_0.01_at_5",
     "density_spike_1d_0.01_at_5",
     "wide_and_narrow",
-    "crossed_widths",
     "surprise_1d",
     "two_means_apart",
     "two_means_overlapping",
     "one_square",
-    "frequency",
 }
 assert CASES.keys() >= QUICK
 _PARAMS = [
