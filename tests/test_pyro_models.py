@@ -453,9 +453,11 @@ def exact_mixture():
     return Quadrature(log_evidence.item(), torch.cat([points for _, points, _ in parts]), weight)
 
 
+@pytest.mark.long
 def test_gaussian_mixture(fitted, exact_mixture):
     # NUTS on three components, in order within each draw: Pyro allows 0.05 to the shares and 0.2 to the locations.
-    osds = fitted("mixture", mixture, mixture_data(), num_iterations=50)
+    # Exploration finds the second order of the labels, 2.5 % of the mass, and a short training does not do for two.
+    osds = fitted("mixture", mixture, mixture_data())
     samples = osds.get_samples()
     phi, locs = in_order(samples["phi"], samples["locs"])
     mean, sd = exact_mixture.moments(lambda points: points)
