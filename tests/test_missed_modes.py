@@ -184,6 +184,7 @@ for _dim, _width, _share, _distance in (
 
 # Narrow along one axis and wide along the other, and the other way round.
 add_density(
+    "crossed_widths",
     Mixture(
         [0.4, 0.6],
         [
@@ -581,7 +582,6 @@ QUICK = {
     "surprise_1d",
     "two_means_apart",
     "two_means_overlapping",
-    "one_square",
 }
 assert CASES.keys() >= QUICK
 _PARAMS = [
