@@ -153,13 +153,7 @@ class Recipe:
             found: What is known now, in the coordinates of the first survey.
         """
         before, points, num_iterations = self.trainer, found.exploration.z, self.iterations_left
-        budget = replace(
-            self._budget,
-            num_iterations=num_iterations,
-            first_round=num_iterations,
-            batch_size=2 * self._budget.batch_size,
-            learning_rate=0.5 * self._budget.learning_rate,
-        )
+        budget = self._larger_budget(num_iterations)
         size = replace(LARGEST, num_spline_blocks=0) if found.base.num_components > 1 else LARGEST
         objective = exact_volume(found.target, budget.batch_size, points=points)
         larger = self._trainer(found.base, size, budget, objective, forward_kl(points, budget.batch_size))
@@ -219,18 +213,22 @@ class Recipe:
         return self._trainer(found.base, size, budget, exact_volume(found.target, budget.batch_size))
 
     def _large(self, num_iterations: int) -> Trainer:
-        budget = replace(
+        budget = self._larger_budget(num_iterations)
+        # Covering keeps tails honest where there are few dimensions; in many its weights are mostly noise.
+        coverage = min(0.5, max(0.25, 5.0 / self.found.target.dim))
+        objective = exact_volume(self.found.target, budget.batch_size, coverage)
+
+        return self._trainer(self.found.base, LARGE, budget, objective)
+
+    def _larger_budget(self, num_iterations: int) -> Budget:
+        """One round, of larger batches and smaller steps."""
+        return replace(
             self._budget,
             num_iterations=num_iterations,
             first_round=num_iterations,
             batch_size=2 * self._budget.batch_size,
             learning_rate=0.5 * self._budget.learning_rate,
         )
-        # Covering keeps tails honest where there are few dimensions; in many its weights are mostly noise.
-        coverage = min(0.5, max(0.25, 5.0 / self.found.target.dim))
-        objective = exact_volume(self.found.target, budget.batch_size, coverage)
-
-        return self._trainer(self.found.base, LARGE, budget, objective)
 
     def _covering(self) -> Trainer:
         """Splines from a Gaussian base, first brought to where the particles, or the teacher's flow, are."""

@@ -125,7 +125,10 @@ def resurvey(found: Survey, exploration: Exploration) -> Survey:
     modes = _find_modes(found.target, exploration)
     base = _choose_base(found.target, exploration, modes)
 
-    return replace(found, base=base, exploration=exploration, modes=modes)
+    # What starts from the flow cannot check it: a mode that the flow lost is lost to its bridge as well.
+    check = found.exploration.island_log_evidence
+
+    return replace(found, base=base, exploration=replace(exploration, island_log_evidence=check), modes=modes)
 
 
 def _first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Tensor | None]:

@@ -183,14 +183,16 @@ def test_lost_modes_are_taken_in(float64):
 
 
 def test_a_second_look_at_better_particles(float64):
-    # Modes and base from the new particles, target and count of evaluations from before.
+    # Modes and base from the new particles; target, count of evaluations and the check of the evidence from before.
     locs = torch.tensor([[-6.0, 0.0], [6.0, 2.0]])
     target = FunctionTarget(models.mixture_log_prob(locs, [0.4, 0.6]), 2)
     first = survey(target, 32)
     z = models.mixture_draws(locs[:1], [600])
-    particles = replace(first.exploration, z=z, log_prob=target.log_prob(z))
+    lower = first.exploration.island_log_evidence - 1.0
+    particles = replace(first.exploration, z=z, log_prob=target.log_prob(z), island_log_evidence=lower)
     second = resurvey(first, particles)
-    assert second.target is target and second.exploration is particles and second.modes.count == 1
+    assert second.target is target and second.exploration.z is z and second.modes.count == 1
+    assert second.exploration.log_evidence == first.exploration.log_evidence
     assert second.num_evaluations == first.num_evaluations and first.base.num_components >= 2
     assert_within_standard_error(second.base.loc[0], -6.0, 1 / math.sqrt(600))
 
