@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,31 +16,20 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
 
 from pyro_osds.agreement import Agreement, compare_with_reference, parameter_errors
-from pyro_osds.arguments import check_choices, check_counts, check_powers_of_two, kept_arguments, same_arguments
-from pyro_osds.escalate import Escalation
-from pyro_osds.evidence import Evidence, EvidenceCheck
-from pyro_osds.exchange import OrderedTarget
+from pyro_osds.arguments import check_choices, check_counts, kept_arguments, same_arguments
+from pyro_osds.evidence import Evidence
+from pyro_osds.fit import AnyTrainer, Fit
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.inference_data import to_inference_data
 from pyro_osds.leap import Leap
 from pyro_osds.model import CAPTURE, VECTORIZE, ModelTarget, PotentialTarget, one_point
-from pyro_osds.point import PointLeap, PointRecipe, PointTrainer
-from pyro_osds.posterior import CORRECTIONS, PosteriorDraws, bridge_posterior, draw_posterior
-from pyro_osds.recipe import LEAN, NETWORKS, RECIPES, FlowSize, Recipe
-from pyro_osds.report import arrays, fit, fit_stats, fit_stats_dims, sample_stats
-from pyro_osds.survey import Survey, survey
+from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
+from pyro_osds.settings import Settings
 from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
-from pyro_osds.train import Budget, Trainer
-from pyro_osds.velocity import VOLUMES, VelocityLeap, VelocityTrainer
 
 AnyTarget = ModelTarget | PotentialTarget | FunctionTarget
-AnyLeap = Leap | VelocityLeap | PointLeap
-AnyTrainer = Trainer | VelocityTrainer | PointTrainer
 
-_CHUNK_SIZE = 2048
 _MIN_CHECK_DRAWS = 4096
-# Of these the recipe uses all it needs; what num_iterations allows beyond is kept for escalation.
-_FIRST_ITERATIONS = 1000
 
 
 class OSDS:
@@ -142,56 +130,29 @@ class OSDS:
                 "potential_fn needs initial_params, a mapping of unconstrained tensors by site, which says which sites "
                 f"there are; got {type(initial_params).__name__}."
             )
-        counts = {
-            "num_samples": num_samples,
-            "num_chains": num_chains,
-            "num_steps": num_steps,
-            "num_iterations": num_iterations,
-            "batch_size": batch_size,
-            "num_particles": num_particles,
-            "num_time_steps": num_time_steps,
-            "num_blocks": 1 if num_blocks is None else num_blocks,
-            "hidden_features": 1 if hidden_features is None else hidden_features,
-        }
-        check_counts(counts)
-        choices = {
-            "correction": (correction, CORRECTIONS),
-            "recipe": (recipe, RECIPES),
-            "network": (network, NETWORKS),
-            "volume": (volume, VOLUMES),
-            "vectorize": (vectorize, VECTORIZE),
-            "capture": (capture, CAPTURE),
-        }
-        check_choices(choices)
-        check_powers_of_two({"num_steps": num_steps, "num_time_steps": num_time_steps})
-        if not isinstance(escalate, bool):
-            raise ValueError(f"escalate must be True or False, got {escalate!r}.")
-        if max_time is not None and not (isinstance(max_time, (int, float)) and max_time > 0):
-            raise ValueError(f"max_time must be a positive number of seconds or None, got {max_time!r}.")
+        check_choices({"vectorize": (vectorize, VECTORIZE), "capture": (capture, CAPTURE)})
         self.model = model
-        self.num_samples = num_samples
-        self.num_chains = num_chains
-        self.num_steps = num_steps
-        self.disable_progbar = disable_progbar
-        self.correction = correction
+        self.settings = Settings(
+            num_samples=num_samples,
+            num_chains=num_chains,
+            num_steps=num_steps,
+            disable_progbar=disable_progbar,
+            correction=correction,
+            num_iterations=num_iterations,
+            max_time=max_time,
+            escalate=escalate,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            num_particles=num_particles,
+            recipe=recipe,
+            num_time_steps=num_time_steps,
+            network=network,
+            volume=volume,
+            num_blocks=num_blocks,
+            hidden_features=hidden_features,
+        )
         self._initial_params = initial_params
         self._has_strategy = init_strategy is not init_to_uniform
-        self._num_particles = num_particles
-        self.escalate = escalate
-        self._max_time = math.inf if max_time is None else max_time
-        first = num_iterations if not escalate else max(min(num_iterations, _FIRST_ITERATIONS), num_iterations // 2)
-        self._budget = Budget(first, batch_size, learning_rate)
-        size = FlowSize(num_blocks or LEAN.num_blocks, 1, hidden_features or LEAN.hidden_features)
-        self._recipe_options = {
-            "name": recipe,
-            "num_steps": num_steps,
-            "num_time_steps": num_time_steps,
-            "network": network,
-            "volume": volume,
-            "size": None if num_blocks is None and hidden_features is None else size,
-            "disable_progbar": disable_progbar,
-            "more_iterations": num_iterations - first,
-        }
         # Everything that says how a density is evaluated; a potential function has no first run and no plates.
         options = {"transforms": transforms, "vectorize": vectorize, "capture": capture}
         self._make_target: Callable[..., AnyTarget]
@@ -202,11 +163,7 @@ class OSDS:
             self._make_target = partial(_potential_target, potential_fn, initial_params, num_chains, options)
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
-        self._trainer: AnyTrainer | None = None
-        self._few_steps: dict[int, AnyLeap] = {}
-        self._posterior: PosteriorDraws | None = None
-        self._run_report: tuple[str, ...] = ()
-        self._seconds = {"exploration_time": 0.0, "training_time": 0.0, "sampling_time": 0.0, "escalation_time": 0.0}
+        self._fit: Fit | None = None
 
     @classmethod
     def from_log_prob(
@@ -254,44 +211,11 @@ class OSDS:
         Raises:
             ValueError: If the model is not supported, or its density is not finite at any start.
         """
-        deadline = time.perf_counter() + self._max_time
-        self._set_up(args, kwargs, deadline=deadline)
-        start = time.perf_counter()
-        self._recipe.run()
-        self._trainer = self._recipe.trainer
-        self._seconds["training_time"] = time.perf_counter() - start
-        if isinstance(self._recipe, Recipe) and self.escalate:
-            self._escalate(self._recipe, deadline)
+        seconds = self.settings.max_time
+        self._set_up(args, kwargs, deadline=math.inf if seconds is None else time.perf_counter() + seconds)
+        self.fit.run()
         for reason in self.evidence.reasons:
             warnings.warn(reason, stacklevel=3)
-
-    def _escalate(self, recipe: Recipe, deadline: float) -> None:
-        """Climb the rungs that the verdict asks for; Ctrl-C keeps what the last one gave."""
-
-        def keep(draws: PosteriorDraws, report: str) -> None:
-            self._trainer, self._leap = recipe.trainer, recipe.trainer.leap
-            self._run_report += (report,)
-            self._keep(draws)
-
-        def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
-            return bridge_posterior(
-                leap,
-                self._target,
-                self.num_chains,
-                self.num_samples,
-                judged,
-                self._improper_sites,
-                self._other_reasons(),
-            )
-
-        start = time.perf_counter()
-        # No rung cures a density without an integral.
-        deadline = -math.inf if self._other_reasons() else deadline
-        try:
-            Escalation(recipe, self._judge, walk, deadline).climb(self._draws, keep)
-        except KeyboardInterrupt:
-            warnings.warn("Escalation was interrupted; the last verdict stands.", stacklevel=4)
-        self._seconds["escalation_time"] = time.perf_counter() - start
 
     @poutine.block
     def step(self, *args: Any, **kwargs: Any) -> float:
@@ -300,10 +224,8 @@ class OSDS:
         The loss is the negative mean log weight of the batch, an upper bound of minus the log evidence on average.
         """
         self._set_up(args, kwargs, keep=True)
-        self._posterior = None
-        self._few_steps = {}
 
-        return self.trainer.step()
+        return self.fit.step()
 
     @poutine.block
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -314,12 +236,11 @@ class OSDS:
 
     def is_trained_on(self, *args: Any, **kwargs: Any) -> bool:
         """Whether there is a flow for these arguments of the model."""
-        return self._trainer is not None and same_arguments((args, kwargs), (self._args, self._kwargs))
+        return self._fit is not None and same_arguments((args, kwargs), (self._args, self._kwargs))
 
     def redraw(self) -> None:
         """Replace the posterior draws and the evidence by fresh ones of the same flow, when next asked for."""
-        _ = self.trainer
-        self._posterior = None
+        self.fit.forget_draws()
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:
         """Posterior draws by site, as ``MCMC.get_samples``.
@@ -331,15 +252,15 @@ class OSDS:
         Returns:
             ``{site: (num_chains * num_samples, *shape)}``, or ``(num_chains, num_samples, *shape)`` by chain.
         """
-        return select_samples(self._samples, num_samples, group_by_chain)
+        return select_samples(self.fit.samples, num_samples, group_by_chain)
 
     def diagnostics(self) -> dict[str, Any]:
         """``n_eff`` and ``r_hat`` of each site, acceptance rate and (no) divergences of each chain, as MCMC's."""
-        acceptance = self._draws.acceptance.mean(1)
+        acceptance = self.fit.draws.acceptance.mean(1)
 
         return {
-            **diagnostics(self._samples),
-            "divergences": {f"chain {chain}": [] for chain in range(self.num_chains)},
+            **diagnostics(self.fit.samples),
+            "divergences": {f"chain {chain}": [] for chain in range(len(acceptance))},
             "acceptance rate": {f"chain {chain}": rate.item() for chain, rate in enumerate(acceptance)},
         }
 
@@ -349,8 +270,8 @@ class OSDS:
         Arguments:
             prob: Probability mass of the credible interval.
         """
-        if self._samples:
-            print_summary(self._samples, prob)
+        if self.fit.samples:
+            print_summary(self.fit.samples, prob)
         evidence = self.evidence
         print(f"log evidence {evidence.log_evidence:.4f} +- {evidence.std_error:.4f}, ELBO {evidence.elbo:.4f}")
         print(
@@ -374,21 +295,17 @@ class OSDS:
             >>> len(osds.run_report), osds.run_report[0].split(":")[0]
             (1, 'flow')
         """
-        return self._run_report
+        return self.fit.run_report
 
     @property
     def observed_data(self) -> dict[str, Tensor]:
         """The observations that the last run was fitted to, by site; empty for a log density or a potential."""
-        _ = self.trainer
-
-        return getattr(self._model_target, "observed", {})
+        return getattr(self.fit.model_target, "observed", {})
 
     @property
     def rung(self) -> str:
         """How the density is evaluated: ``"captured"``, ``"vmap"``, ``"loop"``, or ``"given"`` for a log density."""
-        _ = self.trainer
-
-        return getattr(self._model_target, "rung", "given")
+        return getattr(self.fit.model_target, "rung", "given")
 
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.
@@ -407,24 +324,16 @@ class OSDS:
             ValueError: If ``num_draws`` is not positive or ``num_steps`` is no power of two.
         """
         check_counts({"num_draws": num_draws})
-        draws = weigh(self._leap_in(self.num_steps if num_steps is None else num_steps), self._target, num_draws)
+        leap = self.fit.leap_in(self.settings.num_steps if num_steps is None else num_steps)
+        draws = weigh(leap, self.fit.target, num_draws)
+        samples = self.fit.constrain(draws.z)
 
-        return WeightedDraws(self._constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
-
-    def _leap_in(self, num_steps: int) -> AnyLeap:
-        check_powers_of_two({"num_steps": num_steps})
-        _ = self._draws
-        if num_steps == self.num_steps:
-            return self._leap
-        if num_steps not in self._few_steps:
-            self._few_steps[num_steps] = self._recipe.with_steps(num_steps)
-
-        return self._few_steps[num_steps]
+        return WeightedDraws(samples, draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
 
     @property
     def evidence(self) -> Evidence:
         """The log evidence with its standard error and the verdict, from fresh draws."""
-        return self._draws.evidence
+        return self.fit.draws.evidence
 
     @property
     def log_evidence(self) -> float:
@@ -461,16 +370,16 @@ class OSDS:
             The reference disagrees: ...
         """
         check_counts({"max_draws": max_draws})
-        draws, leap = self._draws, self._leap
+        draws, leap, target = self.fit.draws, self.fit.leap, self.fit.target
         if not isinstance(leap, Leap):
             raise ValueError("check_against needs the density of the flow at given points: use network='coupling'.")
         every = {name: torch.as_tensor(value) for name, value in samples.items()}
         number = max(len(value) for value in every.values()) if every else 0
         thinned = {name: value[:: math.ceil(number / max_draws)] for name, value in every.items()}
-        z = self._target.from_samples(thinned)
+        z = target.from_samples(thinned)
         with torch.no_grad():
-            log_weight = finite_log_prob(in_chunks(lambda x: self._target.log_prob(x) - leap.log_prob(x), z))
-        own = weigh(leap, self._target, max(_MIN_CHECK_DRAWS, len(draws.z)))
+            log_weight = finite_log_prob(in_chunks(lambda x: target.log_prob(x) - leap.log_prob(x), z))
+        own = weigh(leap, target, max(_MIN_CHECK_DRAWS, len(draws.z)))
 
         return compare_with_reference(own.log_weight, log_weight, parameter_errors(self.get_samples(), every))
 
@@ -484,76 +393,72 @@ class OSDS:
             log_likelihood: Whether to compute the pointwise log likelihood, ``num_chains * num_samples`` values for
                 each observation.
         """
-        draws, target, recipe = self._draws, self._model_target, self._recipe
+        fitted, draws = self.fit, self.fit.draws
+        target, recipe = fitted.model_target, fitted.recipe
         history, taught = self.trainer.history, recipe.teacher_history
-        sampled = {"posterior": dict(self._samples), "sample_stats": sample_stats(draws)}
+        sampled = {"posterior": dict(fitted.samples), "sample_stats": sample_stats(draws)}
         observed: dict[str, Tensor] = {}
         dims: dict[str, tuple[str, ...]] = {}
         if isinstance(target, ModelTarget):
-            z = self._in_model(draws.z)
-            sampled["posterior"] |= self._by_chain(self._in_chunks(target.deterministics, z))
+            z = fitted.in_model(draws.z)
+            sampled["posterior"] |= fitted.by_chain(fitted.in_chunks(target.deterministics, z))
             if log_likelihood:
-                sampled["log_likelihood"] = self._by_chain(self._in_chunks(target.log_likelihood, z))
+                sampled["log_likelihood"] = fitted.by_chain(fitted.in_chunks(target.log_likelihood, z))
             observed, dims = target.observed, target.dims
 
         return to_inference_data(
             {group: arrays(values) for group, values in sampled.items()},
             {
                 "observed_data": arrays(observed),
-                "fit": fit(self.evidence, recipe.found, recipe.name, self.rung, self.run_report),
-                "fit_stats": fit_stats(history, taught),
+                "fit": fit_group(self.evidence, recipe.found, recipe.name, self.rung, self.run_report),
+                "fit_stats": fit_stats_group(history, taught),
             },
             {**fit_stats_dims(history, taught), **dims},
-            {**self._seconds, "log_evidence": self.log_evidence, "num_steps": self.num_steps},
+            {**fitted.seconds, "log_evidence": self.log_evidence, "num_steps": self.settings.num_steps},
         )
 
     # ---- assembly ----
 
     @property
-    def trainer(self) -> AnyTrainer:
-        """The trainer of the last run, with its history.
+    def fit(self) -> Fit:
+        """The present fit: target, survey, trained leap, draws.
 
         Raises:
             RuntimeError: Before the first ``run`` or ``step``.
         """
-        if self._trainer is None:
+        if self._fit is None:
             raise RuntimeError("There are no results yet: call run(...) with the model's arguments first.")
-        return self._trainer
+        return self._fit
+
+    @property
+    def trainer(self) -> AnyTrainer:
+        """The trainer of the last run, with its history."""
+        return self.fit.trainer
+
+    @property
+    def num_samples(self) -> int:
+        """Posterior draws of each chain."""
+        return self.settings.num_samples
+
+    @property
+    def num_chains(self) -> int:
+        """Chains."""
+        return self.settings.num_chains
 
     def _set_up(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool = False, deadline: float = math.inf
     ) -> None:
-        """Target, survey, leap and trainer for these arguments; nothing is replaced before all of it succeeded."""
+        """A fit for these arguments; nothing is replaced before all of it succeeded."""
         if keep and self.is_trained_on(*args, **kwargs):
             return
-        start = time.perf_counter()
         target = self._make_target(*args, **kwargs)
-        budget, num_particles = replace(self._budget, deadline=deadline), self._num_particles
-        if not getattr(target, "vectorized", True):
-            # Point by point, every density costs about a millisecond: a smaller run that still ends before NUTS does.
-            budget = replace(budget, batch_size=32, first_round=150, num_iterations=150, num_validation_draws=256)
-            num_particles = 16
-        if target.dim == 0:
-            recipe: Recipe | PointRecipe = PointRecipe(target)
-        else:
-            found = self._explore(target, num_particles)
-            target = found.target
-            groups = [site.stop - site.start for site in getattr(target, "sites", ())]
-            recipe = Recipe(found, budget=budget, groups=groups, **self._recipe_options)
-        self._recipe, self._trainer = recipe, recipe.trainer
-        self._target, self._leap = target, self._trainer.leap
-        self._model_target: Any = target.target if isinstance(target, OrderedTarget) else target
-        self._few_steps, self._run_report = {}, ()
-        self._args, self._kwargs, self._posterior = kept_arguments(args), kept_arguments(kwargs), None
-        self._seconds["exploration_time"] = time.perf_counter() - start
-
-    def _explore(self, target: AnyTarget, num_particles: int) -> Survey:
         try:
-            return survey(target, num_particles, starts=self._starts(target))
+            self._fit = Fit(target, self.settings, self._starts(target), deadline)
         except NotFiniteError as error:
             sites = target.not_finite_sites(error.point) if isinstance(target, ModelTarget) else []
             named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""
             raise ValueError(f"{error}{named} Check the model for overflows, or start it elsewhere.") from error
+        self._args, self._kwargs = kept_arguments(args), kept_arguments(kwargs)
 
     def _starts(self, target: AnyTarget) -> Tensor | None:
         params = self._initial_params
@@ -570,97 +475,6 @@ class OSDS:
             raise ValueError(f"initial_params must end in {target.dim} coordinates; got shape {tuple(starts.shape)}.")
 
         return starts
-
-    @property
-    def _draws(self) -> PosteriorDraws:
-        """The posterior draws of the present weights, made when first asked for."""
-        trainer = self.trainer
-        if self._posterior is None:
-            start = time.perf_counter()
-            # A flow that was stepped by hand is judged by the average of its weights, as one trained by run.
-            self._leap = trainer.leap if trainer.history.elbo else trainer.averaged()
-            self._keep(self._judge(self._leap))
-            self._seconds["sampling_time"] = time.perf_counter() - start
-        assert self._posterior is not None
-
-        return self._posterior
-
-    def _judge(self, leap: AnyLeap) -> PosteriorDraws:
-        """Draws of a leap and the verdict on its weights."""
-        found = self._recipe.found
-        vectorized = getattr(self._target, "vectorized", True)
-
-        return draw_posterior(
-            leap,
-            self._target,
-            self.num_chains,
-            self.num_samples,
-            self.correction,
-            EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
-            self._improper_sites,
-            reasons=self._other_reasons(),
-            **({} if vectorized else {"max_draws": self.num_chains * self.num_samples}),
-        )
-
-    def _keep(self, draws: PosteriorDraws) -> None:
-        """Make these the posterior draws."""
-        self._posterior = draws
-        self._samples_by_chain = self._by_chain(self._constrain(draws.z))
-
-    @property
-    def _improper_sites(self) -> Sequence[str]:
-        return getattr(self._model_target, "improper_sites", ())
-
-    def _other_reasons(self) -> tuple[str, ...]:
-        """What speaks against any evidence, whatever its weights."""
-        return (*self._endless_reasons(), *self._volume_reasons())
-
-    def _endless_reasons(self) -> tuple[str, ...]:
-        found = self._recipe.found
-        if found is None or not found.endless:
-            return ()
-        sites = getattr(self._model_target, "sites", ())
-        names = [site.name for site in sites if any(site.start <= index < site.stop for index in found.endless)]
-        where = f"site {', '.join(map(repr, names))}" if names else f"coordinate {', '.join(map(str, found.endless))}"
-
-        return (
-            f"The posterior density does not fall off far out along {where}, so it has no integral and neither draws "
-            "nor evidence mean anything. Give the model a proper prior, and check its factors.",
-        )
-
-    def _volume_reasons(self) -> tuple[str, ...]:
-        """Why the leap's volume is not to be trusted, if it is not."""
-        if not isinstance(self._leap, VelocityLeap):
-            return ()
-        share = self._leap.fold_share()
-
-        return (
-            f"The velocity network is no bijection (negative determinant at {share:.0%} of draws) and its volume is "
-            f"{self._leap.volume}: its weights are no bound and count folds twice. Use network='coupling'.",
-        )
-
-    @property
-    def _samples(self) -> dict[str, Tensor]:
-        """Constrained posterior draws, ``{site: (num_chains, num_samples, *shape)}``."""
-        _ = self._draws
-
-        return self._samples_by_chain
-
-    def _constrain(self, z: Tensor) -> dict[str, Tensor]:
-        return self._in_chunks(self._model_target.constrain, self._in_model(z))
-
-    def _in_model(self, z: Tensor) -> Tensor:
-        """Draws in the coordinates of the model target."""
-        return self._target.to_target(z) if isinstance(self._target, OrderedTarget) else z
-
-    def _in_chunks(self, function: Callable[[Tensor], dict[str, Tensor]], z: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            parts = [function(chunk) for chunk in z.split(_CHUNK_SIZE)]
-
-        return {name: torch.cat([part[name] for part in parts]).detach() for name in parts[0]}
-
-    def _by_chain(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.unflatten(0, (self.num_chains, self.num_samples)) for name, value in values.items()}
 
 
 def _model_target(model: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any) -> ModelTarget:

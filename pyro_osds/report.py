@@ -35,7 +35,9 @@ def sample_stats(draws: PosteriorDraws) -> dict[str, Tensor]:
     }
 
 
-def fit(evidence: Evidence, found: Survey | None, recipe: str, rung: str, run_report: Sequence[str]) -> dict[str, Any]:
+def fit_group(
+    evidence: Evidence, found: Survey | None, recipe: str, rung: str, run_report: Sequence[str]
+) -> dict[str, Any]:
     """The group ``fit``: the evidence, its check, and how the run went about it."""
     check = evidence.check or EvidenceCheck(math.nan, math.nan)
     bridge = evidence.bridge or EvidenceCheck(math.nan, math.nan)
@@ -61,7 +63,7 @@ def fit(evidence: Evidence, found: Survey | None, recipe: str, rung: str, run_re
     }
 
 
-def fit_stats(history: History, taught: TeacherHistory) -> dict[str, Any]:
+def fit_stats_group(history: History, taught: TeacherHistory) -> dict[str, Any]:
     """The group ``fit_stats``: training by step and by round."""
     return {
         "loss": np.asarray(history.loss),

@@ -669,7 +669,7 @@ def test_right_or_flagged(case):
         if case.may_refuse:
             return
         raise
-    assert_right_or_flagged(osds, log_evidence, getattr(osds._target, "dtype", torch.float32))
+    assert_right_or_flagged(osds, log_evidence, getattr(osds.fit.target, "dtype", torch.float32))
     assert osds.evidence.reliable or not case.must_be_reliable, osds.evidence
     if case.event is not None:
         assert_share(osds, case.event(osds.get_samples()), probability)

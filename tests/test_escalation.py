@@ -22,7 +22,7 @@ def heavy(z):
 
 def fit(sampler, *args):
     pyro.set_rng_seed(0)
-    with contextlib.nullcontext() if sampler.escalate else pytest.warns(UserWarning):
+    with contextlib.nullcontext() if sampler.settings.escalate else pytest.warns(UserWarning):
         sampler.run(*args)
     return sampler
 
@@ -81,7 +81,7 @@ def test_interrupted_escalation_keeps_the_last_verdict(monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyro_osds.osds.bridge_posterior", interrupted)
+    monkeypatch.setattr("pyro_osds.fit.bridge_posterior", interrupted)
     pyro.set_rng_seed(0)
     osds = tight()
     with pytest.warns(UserWarning) as caught:
@@ -116,7 +116,7 @@ def exact_mixture():
 def test_exchangeable_components_keep_all_their_copies():
     # No ln 2 is lost, either component is the larger one in half of the draws, and all groups see one order.
     osds = fit(OSDS(mixture, disable_progbar=True), Y)
-    assert osds.evidence.reliable and type(osds._target).__name__ == "OrderedTarget"
+    assert osds.evidence.reliable and type(osds.fit.target).__name__ == "OrderedTarget"
     assert_within_standard_error(osds.log_evidence, exact_mixture(), osds.log_evidence_se)
     loc = osds.get_samples()["loc"]
     assert_within_standard_error((loc[:, 0] > loc[:, 1]).double().mean().item(), 0.5, 0.5 / math.sqrt(len(loc) / 2))

@@ -90,7 +90,7 @@ def test_predictive_takes_the_samples(fitted):
 def test_draw_gives_fresh_exact_weights(fitted):
     # log_weights are log_prob minus the log density of the leap, and two calls differ.
     draws = fitted.draw(300)
-    log_q = fitted._leap.log_prob(draws.z).detach()
+    log_q = fitted.fit.leap.log_prob(draws.z).detach()
     assert torch.allclose(draws.log_weights, draws.log_prob - log_q, atol=1e-4)
     assert draws.samples["mu"].shape == (300,) and draws.log_abs_det.shape == (300,) and len(draws) == 300
     assert not torch.equal(draws.z, fitted.draw(300).z)
@@ -134,9 +134,9 @@ def test_steps_by_hand_train_like_svi():
     # step() trains, evaluate_loss() does not, and results are there afterwards.
     osds = OSDS(conjugate, num_samples=100, disable_progbar=True)
     losses = [osds.step(Y) for _ in range(30)]
-    before = [p.clone() for p in osds._leap.flow.parameters()]
+    before = [p.clone() for p in osds.fit.leap.flow.parameters()]
     assert abs(osds.evaluate_loss(Y) + CONJUGATE_LOG_EVIDENCE) < 0.1
-    assert all(torch.equal(a, b) for a, b in zip(before, osds._leap.flow.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, osds.fit.leap.flow.parameters(), strict=True))
     assert len(losses) == 30 and all(map(math.isfinite, losses))
     assert_within_standard_error(osds.log_evidence, CONJUGATE_LOG_EVIDENCE, osds.log_evidence_se)
 
@@ -192,7 +192,7 @@ def test_standardised_coordinates_are_invisible():
             pyro.sample("theta", dist.Normal(0.0, tau))
 
     osds = fit(model)
-    assert osds._target.standardized
+    assert osds.fit.target.standardized
     assert_within_standard_error(osds.log_evidence, 0.0, max(osds.log_evidence_se, 1e-6))
     samples = osds.get_samples()
     ratio = samples["theta"] / samples["tau"][:, None]
@@ -347,7 +347,7 @@ def test_a_lost_mode_shows(monkeypatch):
         z = found.exploration.z
         return dataclasses.replace(found, base=gaussian_base(z[z[:, 0] > 0]))
 
-    monkeypatch.setattr("pyro_osds.osds.survey", one_sided)
+    monkeypatch.setattr("pyro_osds.fit.survey", one_sided)
     pyro.set_rng_seed(0)
     osds = OSDS.from_log_prob(
         two_modes, 2, recipe="calibrate", num_iterations=60, num_samples=500, escalate=False, disable_progbar=True

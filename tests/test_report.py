@@ -10,7 +10,7 @@ import torch
 from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.importance import FlowDraws
 from pyro_osds.posterior import PosteriorDraws
-from pyro_osds.report import arrays, fit, fit_stats, fit_stats_dims, sample_stats
+from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
 from pyro_osds.teacher import TeacherHistory
 from pyro_osds.train import History
 
@@ -50,7 +50,7 @@ def test_sample_stats():
 
 def test_fit():
     # The evidence, its check, what exploration found, and how the density was evaluated.
-    assert fit(EVIDENCE, FOUND, "cover", "captured", ("flow: one", "bridge: two")) == {
+    assert fit_group(EVIDENCE, FOUND, "cover", "captured", ("flow: one", "bridge: two")) == {
         "log_evidence": -3.0,
         "std_error": 0.1,
         "elbo": -3.5,
@@ -74,7 +74,7 @@ def test_fit():
 def test_fit_without_exploration():
     # One mode, no base, and a check that is not a number.
     evidence = Evidence(-3.0, 0.0, -3.0, 100.0, -math.inf, 100, True, ())
-    got = fit(evidence, None, "point", "vmap", ())
+    got = fit_group(evidence, None, "point", "vmap", ())
     assert math.isnan(got["exploration_log_evidence"]) and math.isnan(got["exploration_std_error"])
     assert (got["num_modes"], got["num_base_components"], got["reliable"], got["reasons"]) == (1, 0, 1, "")
 
@@ -91,7 +91,7 @@ def histories():
 
 def test_fit_stats(histories):
     # By step, by round, and by step of each of the teacher's losses.
-    stats = fit_stats(*histories)
+    stats = fit_stats_group(*histories)
     assert stats["loss"].tolist() == [3.0, 2.0, 1.0] and stats["teacher_bridge"].tolist() == [5.0, 4.0]
     assert stats["elbo"].tolist() == [-2.0, -1.0] and stats["num_skipped"] == 1
     np.testing.assert_array_equal(stats["kl"], [3.0, 2.0, math.nan])
@@ -99,7 +99,7 @@ def test_fit_stats(histories):
 
 def test_dimensions_fit_the_values(histories):
     # Every array has as many dimensions as names, and the same name always means the same length.
-    stats, dims = fit_stats(*histories), fit_stats_dims(*histories)
+    stats, dims = fit_stats_group(*histories), fit_stats_dims(*histories)
     assert {name for name, value in stats.items() if np.ndim(value)} == dims.keys()
     lengths = {}
     for name, names in dims.items():
@@ -110,5 +110,5 @@ def test_dimensions_fit_the_values(histories):
 
 def test_nothing_was_trained():
     # Empty arrays with their dimensions.
-    stats, dims = fit_stats(History(), TeacherHistory()), fit_stats_dims(History(), TeacherHistory())
+    stats, dims = fit_stats_group(History(), TeacherHistory()), fit_stats_dims(History(), TeacherHistory())
     assert all(len(stats[name]) == 0 for name in dims) and dims["loss"] == ("step",) and dims["elbo"] == ("round",)

@@ -1,0 +1,114 @@
+"""How to fit: the arguments of the sampler that are plain values, checked before anything runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyro_osds.arguments import check_choices, check_counts, check_powers_of_two
+from pyro_osds.posterior import CORRECTIONS
+from pyro_osds.recipe import LEAN, NETWORKS, RECIPES, FlowSize
+from pyro_osds.train import Budget
+from pyro_osds.velocity import VOLUMES
+
+# Of these the recipe uses all it needs; what num_iterations allows beyond is kept for escalation.
+_FIRST_ITERATIONS = 1000
+# Point by point, a density costs about a millisecond: a smaller run that still ends before NUTS does.
+_SLOW_BATCH, _SLOW_ROUND, _SLOW_VALIDATION, _SLOW_PARTICLES = 32, 150, 256, 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to fit, whatever the model; the arguments are those of :class:`pyro_osds.OSDS`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> Settings(num_chains=0)
+        Traceback (most recent call last):
+        ValueError: num_chains must be an integer of at least 1, got 0.
+    """
+
+    num_samples: int = 1000
+    num_chains: int = 4
+    num_steps: int = 1
+    disable_progbar: bool = False
+    correction: str = "imh"
+    num_iterations: int = 2000
+    max_time: float | None = None
+    escalate: bool = True
+    batch_size: int = 256
+    learning_rate: float = 1e-2
+    num_particles: int = 64
+    recipe: str = "auto"
+    num_time_steps: int = 16
+    network: str = "coupling"
+    volume: str = "exact"
+    num_blocks: int | None = None
+    hidden_features: int | None = None
+
+    def __post_init__(self) -> None:
+        counts = ("num_samples", "num_chains", "num_steps", "num_iterations", "batch_size", "num_particles")
+        optional = ("num_blocks", "hidden_features")
+        given = {name: getattr(self, name) for name in (*counts, "num_time_steps")}
+        check_counts(given | {name: getattr(self, name) for name in optional if getattr(self, name) is not None})
+        check_choices(
+            {
+                "correction": (self.correction, CORRECTIONS),
+                "recipe": (self.recipe, RECIPES),
+                "network": (self.network, NETWORKS),
+                "volume": (self.volume, VOLUMES),
+            }
+        )
+        check_powers_of_two({"num_steps": self.num_steps, "num_time_steps": self.num_time_steps})
+        if not isinstance(self.escalate, bool):
+            raise ValueError(f"escalate must be True or False, got {self.escalate!r}.")
+        if self.max_time is not None and not (isinstance(self.max_time, (int, float)) and self.max_time > 0):
+            raise ValueError(f"max_time must be a positive number of seconds or None, got {self.max_time!r}.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings by name."""
+        return asdict(self)
+
+    def particles(self, vectorized: bool) -> int:
+        """Particles on each island, fewer where densities come point by point."""
+        return self.num_particles if vectorized else _SLOW_PARTICLES
+
+    def budget(self, vectorized: bool, deadline: float = math.inf) -> Budget:
+        """What the first training may use."""
+        if vectorized:
+            return Budget(self._first_iterations, self.batch_size, self.learning_rate, deadline=deadline)
+
+        return Budget(
+            _SLOW_ROUND,
+            _SLOW_BATCH,
+            self.learning_rate,
+            first_round=_SLOW_ROUND,
+            num_validation_draws=_SLOW_VALIDATION,
+            deadline=deadline,
+        )
+
+    @property
+    def recipe_options(self) -> dict[str, Any]:
+        """Arguments of :class:`pyro_osds.recipe.Recipe`."""
+        size = FlowSize(self.num_blocks or LEAN.num_blocks, 1, self.hidden_features or LEAN.hidden_features)
+
+        return {
+            "name": self.recipe,
+            "num_steps": self.num_steps,
+            "num_time_steps": self.num_time_steps,
+            "network": self.network,
+            "volume": self.volume,
+            "size": None if self.num_blocks is None and self.hidden_features is None else size,
+            "disable_progbar": self.disable_progbar,
+            "more_iterations": self.num_iterations - self._first_iterations,
+        }
+
+    @property
+    def _first_iterations(self) -> int:
+        if not self.escalate:
+            return self.num_iterations
+
+        return max(min(self.num_iterations, _FIRST_ITERATIONS), self.num_iterations // 2)
