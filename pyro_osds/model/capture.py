@@ -1,9 +1,9 @@
 """A batched log density as one recorded graph of tensor operations.
 
-Running a Pyro model is mostly Python: handlers, distribution objects, transforms. All of it is done once, while
-``make_fx`` records the tensor operations of densities and scores, and never again. The record is traced and frozen by
-TorchScript where that holds. It belongs to one batch size, so batches are cut into blocks; and to one run, whose data
-are constants in it.
+Running a Pyro model is mostly Python: handlers, distribution objects, transforms. All of it is done once, while the
+tensor operations of densities and scores are recorded (``recorder``), and never again. The record is traced and frozen
+by TorchScript where that holds. It belongs to one batch size, so batches are cut into blocks; and to one run, whose
+data are constants in it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_osds.model.recorder import record_operations
 
 BLOCK_SIZE = 256
 """Points that a graph evaluates at once."""
@@ -68,15 +67,8 @@ def record(function: Graph, z: Tensor) -> Graph:
     Returns:
         The recorded function, for blocks of the same size.
     """
-    # Every tensor of the record gets a description; without a context, each would come from a mode of its own.
-    context = tracing(TracingContext(FakeTensorMode()))
     with torch.no_grad():
-        with context:
-            # A plain function of one argument, whatever kind of callable it was.
-            graph = make_fx(lambda points: function(points))(z).eval()
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        return _freeze(graph, z)
+        return _freeze(record_operations(function, z), z)
 
 
 def _freeze(graph: Any, z: Tensor) -> Graph:

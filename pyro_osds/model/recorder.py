@@ -1,0 +1,128 @@
+"""The tensor operations of a function, written down as a graph while it runs once.
+
+``torch.fx.experimental.proxy_tensor.make_fx`` does the same and more; it imports TorchDynamo first, which takes seconds
+where many posteriors take no longer in all, and describes every tensor on its way.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+# What brings a number from a tensor to Python, where no graph can follow it.
+_TO_PYTHON = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.is_nonzero.default,
+    torch.ops.aten.equal.default,
+}
+
+
+def record_operations(function: Callable[[Tensor], Any], z: Tensor) -> fx.GraphModule:
+    """The tensor operations of a function, recorded at one argument.
+
+    Arguments:
+        function: Maps a tensor to a tuple of tensors, by the same operations whatever the values.
+        z: Where to record, of any shape; the graph is for arguments of this shape.
+
+    Returns:
+        The operations as a module, from the argument to the tuple.
+
+    Raises:
+        RuntimeError: If a value that depends on the argument goes to Python, if a tensor from outside is changed in
+            place, or if the function's values do not come from tensor operations.
+
+    Example:
+        >>> graph = record_operations(lambda z: (2 * z.exp(), z.sum()), torch.zeros(2))
+        >>> graph(torch.ones(2))
+        (tensor([5.4366, 5.4366]), tensor(2.))
+    """
+    recorder = _Recorder(z)
+    with recorder:
+        values = function(z)
+    recorder.graph.output(tuple(recorder.node(value) for value in values))
+    recorder.graph.eliminate_dead_code()
+
+    return fx.GraphModule(recorder.constants, recorder.graph)
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down what passes the dispatcher, below vmap and autograd.
+
+    Operations are replayed in their order, on tensors that share memory as they did when recorded, so views and changes
+    in place need no care.
+    """
+
+    def __init__(self, z: Tensor) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.constants = torch.nn.Module()
+        self._nodes = {id(z): self.graph.placeholder("z")}
+        # An id belongs to a tensor as long as the tensor lives.
+        self._alive: list[Any] = [z]
+        self._own_memory: set[int] = set()
+        self._depends = {_memory(z)}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by torch; a yes would import TorchDynamo, to tell it that there is nothing to compile here."""
+        return False
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        depends = any(_memory(tensor) in self._depends for tensor in tensors)
+        if depends and operation in _TO_PYTHON:
+            raise RuntimeError(f"{operation} brings a value that depends on the point to Python.")
+        if operation._schema.is_mutable:
+            self._check_own(operation, args)
+        result = operation(*args, **kwargs)
+        if operation not in _TO_PYTHON:
+            inputs = tree_map_only(Tensor, self.node, (args, kwargs))
+            self._write(self.graph.call_function(operation, *inputs), result, depends)
+            fresh = {_memory(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
+            self._own_memory |= fresh - set(map(_memory, tensors))
+        if depends and operation._schema.is_mutable:
+            self._depends.update(map(_memory, tensors))
+
+        return result
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        """The node that a tensor comes from; one that comes from nowhere is a constant."""
+        if id(tensor) not in self._nodes:
+            if not isinstance(tensor, Tensor):
+                raise RuntimeError(f"A recorded function must give tensors, got {type(tensor).__name__}.")
+            name = f"constant_{len(self._alive)}"
+            self.constants.register_buffer(name, tensor.detach())
+            self._nodes[id(tensor)] = self.graph.get_attr(name)
+            self._alive.append(tensor)
+
+        return self._nodes[id(tensor)]
+
+    def _write(self, node: fx.Node, result: Any, depends: bool) -> None:
+        if isinstance(result, (tuple, list)):
+            for index, part in enumerate(result):
+                self._write(self.graph.call_function(operator.getitem, (node, index)), part, depends)
+        elif isinstance(result, Tensor):
+            self._nodes[id(result)] = node
+            self._alive.append(result)
+            if depends:
+                self._depends.add(_memory(result))
+
+    def _check_own(self, operation: Any, args: tuple[Any, ...]) -> None:
+        """What is changed in place must have come into being in the record, or the next replay would see the change."""
+        for parameter, arg in zip(operation._schema.arguments, args, strict=False):
+            changed = parameter.alias_info is not None and parameter.alias_info.is_write
+            if changed and isinstance(arg, Tensor) and _memory(arg) not in self._own_memory:
+                raise RuntimeError(f"{operation} changes a tensor that was there before.")
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
