@@ -203,3 +203,9 @@ def test_second_derivatives_beside_a_constant(float64):
     (gradient,) = torch.autograd.grad((log_prior + log_likelihood).sum(), z, create_graph=True)
     (curvature,) = torch.autograd.grad(gradient[:, 0].sum(), z)
     torch.testing.assert_close(curvature[:, 0], -12 * (z.detach()[:, 0] - 1) ** 2)
+
+
+def test_graphs_are_frozen():
+    # Replayed without Python between the operations.
+    graph = record(with_scores(lambda z: (-z.square().sum(-1), z.exp().sum(-1))), torch.zeros(BLOCK_SIZE, 2))
+    assert isinstance(graph, torch.jit.ScriptModule)

@@ -68,7 +68,7 @@ def record(function: Graph, z: Tensor) -> Graph:
         The recorded function, for blocks of the same size.
     """
     with torch.no_grad():
-        return _freeze(record_operations(function, z), z)
+        return _freeze(record_operations(function, z).eval(), z)
 
 
 def _freeze(graph: Any, z: Tensor) -> Graph:

@@ -20,7 +20,7 @@ from pyro_osds.model.compat import VmapCompat, vmappable_pyro
 from pyro_osds.model.determinism import TrainingLayerError, check_deterministic, no_training_layers
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.ladder import Ladder, check_points
-from pyro_osds.model.prior import sample_latents
+from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.run import ModelRun
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
 from pyro_osds.model.source import first_line
@@ -42,6 +42,8 @@ from pyro_osds.model.trace import (
 )
 
 _PROTOTYPE_TRIES = 20
+# Fewer draws of the prior are not worth the runs that one run for all is checked by.
+_MIN_TOGETHER = 32
 
 
 class ModelTarget:
@@ -162,6 +164,10 @@ class ModelTarget:
         """Unconstrained draws of the model's own prior, ``(num_draws, D)``; rows may hold infinities."""
         names = [site.name for site in self.sites]
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
+            together = sample_together(self._call, names, num_draws) if num_draws >= _MIN_TOGETHER else None
+            if together is not None:
+                columns = [self._to_value(together[name]).inv(together[name]["value"]) for name in names]
+                return torch.cat([column.reshape(num_draws, -1).to(self.dtype) for column in columns], -1)
             draws = [sample_latents(self._call, names) for _ in range(num_draws)]
             return torch.stack([self._flatten(draw) for draw in draws])
 
