@@ -1,0 +1,123 @@
+"""How long to posterior draws and a log evidence, beside other samplers in the same hour on the same machine?
+
+    python benchmarks/peers.py [--quick] [--only NAME ...] [--methods NAME ...] [--repeats 3] [--limit 600] [--report]
+
+Each run is a process of its own with one thread, which compiles what it has to compile; a run that is not done after
+`--limit` seconds is ended, and counts as that long at least. Runs are lines of benchmarks/results/peers.jsonl; what is
+there already is not run again, and `--report` writes all of it into docs/performance.md. Peers that are not installed
+are left out (`pip install '.[peers]'` installs them). `--quick`: four small posteriors, one repeat, a limit of a minute.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peer_methods import METHODS, applies, min_effective_size, quiet
+from peer_models import all_models
+
+OUT = Path(__file__).parent / "results" / "peers.jsonl"
+QUICK_MODELS = ("eight schools", "gp_regr", "four Gaussians", "arK")
+NEEDS = {
+    "NumPyro NUTS": "numpyro",
+    "bridge sampling": "numpyro",
+    "nautilus": "nautilus",
+    "dynesty": "dynesty",
+}
+
+
+def measure(method: str, name: str, seed: int) -> dict[str, Any]:
+    """One run, in this process, as a line of the file."""
+    model = all_models()[name]
+    outcome = quiet(lambda: METHODS[method](model, seed))
+    moments = {site: _moments(value) for site, value in outcome.draws.items()}
+
+    return {
+        "method": method,
+        "model": name,
+        "seed": seed,
+        "seconds": outcome.seconds,
+        "effective": min_effective_size(outcome.draws) if outcome.draws else None,
+        "further": outcome.further,
+        "evaluations": outcome.evaluations,
+        "log_evidence": outcome.log_evidence,
+        "std_error": outcome.std_error,
+        "error": outcome.log_evidence - model.log_evidence,
+        "reliable": outcome.reliable,
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "moments": moments,
+    }
+
+
+def _moments(value: np.ndarray) -> dict[str, list[float]]:
+    flat = value.reshape(value.shape[0] * value.shape[1], -1).astype(float)
+
+    return {"mean": flat.mean(0).tolist(), "sd": flat.std(0).tolist()}
+
+
+def run_apart(method: str, name: str, seed: int, limit: float) -> dict[str, Any]:
+    """One run in a process of its own, ended at the limit."""
+    command = [sys.executable, "-W", "ignore", __file__, "--one", method, name, str(seed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return {"method": method, "model": name, "seed": seed, "limit": limit}
+    if done.returncode:
+        return {"method": method, "model": name, "seed": seed, "failed": done.stderr.strip().splitlines()[-1]}
+
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def read() -> list[dict[str, Any]]:
+    """The runs so far."""
+    return [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run what is missing, then report."""
+    models = [name for name in all_models() if name in (args.only or (QUICK_MODELS if args.quick else all_models()))]
+    methods = [
+        name
+        for name in METHODS
+        if name in (args.methods or METHODS) and importlib.util.find_spec(NEEDS.get(name, "pyro")) is not None
+    ]
+    repeats, limit = (1, min(args.limit, 60.0)) if args.quick else (args.repeats, args.limit)
+    done = {(record["method"], record["model"], record["seed"]) for record in read()}
+    OUT.parent.mkdir(exist_ok=True)
+    for seed in range(repeats):
+        for name in models:
+            for method in methods:
+                if (method, name, seed) in done or not applies(method, all_models()[name]):
+                    continue
+                record = run_apart(method, name, seed, limit)
+                with OUT.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                told = {key: record.get(key) for key in ("seconds", "effective", "error", "limit", "failed")}
+                print(name, method, seed, told, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="+")
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=600.0)
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--one", nargs=3)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one[0], options.one[1], int(options.one[2]))))
+    else:
+        if not options.report:
+            main(options)
+        from peer_report import write_report
+
+        write_report(read())
