@@ -1,7 +1,7 @@
 """One function for each sampler: a posterior in, an outcome out, with the sampler's own settings.
 
-All of them run in one process and one thread each, from a process in which nothing has been compiled. Seconds begin when
-libraries are imported and end when posterior draws (and the log evidence, where there is one) are there.
+Each has one process and one thread, in which nothing has been compiled. Seconds begin when libraries are imported and
+end when posterior draws (and the log evidence, where there is one) are there.
 """
 
 import math

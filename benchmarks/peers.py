@@ -5,7 +5,7 @@
 Each run is a process of its own with one thread, which compiles what it has to compile; a run that is not done after
 `--limit` seconds is ended, and counts as that long at least. Runs are lines of benchmarks/results/peers.jsonl; what is
 there already is not run again, and `--report` writes all of it into docs/performance.md. Peers that are not installed
-are left out (`pip install '.[peers]'` installs them). `--quick`: four small posteriors, one repeat, a limit of a minute.
+are left out (`pip install '.[peers]'` installs them). `--quick`: four small posteriors, once, a limit of a minute.
 """
 
 import argparse
