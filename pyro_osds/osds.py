@@ -192,9 +192,8 @@ class OSDS:
             >>> print(f"{osds.log_evidence:.2f}")  # exact: log(2 pi) = 1.84
             1.84
         """
-        target = FunctionTarget(log_prob_fn, dim, dtype, device)
         osds = cls(log_prob_fn, **options)
-        osds._make_target = lambda: target
+        osds._make_target = partial(_given_target, FunctionTarget(log_prob_fn, dim, dtype, device))
 
         return osds
 
@@ -475,6 +474,10 @@ class OSDS:
             raise ValueError(f"initial_params must end in {target.dim} coordinates; got shape {tuple(starts.shape)}.")
 
         return starts
+
+
+def _given_target(target: FunctionTarget) -> FunctionTarget:
+    return target
 
 
 def _model_target(model: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any) -> ModelTarget:

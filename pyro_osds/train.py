@@ -244,6 +244,8 @@ class Trainer:
         if self.paused is not None:
             set_random_state(self.paused["random"])
             self.restore(self.paused)
+        if self._course.phase == "done":
+            return self.history
         num_steps = self.budget.num_iterations + (self.budget.warm_up if self._warm_up else 0)
         progress = progress_bar(num_steps - len(self.history.loss), "Train", self.disable_progbar)
         random = random_state()
