@@ -82,7 +82,7 @@ class Escalation:
             keep(walked, self._report("bridge", walked.evidence))
 
     def _may_go_on(self, rung: str) -> bool:
-        """Whether a rung may be begun; that it may not is noted, with the random numbers that it would have begun on."""
+        """Whether a rung may be begun; where not, the random numbers of its beginning are kept."""
         if self.recipe.is_paused or self.recipe.trainer.history.interrupted:
             return False
         if rung in self.finished or time.perf_counter() < self.deadline:

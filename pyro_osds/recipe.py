@@ -184,9 +184,7 @@ class Recipe:
     @property
     def is_paused(self) -> bool:
         """Whether training was cut short and would go on."""
-        return (
-            self._contest is not None or self.trainer.paused is not None or self.teacher_history.paused is not None
-        )
+        return self._contest is not None or self.trainer.paused is not None or self.teacher_history.paused is not None
 
     def set_deadline(self, deadline: float) -> None:
         """From now on training ends at this time of ``time.perf_counter``."""
@@ -198,7 +196,8 @@ class Recipe:
         """Make do with the better flow so far; what was cut short is not gone on with."""
         if self._contest is not None and self._contest.is_won:
             self._plan, self.found = self._contest.plan, self._contest.plan.found
-        self._contest, self.trainer.paused, self.teacher_history.paused = None, None, None
+        self._contest, self.teacher_history.paused = None, None
+        self.trainer.stop()
 
     @property
     def iterations_left(self) -> int:

@@ -184,7 +184,8 @@ class Trainer:
         self._plain = reverse_kl(target, batch_size)
         self._parameters = list(leap.flow.parameters())
         self._use_plain = False
-        self._course = Course(self.budget.num_iterations, self.budget.first_round, copy.deepcopy(leap.flow.state_dict()))
+        best = copy.deepcopy(leap.flow.state_dict())
+        self._course = Course(self.budget.num_iterations, self.budget.first_round, best)
         self.paused: dict[str, Any] | None = None
         self._start_round()
 
@@ -311,7 +312,14 @@ class Trainer:
             stop = (gap < budget.elbo_gap and k < 0.7) or gap > _STALL * course.gap or gap > budget.max_gap
             course.gap, course.num_steps = gap, course.num_steps + course.num_steps // 2
         self.leap.flow.load_state_dict(course.best)
-        course.phase = "done" if stop or course.iterations_left <= 0 else "between"
+        course.phase = "between"
+        if stop or course.iterations_left <= 0:
+            self.stop()
+
+    def stop(self) -> None:
+        """End training as it stands; steps by hand go on from these weights, at a constant rate."""
+        self._course.phase, self.paused = "done", None
+        self._start_round()
 
     @property
     def _is_late(self) -> bool:
@@ -323,8 +331,8 @@ class Trainer:
         if course.phase == "between":
             return
         score, _, _ = self._validate()
-        average = self._average.module.state_dict()
-        self.leap.flow.load_state_dict(average if course.phase == "warm_up" or score > course.best_score else course.best)
+        is_better = course.phase == "warm_up" or score > course.best_score
+        self.leap.flow.load_state_dict(self._average.module.state_dict() if is_better else course.best)
 
     def _keep_interrupted(self) -> None:
         """Ctrl-C in the middle of a round: the average so far is kept if it is better than the best round."""
@@ -342,7 +350,7 @@ class Trainer:
             "flow": self.leap.flow.state_dict(),
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "schedule": None if self._scheduler is None else self._scheduler.state_dict(),
+            "schedule": self._scheduler.state_dict() if self._scheduler else {},
             "use_plain": self._use_plain,
             "history": self.history,
             "course": self._course,
@@ -358,7 +366,7 @@ class Trainer:
         state = copy.deepcopy(state)
         self.history, self._course, self.paused = state["history"], state["course"], state["paused"]
         self._use_plain = state["use_plain"]
-        self._start_round(None if state["schedule"] is None else state["schedule"]["total_steps"])
+        self._start_round(state["schedule"].get("total_steps"))
         self.leap.flow.load_state_dict(state["flow"])
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])

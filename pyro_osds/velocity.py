@@ -255,6 +255,10 @@ class VelocityTrainer:
         history.ess.append(effective_sample_size(log_weight) / len(log_weight))
         history.pareto_k.append(pareto_k(log_weight))
 
+    def stop(self) -> None:
+        """End training as it stands."""
+        self._is_done, self.paused = True, None
+
     # ---- where training stands ----
 
     def state(self) -> dict[str, Any]:
