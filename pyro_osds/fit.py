@@ -29,6 +29,7 @@ from pyro_osds.settings import Settings
 from pyro_osds.survey import Survey, survey
 from pyro_osds.train import Trainer
 from pyro_osds.velocity import VelocityLeap, VelocityTrainer
+from pyro_osds.warm import FarOffError, survey_from
 
 AnyLeap = Leap | VelocityLeap | PointLeap
 AnyTrainer = Trainer | VelocityTrainer | PointTrainer
@@ -80,6 +81,7 @@ class Fit:
             self.recipe = Recipe(found, budget=budget, groups=groups, **settings.recipe_options)
         self.trainer: AnyTrainer = self.recipe.trainer
         self.leap: AnyLeap = self.trainer.leap
+        self.start_report: tuple[str, ...] = ()
         self.run_report: tuple[str, ...] = ()
         self.seconds = {"training_time": 0.0, "sampling_time": 0.0, "escalation_time": 0.0}
         self.is_interrupted = False
@@ -88,6 +90,36 @@ class Fit:
         self._draws: PosteriorDraws | None = None
         self._samples: dict[str, Tensor] = {}
         self.seconds["exploration_time"] = time.perf_counter() - start
+
+    @classmethod
+    def warm(cls, before: Fit, target: Any, starts: Tensor | None = None, deadline: float = math.inf) -> Fit:
+        """A fit of another posterior nearby, from the flow of this one; explored anew where that is far off.
+
+        Arguments:
+            before: The other fit; it stays as it is.
+            target: The new posterior, as a target.
+            starts: Unconstrained points to look around first, ``(S, D)``.
+            deadline: Time of ``time.perf_counter`` after which no more training begins.
+        """
+        start, settings, leap = time.perf_counter(), before.settings, before.leap
+        try:
+            if before.recipe.found is None:
+                raise FarOffError("there is no flow")
+            found = survey_from(leap, before.recipe.found, target, settings.num_particles, starts)
+        except FarOffError as reason:
+            fit = cls(target, settings, starts, deadline)
+            fit.start_report = (f"warm start: explored anew, since {reason}",)
+        else:
+            fit = cls(target, settings, deadline=deadline, found=found)
+            assert isinstance(leap, Leap) and isinstance(fit.recipe, Recipe)
+            fit.recipe.start_from(leap.flow)
+            fit.trainer = fit.recipe.trainer
+            fit.leap = fit.trainer.leap
+            fit.start_report = ("warm start: from the flow of the last fit",)
+        fit.run_report = fit.start_report
+        fit.seconds["exploration_time"] = time.perf_counter() - start
+
+        return fit
 
     # ---- training ----
 
@@ -135,7 +167,7 @@ class Fit:
             return bridge_posterior(leap, self.target, *chains, judged, self.improper_sites, self._other_reasons())
 
         start = time.perf_counter()
-        self.run_report = ()
+        self.run_report = self.start_report
         # No rung cures a density without an integral.
         is_hopeless = bool(self._other_reasons())
         # What is judged of a training that was cut short is judged for now only.
@@ -167,6 +199,7 @@ class Fit:
             "few_steps": {num_steps: leap.flow.state_dict() for num_steps, leap in walks.items()},
             "rungs": self._rungs | ({"survey": replace(survey_on_the_way, target=None)} if survey_on_the_way else {}),
             "is_interrupted": self.is_interrupted,
+            "start_report": self.start_report,
             "run_report": self.run_report,
             "seconds": self.seconds,
         }
@@ -196,7 +229,8 @@ class Fit:
         if "survey" in fit._rungs:
             fit._rungs["survey"] = replace(fit._rungs["survey"], target=seen)
         fit.is_interrupted = state["is_interrupted"]
-        fit.run_report, fit.seconds = tuple(state["run_report"]), dict(state["seconds"])
+        fit.start_report, fit.run_report = state["start_report"], state["run_report"]
+        fit.seconds = dict(state["seconds"])
         if state["draws"] is not None:
             fit._keep(state["draws"])
 

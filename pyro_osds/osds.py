@@ -75,6 +75,8 @@ class OSDS:
         volume: With the velocity network, ``"exact"`` or ``"published"``: how its stretch of space is measured.
         num_blocks: Coupling blocks of the flow; default: by the recipe, more where few do not suffice.
         hidden_features: Width of the networks; default: by the recipe.
+        warm_start: Whether a run after the first one starts from the flow of the last one, for data that change a
+            little; see docs/saving.md. Where that flow is far off, the run explores anew, and :attr:`run_report` says why.
         potential_fn: Instead of a model: minus a log density, of a dictionary of unconstrained values by site, as
             ``HMC`` takes it. ``initial_params`` then says which sites there are.
         vectorize: ``"auto"``, ``"vmap"`` or ``"loop"``: whether densities come in batches; see docs/models.md.
@@ -121,6 +123,7 @@ class OSDS:
         volume: str = "exact",
         num_blocks: int | None = None,
         hidden_features: int | None = None,
+        warm_start: bool = False,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         vectorize: str = "auto",
         capture: str | bool = "auto",
@@ -156,6 +159,7 @@ class OSDS:
             volume=volume,
             num_blocks=num_blocks,
             hidden_features=hidden_features,
+            warm_start=warm_start,
         )
         self._initial_params = initial_params
         self._has_strategy = init_strategy is not init_to_uniform
@@ -587,7 +591,11 @@ class OSDS:
             return
         target = self._make_target(*args, **kwargs)
         try:
-            self._fit = Fit(target, self.settings, self._starts(target), deadline)
+            starts = self._starts(target)
+            if self.settings.warm_start and self._fit is not None:
+                self._fit = Fit.warm(self._fit, target, starts, deadline)
+            else:
+                self._fit = Fit(target, self.settings, starts, deadline)
         except NotFiniteError as error:
             sites = target.not_finite_sites(error.point) if isinstance(target, ModelTarget) else []
             named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""

@@ -17,12 +17,14 @@ import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
+
+from torch import nn
 
 from pyro_osds.base import Base, gaussian_base
 from pyro_osds.diffusion import Diffusion
 from pyro_osds.distillation import Walks, dyadic, retrace, self_distillation
-from pyro_osds.flow_map import FlowMap
+from pyro_osds.flow_map import CouplingBlock, FlowMap
 from pyro_osds.leap import Leap
 from pyro_osds.network import ControlNetwork
 from pyro_osds.objective import Objective, exact_volume, forward_kl
@@ -39,6 +41,8 @@ _LEAN_GAP = 0.05
 _PROGRESS = 0.7
 # Iterations to learn other numbers of steps, and again to calibrate them.
 _RETRACING = 200
+# The first round of a flow that was trained before, and its learning rate as a share of the usual one.
+_WARM_ROUND, _WARM_RATE = 100, 0.3
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,19 @@ class FlowSize:
     hidden_features: int
 
 
+def size_of(flow: FlowMap) -> FlowSize:
+    """The size that a flow has.
+
+    Example:
+        >>> size_of(FlowMap(3, **asdict(LEAN))) == LEAN
+        True
+    """
+    blocks = cast("list[CouplingBlock]", list(flow.blocks))
+    hidden = cast("nn.Linear", blocks[0].network.curve[0]).out_features
+
+    return FlowSize(len(blocks), sum(block.num_bins > 0 for block in blocks), hidden)
+
+
 LEAN = FlowSize(num_blocks=5, num_spline_blocks=1, hidden_features=64)
 LARGE = FlowSize(num_blocks=8, num_spline_blocks=0, hidden_features=128)
 COVERING = FlowSize(num_blocks=6, num_spline_blocks=2, hidden_features=64)
@@ -67,14 +84,16 @@ class Plan:
     """What a flow is made from; the same plan makes the same flow again, untrained.
 
     Arguments:
-        kind: ``"first"``, ``"large"`` or ``"largest"``.
+        kind: ``"first"``, ``"large"``, ``"largest"``, or ``"warm"`` for one that was trained before.
         found: The survey that it starts from.
         num_iterations: Optimiser steps of a larger one.
+        size: The size of one that was trained before.
     """
 
     kind: str
     found: Survey
     num_iterations: int = 0
+    size: FlowSize | None = None
 
 
 @dataclass
@@ -180,6 +199,18 @@ class Recipe:
             self._compete(self._contest)
         elif self._contest is not None:
             self.trainer = self._contest.champion
+
+    def start_from(self, flow: FlowMap) -> None:
+        """Start from a flow that was trained on the same base for another posterior, rather than from the identity.
+
+        Arguments:
+            flow: The flow; it stays as it is.
+        """
+        self._plan = Plan("warm", self.found, size=size_of(flow))
+        self.trainer = self._build(self._plan)
+        assert isinstance(self.trainer, Trainer)
+        self.trainer.start_from(flow)
+        self._has_grown = True
 
     @property
     def is_paused(self) -> bool:
@@ -343,6 +374,8 @@ class Recipe:
             return VelocityTrainer(
                 self._diffusion(), self.num_time_steps, budget, self._num_steps, self._volume, self._disable_progbar
             )
+        if plan.size is not None:
+            return self._again(plan.size)
         if plan.kind == "large":
             return self._large(plan.num_iterations)
         if plan.kind == "largest":
@@ -366,6 +399,19 @@ class Recipe:
         objective = exact_volume(self.found.target, budget.batch_size, coverage)
 
         return self._trainer(self.found.base, LARGE, budget, objective)
+
+    def _again(self, size: FlowSize) -> Trainer:
+        """A flow that is nearly right: short rounds of small steps."""
+        found, budget = self.found, self._budget
+        budget = replace(
+            budget,
+            first_round=min(budget.first_round, _WARM_ROUND),
+            learning_rate=_WARM_RATE * budget.learning_rate,
+        )
+        points = found.exploration.z if found.is_folded else None
+        objective = exact_volume(found.target, budget.batch_size, points=points)
+
+        return self._trainer(found.base, size, budget, objective)
 
     def _largest(self, found: Survey, num_iterations: int) -> Trainer:
         budget, points = self._larger_budget(num_iterations), found.exploration.z

@@ -24,7 +24,7 @@ from pyro_osds.explore import Exploration
 from pyro_osds.importance import FlowDraws
 from pyro_osds.modes import Modes
 from pyro_osds.posterior import PosteriorDraws
-from pyro_osds.recipe import Plan
+from pyro_osds.recipe import FlowSize, Plan
 from pyro_osds.survey import Survey
 from pyro_osds.teacher import TeacherHistory
 from pyro_osds.train import Course, History
@@ -33,7 +33,19 @@ from pyro_osds.version import __version__
 FORMAT, FORMAT_VERSION = "pyro_osds fit", 1
 _RECORDS: dict[str, Any] = {
     record.__name__: record
-    for record in (Base, Evidence, EvidenceCheck, Exchange, Exploration, FlowDraws, Modes, PosteriorDraws, Plan, Survey)
+    for record in (
+        Base,
+        Evidence,
+        EvidenceCheck,
+        Exchange,
+        Exploration,
+        FlowDraws,
+        FlowSize,
+        Modes,
+        PosteriorDraws,
+        Plan,
+        Survey,
+    )
     + (TeacherHistory, Course, History)
 }
 _KIND = "kind of record"

@@ -316,6 +316,12 @@ class Trainer:
         if stop or course.iterations_left <= 0:
             self.stop()
 
+    def start_from(self, flow: FlowMap) -> None:
+        """Take over the weights of another flow of the same size, before any training."""
+        self.leap.flow.load_state_dict(flow.state_dict())
+        self._course.best = copy.deepcopy(flow.state_dict())
+        self._start_round()
+
     def stop(self) -> None:
         """End training as it stands; steps by hand go on from these weights, at a constant rate."""
         self._course.phase, self.paused = "done", None
