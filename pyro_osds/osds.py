@@ -76,7 +76,7 @@ class OSDS:
         num_blocks: Coupling blocks of the flow; default: by the recipe, more where few do not suffice.
         hidden_features: Width of the networks; default: by the recipe.
         warm_start: Whether a run after the first one starts from the flow of the last one, for data that change a
-            little; see docs/saving.md. Where that flow is far off, the run explores anew, and :attr:`run_report` says why.
+            little; see docs/saving.md. Where that flow is far off, the run explores anew; :attr:`run_report` says why.
         potential_fn: Instead of a model: minus a log density, of a dictionary of unconstrained values by site, as
             ``HMC`` takes it. ``initial_params`` then says which sites there are.
         vectorize: ``"auto"``, ``"vmap"`` or ``"loop"``: whether densities come in batches; see docs/models.md.
@@ -221,7 +221,10 @@ class OSDS:
 
     @poutine.block
     def run(self, *args: Any, **kwargs: Any) -> None:
-        """Explore, train, draw, weigh and judge. Ctrl-C during training keeps the best flow so far.
+        """Explore, train, draw, weigh and judge.
+
+        Ctrl-C during training keeps the best flow so far, and :meth:`resume` goes on; during exploration it leaves the
+        sampler as it was.
 
         Arguments:
             args: Positional arguments of the model.

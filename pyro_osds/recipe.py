@@ -210,7 +210,6 @@ class Recipe:
         self.trainer = self._build(self._plan)
         assert isinstance(self.trainer, Trainer)
         self.trainer.start_from(flow)
-        self._has_grown = True
 
     @property
     def is_paused(self) -> bool:
@@ -351,7 +350,7 @@ class Recipe:
 
     @property
     def _may_grow(self) -> bool:
-        return self.name == "calibrate" and self._size is None
+        return self.name == "calibrate" and self._size is None and self._plan.kind == "first"
 
     def _teach(self, teacher: Diffusion) -> bool:
         """Train the teacher, unless that was done before; whether nobody interrupted."""
