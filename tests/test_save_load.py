@@ -69,6 +69,14 @@ def fit(make, *args, seed=0):
     return osds
 
 
+def gone_on(osds):
+    """The run resumed, whatever its verdict."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        osds.resume()
+    return osds
+
+
 def quick(**given):
     options = {"num_samples": 50, "num_iterations": 20, "num_particles": 16, "escalate": False, "learning_rate": 1e-3}
     return {**options, "disable_progbar": True, **given}
@@ -229,10 +237,7 @@ def test_resume_after_ctrl_c(uninterrupted, monkeypatch, tmp_path, number):
     assert osds.is_interrupted and len(osds.trainer.history.loss) == number - 1
     assert osds.evidence != uninterrupted.evidence
     osds.save(tmp_path / "fit.pt")
-    loaded = OSDS.load(tmp_path / "fit.pt", heavy)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        loaded.resume()
+    loaded = gone_on(OSDS.load(tmp_path / "fit.pt", heavy))
     assert not loaded.is_interrupted and loaded.run_report == uninterrupted.run_report
     assert_same([loaded.get_samples(), loaded.evidence], [uninterrupted.get_samples(), uninterrupted.evidence])
     assert loaded.trainer.history == uninterrupted.trainer.history
@@ -257,7 +262,7 @@ def test_resume_on_a_rung(uninterrupted, monkeypatch):
     assert osds.is_interrupted and osds.run_report == uninterrupted.run_report[:1]
     osds = pickle.loads(pickle.dumps(osds))
     torch.rand(5)
-    osds.resume()
+    gone_on(osds)
     assert osds.run_report == uninterrupted.run_report and osds.evidence == uninterrupted.evidence
 
 
@@ -268,7 +273,7 @@ def test_resume_after_the_time(uninterrupted):
     with pytest.warns(UserWarning):
         osds.run()
     assert osds.is_interrupted and osds.trainer.history.loss == []
-    osds.resume()
+    gone_on(osds)
     assert osds.evidence == uninterrupted.evidence and not osds.is_interrupted
 
 
