@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"There is no file {str(path)!r}; give the path that OSDS.save was given.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - bytes that are no pickle may mean anything to the unpickler
         raise ValueError(
             f"{str(path)!r} cannot be read: it is cut off, or was not written by OSDS.save. Save the fit again."
         ) from error
