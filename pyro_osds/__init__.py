@@ -7,8 +7,7 @@ from pyro_osds.importance import WeightedDraws
 from pyro_osds.kernel import OSDSKernel
 from pyro_osds.osds import OSDS
 from pyro_osds.plot_evidence import plot_evidence
-
-__version__ = "0.1.0"
+from pyro_osds.version import __version__
 
 __all__ = [
     "OSDS",
@@ -18,6 +17,7 @@ __all__ = [
     "OSDSKernel",
     "UnreliableEvidenceWarning",
     "WeightedDraws",
+    "__version__",
     "compare_evidence",
     "plot_evidence",
 ]

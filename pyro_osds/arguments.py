@@ -44,7 +44,9 @@ def same_arguments(left: Any, right: Any) -> bool:
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         return left.keys() == right.keys() and all(same_arguments(left[key], right[key]) for key in left)
 
-    return left is right
+    plain = isinstance(left, (bool, int, float, complex, str, bytes)) and type(left) is type(right)
+
+    return left is right or (plain and left == right)
 
 
 def kept_arguments(values: Any) -> Any:

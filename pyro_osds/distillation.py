@@ -24,6 +24,30 @@ from pyro_osds.objective import Loss, Objective, state_consistency, two_half_ste
 _NUM_PATHS = 1024
 
 
+class Walks:
+    """Walks of the teacher's probability flow from fresh base draws, taken when they are first asked for.
+
+    Arguments:
+        diffusion: The teacher; it should be trained by then.
+        num_time_steps: Steps of each walk.
+    """
+
+    def __init__(self, diffusion: Diffusion, num_time_steps: int) -> None:
+        self.taken: Tensor | None = None
+        self._diffusion = diffusion
+        self._num_time_steps = num_time_steps
+
+    def states(self) -> Tensor:
+        """``(num_time_steps + 1, N, D)``, the same ones each time."""
+        if self.taken is None:
+            like = self._diffusion.base.loc
+            with torch.no_grad():
+                start = torch.randn(_NUM_PATHS, len(like), dtype=like.dtype, device=like.device)
+                self.taken = self._diffusion.flow(start, self._num_time_steps)
+
+        return self.taken
+
+
 def self_distillation(
     diffusion: Diffusion,
     num_time_steps: int,
@@ -31,6 +55,7 @@ def self_distillation(
     state_weight: float = 1.0,
     volume_weight: float = 0.25,
     shortcut: bool = True,
+    walks: Walks | None = None,
 ) -> Objective:
     """Teach the flow map the teacher's probability flow, at all dyadic step sizes.
 
@@ -42,6 +67,7 @@ def self_distillation(
         volume_weight: Weight of how much they stretch.
         shortcut: Whether half of the states are also held to the end of the teacher's own walk over the step, which
             does not wait for the small steps to be learnt first.
+        walks: The teacher's own walks; default: taken at the first evaluation.
 
     Returns:
         The objective.
@@ -53,12 +79,10 @@ def self_distillation(
     if num_levels != int(num_levels):
         raise ValueError(f"num_time_steps must be a power of two, got {num_time_steps}.")
     dim = diffusion.target.dim
-    stored: list[Tensor] = []
+    taken = walks or Walks(diffusion, num_time_steps)
 
     def loss(leap: Leap, average: Leap) -> Loss:
-        if not stored:  # not before the teacher is trained
-            stored.append(_walk(diffusion, num_time_steps))
-        walks = stored[0]
+        walks = taken.states()
         stride = 2 ** int(torch.randint(int(num_levels) + 1, ()))
         step = stride * torch.randint(num_time_steps // stride, (batch_size,), device=walks.device)
         path = torch.randint(_NUM_PATHS, (batch_size,), device=walks.device)
@@ -115,12 +139,3 @@ def dyadic(num_time_steps: int) -> tuple[int, ...]:
         (1, 2, 4, 8)
     """
     return tuple(2**level for level in range(int(math.log2(num_time_steps)) + 1))
-
-
-def _walk(diffusion: Diffusion, num_time_steps: int) -> Tensor:
-    """Walks of the probability flow from fresh base draws, ``(num_time_steps + 1, N, D)``."""
-    like = diffusion.base.loc
-    with torch.no_grad():
-        start = torch.randn(_NUM_PATHS, len(like), dtype=like.dtype, device=like.device)
-
-        return diffusion.flow(start, num_time_steps)

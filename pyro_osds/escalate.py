@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pyro_osds.bridge import bridge
 from pyro_osds.evidence import Evidence
+from pyro_osds.explore import Exploration
 from pyro_osds.leap import Leap
+from pyro_osds.pause import random_state, set_random_state
 from pyro_osds.posterior import PosteriorDraws
 from pyro_osds.recipe import Recipe
 from pyro_osds.survey import resurvey
@@ -38,12 +40,29 @@ class Escalation:
         judge: Draws and verdict from the weights of a leap.
         walk: Draws and verdict from a bridge that starts from a leap, given the draws that its weights judged.
         deadline: No rung is begun after this time of ``time.perf_counter``.
+        finished: What rungs that were climbed before have left; a climb that was cut short goes on from there.
     """
 
     recipe: Recipe
     judge: Callable[[Any], PosteriorDraws]
     walk: Callable[[Leap, PosteriorDraws], PosteriorDraws]
     deadline: float
+    finished: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether there is a rung that was not climbed to its end."""
+        return "random" in self.finished
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was made under this name, before or now; cut short, it is made again from the same random numbers."""
+        if name not in self.finished:
+            self._begin()
+            made = make()
+            self.finished[name] = made
+            del self.finished["random"]
+
+        return self.finished[name]
 
     def climb(self, draws: PosteriorDraws, keep: Callable[[PosteriorDraws, str], None]) -> None:
         """Climb until the verdict is good.
@@ -55,31 +74,58 @@ class Escalation:
         keep(draws, self._report("flow", draws.evidence))
         evidence = draws.evidence
         poor = not evidence.reliable and not evidence.ess >= _POOR_ESS * evidence.num_draws
-        if poor and self._may_go_on and self.recipe.iterations_left > 0:
+        if poor and (self.recipe.iterations_left > 0 or "is larger" in self.finished) and self._may_go_on("is larger"):
             draws = self._larger_flow(draws, keep)
         leap = self.recipe.trainer.leap
-        if not draws.evidence.reliable and self._may_go_on and isinstance(leap, Leap):
-            walked = self.walk(leap, draws)
+        if not draws.evidence.reliable and isinstance(leap, Leap) and self._may_go_on("bridge"):
+            walked = self.once("bridge", lambda: self.walk(leap, draws))
             keep(walked, self._report("bridge", walked.evidence))
 
-    @property
-    def _may_go_on(self) -> bool:
-        return time.perf_counter() < self.deadline and not self.recipe.trainer.history.interrupted
+    def _may_go_on(self, rung: str) -> bool:
+        """Whether a rung may be begun; where not, the random numbers of its beginning are kept."""
+        if self.recipe.is_paused or self.recipe.trainer.history.interrupted:
+            return False
+        if rung in self.finished or time.perf_counter() < self.deadline:
+            return True
+        self._begin()
+
+        return False
+
+    def _begin(self) -> None:
+        """Take up the random numbers where they were when this rung was to be climbed before, or note them now."""
+        if "random" in self.finished:
+            set_random_state(self.finished["random"])
+        self.finished["random"] = random_state()
 
     def _larger_flow(self, draws: PosteriorDraws, keep: Callable[[PosteriorDraws, str], None]) -> PosteriorDraws:
-        recipe, before = self.recipe, self.recipe.trainer
-        particles = draws.bridge or bridge(cast("Leap", before.leap), recipe.found.target, _NUM_PARTICLES)
-        recipe.run_larger(resurvey(recipe.found, particles))
-        if recipe.trainer is before:
-            keep(draws, f"larger flow: ELBO no higher after {len(before.history.loss)} iterations in all")
+        recipe, flow = self.recipe, cast("Leap", self.recipe.trainer.leap)
+        found = self.once("survey", lambda: resurvey(recipe.found, draws.bridge or self._particles(flow)))
+        if "is larger" in self.finished:
+            larger = self.finished["is larger"]
+        else:
+            self._begin()
+            recipe.run_larger(found)
+            larger = recipe.trainer.leap is not flow
+            if not recipe.is_paused:
+                self.finished["is larger"] = larger
+                del self.finished["random"]
+        leap, iterations = recipe.trainer.leap, len(recipe.trainer.history.loss)
+        if not larger:
+            keep(draws, f"larger flow: ELBO no higher after {iterations} iterations in all")
             return draws
-        draws = self.judge(recipe.trainer.leap)
+        draws = self.judge(leap) if recipe.is_paused else self.once("larger flow", lambda: self.judge(leap))
         keep(draws, self._report("larger flow", draws.evidence))
+        if recipe.is_paused:
+            del self.finished["iterations of the larger flow"]
 
         return draws
 
+    def _particles(self, flow: Leap) -> Exploration:
+        return bridge(flow, self.recipe.found.target, _NUM_PARTICLES)
+
     def _report(self, rung: str, evidence: Evidence) -> str:
-        iterations = len(self.recipe.trainer.history.loss)
+        # Iterations at the first report: a climb that goes on repeats what it said.
+        iterations = self.finished.setdefault(f"iterations of the {rung}", len(self.recipe.trainer.history.loss))
 
         return (
             f"{rung}: log evidence {evidence.log_evidence:.4f} +- {evidence.std_error:.4f}, ELBO {evidence.elbo:.4f}, "

@@ -5,16 +5,19 @@ Everything that belongs to one set of model arguments is here; :class:`pyro_osds
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_osds.arguments import check_powers_of_two
+from pyro_osds.coordinates import coordinates_of, in_coordinates
 from pyro_osds.escalate import Escalation
 from pyro_osds.evidence import EvidenceCheck
 from pyro_osds.exchange import OrderedTarget
@@ -23,9 +26,10 @@ from pyro_osds.point import PointLeap, PointRecipe, PointTrainer
 from pyro_osds.posterior import PosteriorDraws, bridge_posterior, draw_posterior
 from pyro_osds.recipe import Recipe
 from pyro_osds.settings import Settings
-from pyro_osds.survey import survey
+from pyro_osds.survey import Survey, survey
 from pyro_osds.train import Trainer
 from pyro_osds.velocity import VelocityLeap, VelocityTrainer
+from pyro_osds.warm import FarOffError, survey_from
 
 AnyLeap = Leap | VelocityLeap | PointLeap
 AnyTrainer = Trainer | VelocityTrainer | PointTrainer
@@ -41,6 +45,7 @@ class Fit:
         settings: How to fit.
         starts: Unconstrained points to look around first, ``(S, D)``.
         deadline: Time of ``time.perf_counter`` after which no more training begins.
+        found: What a survey found before; default: explore now.
 
     Example:
         >>> from pyro_osds.target import FunctionTarget
@@ -53,7 +58,12 @@ class Fit:
     """
 
     def __init__(
-        self, target: Any, settings: Settings, starts: Tensor | None = None, deadline: float = math.inf
+        self,
+        target: Any,
+        settings: Settings,
+        starts: Tensor | None = None,
+        deadline: float = math.inf,
+        found: Survey | None = None,
     ) -> None:
         start = time.perf_counter()
         self.settings = settings
@@ -64,35 +74,83 @@ class Fit:
             self.recipe, self.target = PointRecipe(target), target
         else:
             vectorized = getattr(target, "vectorized", True)
-            found = survey(target, settings.particles(vectorized), starts=starts)
+            found = found or survey(target, settings.particles(vectorized), starts=starts)
             self.target = found.target
             groups = [site.stop - site.start for site in getattr(self.target, "sites", ())]
             budget = settings.budget(vectorized, deadline)
             self.recipe = Recipe(found, budget=budget, groups=groups, **settings.recipe_options)
         self.trainer: AnyTrainer = self.recipe.trainer
         self.leap: AnyLeap = self.trainer.leap
+        self.start_report: tuple[str, ...] = ()
         self.run_report: tuple[str, ...] = ()
         self.seconds = {"training_time": 0.0, "sampling_time": 0.0, "escalation_time": 0.0}
+        self.is_interrupted = False
+        self._rungs: dict[str, Any] = {}
         self._few_steps: dict[int, AnyLeap] = {}
         self._draws: PosteriorDraws | None = None
         self._samples: dict[str, Tensor] = {}
         self.seconds["exploration_time"] = time.perf_counter() - start
 
+    @classmethod
+    def warm(cls, before: Fit, target: Any, starts: Tensor | None = None, deadline: float = math.inf) -> Fit:
+        """A fit of another posterior nearby, from the flow of this one; explored anew where that is far off.
+
+        Arguments:
+            before: The other fit; it stays as it is.
+            target: The new posterior, as a target.
+            starts: Unconstrained points to look around first, ``(S, D)``.
+            deadline: Time of ``time.perf_counter`` after which no more training begins.
+        """
+        start, settings, leap = time.perf_counter(), before.settings, before.leap
+        try:
+            if before.recipe.found is None:
+                raise FarOffError("there is no flow")
+            found = survey_from(leap, before.recipe.found, target, settings.num_particles, starts)
+        except FarOffError as reason:
+            fit = cls(target, settings, starts, deadline)
+            fit.start_report = (f"warm start: explored anew, since {reason}",)
+        else:
+            fit = cls(target, settings, deadline=deadline, found=found)
+            assert isinstance(leap, Leap) and isinstance(fit.recipe, Recipe)
+            fit.recipe.start_from(leap.flow)
+            fit.trainer = fit.recipe.trainer
+            fit.leap = fit.trainer.leap
+            fit.start_report = ("warm start: from the flow of the last fit",)
+        fit.run_report = fit.start_report
+        fit.seconds["exploration_time"] = time.perf_counter() - start
+
+        return fit
+
     # ---- training ----
 
     def run(self) -> None:
-        """Train, draw, judge, and climb further rungs while the verdict is bad."""
+        """Train, draw, judge, and climb further rungs while the verdict is bad; what was cut short goes on."""
         start = time.perf_counter()
         self.recipe.run()
         self.trainer = self.recipe.trainer
         self.leap = self.trainer.leap
-        self.seconds["training_time"] = time.perf_counter() - start
+        self.seconds["training_time"] += time.perf_counter() - start
+        self.is_interrupted = self.recipe.is_paused
         if isinstance(self.recipe, Recipe) and self.settings.escalate:
             self._escalate(self.recipe)
 
-    def step(self) -> float:
-        """One optimiser step; the loss, nats."""
+    def resume(self, deadline: float = math.inf) -> None:
+        """Go on where a run was cut short, by Ctrl-C or by its deadline, as if it had not been.
+
+        Arguments:
+            deadline: Time of ``time.perf_counter`` after which no more training begins.
+        """
+        self._deadline = deadline
+        self.recipe.set_deadline(deadline)
         self._draws, self._few_steps = None, {}
+        self.run()
+
+    def step(self) -> float:
+        """One optimiser step; the loss, nats. A run that was cut short stays so."""
+        self._draws, self._few_steps = None, {}
+        if self.is_interrupted:
+            self.recipe.stay()
+            self._rungs, self.is_interrupted = {}, False
 
         return self.trainer.step()
 
@@ -109,13 +167,84 @@ class Fit:
             return bridge_posterior(leap, self.target, *chains, judged, self.improper_sites, self._other_reasons())
 
         start = time.perf_counter()
+        self.run_report = self.start_report
         # No rung cures a density without an integral.
-        deadline = -math.inf if self._other_reasons() else self._deadline
+        is_hopeless = bool(self._other_reasons())
+        # What is judged of a training that was cut short is judged for now only.
+        rungs = {} if recipe.is_paused else self._rungs
+        escalation = Escalation(recipe, self._judge, walk, -math.inf if is_hopeless else self._deadline, rungs)
         try:
-            Escalation(recipe, self._judge, walk, deadline).climb(self.draws, keep)
+            draws = escalation.once("flow", lambda: self.draws)
+            self.leap = recipe.trainer.leap
+            escalation.climb(draws, keep)
         except KeyboardInterrupt:
             warnings.warn("Escalation was interrupted; the last verdict stands.", stacklevel=5)
-        self.seconds["escalation_time"] = time.perf_counter() - start
+        self.is_interrupted = recipe.is_paused or (escalation.is_cut_short and not is_hopeless)
+        if not self.is_interrupted:
+            self._rungs = {}
+        self.seconds["escalation_time"] += time.perf_counter() - start
+
+    # ---- where the fit stands ----
+
+    def state(self) -> dict[str, Any]:
+        """All that draws, verdicts and further training depend on, except the target and random numbers."""
+        walks = {n: leap for n, leap in self._few_steps.items() if isinstance(leap, Leap) and self._is_copy(leap)}
+        survey_on_the_way = self._rungs.get("survey")
+
+        return {
+            "coordinates": coordinates_of(self.target),
+            "recipe": self.recipe.state(),
+            "is_averaged": self.leap is not self.trainer.leap,
+            "draws": self._draws,
+            "few_steps": {num_steps: leap.flow.state_dict() for num_steps, leap in walks.items()},
+            "rungs": self._rungs | ({"survey": replace(survey_on_the_way, target=None)} if survey_on_the_way else {}),
+            "is_interrupted": self.is_interrupted,
+            "start_report": self.start_report,
+            "run_report": self.run_report,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def restored(cls, target: Any, settings: Settings, state: dict[str, Any]) -> Fit:
+        """A fit that stands where another one stood.
+
+        Arguments:
+            target: The user's posterior, as a target; the same density as the other one's.
+            settings: The other one's settings.
+            state: What its :meth:`state` gave; it stays as it is.
+        """
+        seen = in_coordinates(target, state["coordinates"])
+        with torch.random.fork_rng():  # networks that are built draw weights that are replaced at once
+            found = replace(state["recipe"]["plan"].found, target=seen) if target.dim else None
+            fit = cls(target, settings, found=found)
+            fit.recipe.restore(state["recipe"])
+        fit.trainer = fit.recipe.trainer
+        fit.leap = fit.trainer.averaged() if state["is_averaged"] else fit.trainer.leap
+        for num_steps, weights in state["few_steps"].items():
+            assert isinstance(fit.leap, Leap)
+            walk = Leap(fit.leap.base, copy.deepcopy(fit.leap.flow), num_steps)
+            walk.flow.load_state_dict(weights)
+            fit._few_steps[num_steps] = walk
+        fit._rungs = dict(state["rungs"])
+        if "survey" in fit._rungs:
+            fit._rungs["survey"] = replace(fit._rungs["survey"], target=seen)
+        fit.is_interrupted = state["is_interrupted"]
+        fit.start_report, fit.run_report = state["start_report"], state["run_report"]
+        fit.seconds = dict(state["seconds"])
+        if state["draws"] is not None:
+            fit._keep(state["draws"])
+
+        return fit
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"target": self.given, "settings": self.settings, "state": self.state()}
+
+    def __setstate__(self, stored: dict[str, Any]) -> None:
+        self.__dict__ = Fit.restored(stored["target"], stored["settings"], stored["state"]).__dict__
+
+    def _is_copy(self, walk: Leap) -> bool:
+        """Whether a leap in another number of steps has weights of its own."""
+        return isinstance(self.leap, Leap) and walk.flow is not self.leap.flow
 
     # ---- draws ----
 

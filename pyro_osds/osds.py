@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,12 +22,15 @@ from pyro_osds.agreement import Agreement, compare_with_reference, parameter_err
 from pyro_osds.arguments import check_choices, check_counts, kept_arguments, same_arguments
 from pyro_osds.evidence import Evidence
 from pyro_osds.fit import AnyTrainer, Fit
+from pyro_osds.identity import check_arguments, check_density, check_model, identity
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.inference_data import to_inference_data
 from pyro_osds.leap import Leap
 from pyro_osds.model import CAPTURE, VECTORIZE, ModelTarget, PotentialTarget, one_point
+from pyro_osds.pause import random_state, set_random_state
 from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
 from pyro_osds.settings import Settings
+from pyro_osds.storage import check_place, read, unpack, write
 from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
 
 AnyTarget = ModelTarget | PotentialTarget | FunctionTarget
@@ -69,6 +75,8 @@ class OSDS:
         volume: With the velocity network, ``"exact"`` or ``"published"``: how its stretch of space is measured.
         num_blocks: Coupling blocks of the flow; default: by the recipe, more where few do not suffice.
         hidden_features: Width of the networks; default: by the recipe.
+        warm_start: Whether a run after the first one starts from the flow of the last one, for data that change a
+            little; see docs/saving.md. Where that flow is far off, the run explores anew; :attr:`run_report` says why.
         potential_fn: Instead of a model: minus a log density, of a dictionary of unconstrained values by site, as
             ``HMC`` takes it. ``initial_params`` then says which sites there are.
         vectorize: ``"auto"``, ``"vmap"`` or ``"loop"``: whether densities come in batches; see docs/models.md.
@@ -115,6 +123,7 @@ class OSDS:
         volume: str = "exact",
         num_blocks: int | None = None,
         hidden_features: int | None = None,
+        warm_start: bool = False,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         vectorize: str = "auto",
         capture: str | bool = "auto",
@@ -150,11 +159,19 @@ class OSDS:
             volume=volume,
             num_blocks=num_blocks,
             hidden_features=hidden_features,
+            warm_start=warm_start,
         )
         self._initial_params = initial_params
         self._has_strategy = init_strategy is not init_to_uniform
         # Everything that says how a density is evaluated; a potential function has no first run and no plates.
         options = {"transforms": transforms, "vectorize": vectorize, "capture": capture}
+        self._source: dict[str, Any] = {
+            "kind": "model" if model is not None else "potential_fn",
+            "options": {"initial_params": initial_params, "vectorize": vectorize, "capture": capture},
+            "transforms": sorted(transforms or {}),
+        }
+        if model is not None:
+            self._source["options"]["max_plate_nesting"] = max_plate_nesting
         self._make_target: Callable[..., AnyTarget]
         if model is not None:
             options |= {"init_strategy": init_strategy, "max_plate_nesting": max_plate_nesting}
@@ -192,9 +209,11 @@ class OSDS:
             >>> print(f"{osds.log_evidence:.2f}")  # exact: log(2 pi) = 1.84
             1.84
         """
-        target = FunctionTarget(log_prob_fn, dim, dtype, device)
         osds = cls(log_prob_fn, **options)
-        osds._make_target = lambda: target
+        target = FunctionTarget(log_prob_fn, dim, dtype, device)
+        osds._make_target = partial(_given_target, target)
+        shape = {"dim": dim, "dtype": str(target.dtype).removeprefix("torch."), "device": str(target.device)}
+        osds._source = {"kind": "log_prob_fn", "options": {"initial_params": osds._initial_params}, "shape": shape}
 
         return osds
 
@@ -202,7 +221,10 @@ class OSDS:
 
     @poutine.block
     def run(self, *args: Any, **kwargs: Any) -> None:
-        """Explore, train, draw, weigh and judge. Ctrl-C during training keeps the best flow so far.
+        """Explore, train, draw, weigh and judge.
+
+        Ctrl-C during training keeps the best flow so far, and :meth:`resume` goes on; during exploration it leaves the
+        sampler as it was.
 
         Arguments:
             args: Positional arguments of the model.
@@ -216,6 +238,32 @@ class OSDS:
         self.fit.run()
         for reason in self.evidence.reasons:
             warnings.warn(reason, stacklevel=3)
+
+    @poutine.block
+    def resume(self, max_time: float | None = None) -> None:
+        """Go on with a run that Ctrl-C or ``max_time`` cut short, from its last whole step.
+
+        What comes out is what the run would have given had nobody stopped it, bit for bit, also after :meth:`save` and
+        :meth:`load`. Torch's random numbers are taken up where the run left them.
+
+        Arguments:
+            max_time: Seconds after which no more training begins and no rung is climbed; default: none.
+
+        Raises:
+            RuntimeError: If the last run was not cut short.
+            ValueError: If ``max_time`` is not a positive number.
+        """
+        seconds = replace(self.settings, max_time=max_time).max_time
+        if not self.fit.is_interrupted:
+            raise RuntimeError("The last run came to its end by itself: there is nothing to resume. Use run or step.")
+        self.fit.resume(math.inf if seconds is None else time.perf_counter() + seconds)
+        for reason in self.evidence.reasons:
+            warnings.warn(reason, stacklevel=3)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether Ctrl-C or ``max_time`` cut the last run short, so that :meth:`resume` can go on with it."""
+        return self.fit.is_interrupted
 
     @poutine.block
     def step(self, *args: Any, **kwargs: Any) -> float:
@@ -417,6 +465,99 @@ class OSDS:
             {**fitted.seconds, "log_evidence": self.log_evidence, "num_steps": self.settings.num_steps},
         )
 
+    # ---- a file ----
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fit to one file: flow, draws, evidence, and all that further steps and draws depend on.
+
+        The file is put in its place when it is whole; a crash leaves what was there before. It holds tensors, strings
+        and numbers, and neither the model nor its data.
+
+        Arguments:
+            path: The file.
+
+        Raises:
+            RuntimeError: Before the first ``run`` or ``step``.
+            FileNotFoundError: If its directory does not exist.
+        """
+        place, fitted = check_place(path), self.fit
+        exploration = fitted.recipe.found.exploration if fitted.recipe.found else None
+        z = torch.zeros(1, 0, dtype=fitted.given.dtype) if exploration is None else exploration.z
+        content = {
+            "settings": self.settings.as_dict(),
+            "source": self._source,
+            "identity": identity(fitted.given, fitted.target, z, self._args, self._kwargs),
+            "fit": fitted.state(),
+            "random": random_state(),
+        }
+        write(place, content)
+
+    @classmethod
+    @poutine.block
+    def load(cls, path: str | os.PathLike[str], model: Callable[..., Any] | OSDS, *args: Any, **kwargs: Any) -> OSDS:
+        """The sampler that :meth:`save` wrote, with the same draws, and the same ones to come.
+
+        Torch's random numbers are put where they were when the file was written, so that whatever comes next, steps
+        and draws, is what would have come then.
+
+        Arguments:
+            path: The file.
+            model: What the sampler was made for: its model, ``log_prob_fn`` or ``potential_fn``. Or, where it had
+                options that a file cannot hold (``transforms``, ``init_strategy``), a sampler made with them, such as
+                ``OSDS(model, transforms=...)``; its other settings are those of the file.
+            args: Positional arguments of the model, as ``run`` had them.
+            kwargs: Keyword arguments of the model.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a whole file of ours, of a newer format, or of another model or other data.
+
+        Example:
+            >>> import os, pyro, tempfile
+            >>> pyro.set_rng_seed(0)
+            >>> def log_prob_fn(z):
+            ...     return -0.5 * z.square().sum(-1)
+            >>> osds = OSDS.from_log_prob(log_prob_fn, dim=2, disable_progbar=True)
+            >>> osds.run()
+            >>> path = os.path.join(tempfile.mkdtemp(), "fit.pt")
+            >>> osds.save(path)
+            >>> again = OSDS.load(path, log_prob_fn)
+            >>> again.log_evidence == osds.log_evidence
+            True
+        """
+        content = read(path)
+        osds = cls._like(content, model)
+        check_arguments(content["identity"], args, kwargs)
+        target = osds._make_target(*args, **kwargs)
+        check_model(content["identity"], target)
+        osds._fit = Fit.restored(target, osds.settings, unpack(content["fit"], target.device))
+        check_density(unpack(content["identity"], target.device), osds._fit.target)
+        osds._args, osds._kwargs = kept_arguments(args), kept_arguments(kwargs)
+        set_random_state(content["random"])
+
+        return osds
+
+    @classmethod
+    def _like(cls, content: dict[str, Any], model: Callable[..., Any] | OSDS) -> OSDS:
+        """A sampler for the model, made as the one in the file was."""
+        source, settings = content["source"], content["settings"]
+        if isinstance(model, OSDS):
+            osds = copy.copy(model)
+            osds.settings = Settings(**settings)
+            return osds
+        if source.get("transforms"):
+            raise ValueError(
+                f"The file's sampler had transforms for {source['transforms']}, which a file cannot hold: pass "
+                "OSDS(model, transforms=...) in place of the model."
+            )
+        options = {**settings, **source["options"]}
+        if source["kind"] == "log_prob_fn":
+            shape = source["shape"]
+            dtype = getattr(torch, shape["dtype"])
+            return cls.from_log_prob(model, shape["dim"], dtype=dtype, device=shape["device"], **options)
+
+        return cls(**{source["kind"]: model}, **options)
+
     # ---- assembly ----
 
     @property
@@ -453,7 +594,11 @@ class OSDS:
             return
         target = self._make_target(*args, **kwargs)
         try:
-            self._fit = Fit(target, self.settings, self._starts(target), deadline)
+            starts = self._starts(target)
+            if self.settings.warm_start and self._fit is not None:
+                self._fit = Fit.warm(self._fit, target, starts, deadline)
+            else:
+                self._fit = Fit(target, self.settings, starts, deadline)
         except NotFiniteError as error:
             sites = target.not_finite_sites(error.point) if isinstance(target, ModelTarget) else []
             named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""
@@ -475,6 +620,10 @@ class OSDS:
             raise ValueError(f"initial_params must end in {target.dim} coordinates; got shape {tuple(starts.shape)}.")
 
         return starts
+
+
+def _given_target(target: FunctionTarget) -> FunctionTarget:
+    return target
 
 
 def _model_target(model: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any) -> ModelTarget:

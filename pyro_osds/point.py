@@ -6,6 +6,8 @@ leap that has no coordinates to leap in, and weights that are all the same.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,7 @@ class PointTrainer:
     def __init__(self, target: Target) -> None:
         self.leap = PointLeap(target)
         self.history = History()
+        self.paused = None
         self._target = target
 
     def step(self) -> float:
@@ -74,12 +77,26 @@ class PointRecipe:
 
     name = "point"
     found = None
+    is_paused = False
 
     def __init__(self, target: Target) -> None:
         self.trainer = PointTrainer(target)
         self.teacher_history = TeacherHistory()
 
     def run(self) -> None:
+        """Nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: all of it comes from the target."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def stay(self) -> None:
+        """Nothing."""
+
+    def set_deadline(self, deadline: float) -> None:
         """Nothing."""
 
     def with_steps(self, num_steps: int) -> PointLeap:

@@ -17,11 +17,14 @@ import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+from torch import nn
 
 from pyro_osds.base import Base, gaussian_base
 from pyro_osds.diffusion import Diffusion
-from pyro_osds.distillation import dyadic, retrace, self_distillation
-from pyro_osds.flow_map import FlowMap
+from pyro_osds.distillation import Walks, dyadic, retrace, self_distillation
+from pyro_osds.flow_map import CouplingBlock, FlowMap
 from pyro_osds.leap import Leap
 from pyro_osds.network import ControlNetwork
 from pyro_osds.objective import Objective, exact_volume, forward_kl
@@ -38,6 +41,8 @@ _LEAN_GAP = 0.05
 _PROGRESS = 0.7
 # Iterations to learn other numbers of steps, and again to calibrate them.
 _RETRACING = 200
+# The first round of a flow that was trained before, and its learning rate as a share of the usual one.
+_WARM_ROUND, _WARM_RATE = 100, 0.3
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,64 @@ class FlowSize:
     hidden_features: int
 
 
+def size_of(flow: FlowMap) -> FlowSize:
+    """The size that a flow has.
+
+    Example:
+        >>> size_of(FlowMap(3, **asdict(LEAN))) == LEAN
+        True
+    """
+    blocks = cast("list[CouplingBlock]", list(flow.blocks))
+    hidden = cast("nn.Linear", blocks[0].network.curve[0]).out_features
+
+    return FlowSize(len(blocks), sum(block.num_bins > 0 for block in blocks), hidden)
+
+
 LEAN = FlowSize(num_blocks=5, num_spline_blocks=1, hidden_features=64)
 LARGE = FlowSize(num_blocks=8, num_spline_blocks=0, hidden_features=128)
 COVERING = FlowSize(num_blocks=6, num_spline_blocks=2, hidden_features=64)
 LARGEST = FlowSize(num_blocks=8, num_spline_blocks=2, hidden_features=128)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a flow is made from; the same plan makes the same flow again, untrained.
+
+    Arguments:
+        kind: ``"first"``, ``"large"``, ``"largest"``, or ``"warm"`` for one that was trained before.
+        found: The survey that it starts from.
+        num_iterations: Optimiser steps of a larger one.
+        size: The size of one that was trained before.
+    """
+
+    kind: str
+    found: Survey
+    num_iterations: int = 0
+    size: FlowSize | None = None
+
+
+@dataclass
+class _Contest:
+    """A larger flow in training, beside the one that there is."""
+
+    plan: Plan
+    champion: Trainer
+    challenger: Trainer
+
+    @property
+    def is_won(self) -> bool:
+        """Whether the larger one is better; the largest must be so by more than nothing, it has a base of its own."""
+        ours, theirs = self.challenger.history.best_elbo, self.champion.history.best_elbo
+
+        return ours > theirs or (ours == theirs and self.plan.kind == "large")
+
+    def best(self) -> Trainer:
+        """The better trainer so far, with the history of both."""
+        best = copy.copy(self.challenger if self.is_won else self.champion)
+        best.history = copy.deepcopy(self.champion.history)
+        best.history.extend(self.challenger.history)
+
+        return best
 
 
 class Recipe:
@@ -113,30 +172,62 @@ class Recipe:
         self._teacher_budget = teacher_budget or TeacherBudget(num_time_steps=num_time_steps)
         self._disable_progbar = disable_progbar
         self._more_iterations = more_iterations
-        self.trainer: Trainer | VelocityTrainer
+        self._walks: Walks | None = None
+        self._has_grown = False
+        self._contest: _Contest | None = None
+        self._plan = Plan("first", found)
         if network == "velocity":
-            self.name, budget = "velocity", replace(self._budget, learning_rate=0.1 * self._budget.learning_rate)
-            self.trainer = VelocityTrainer(
-                self._diffusion(), num_time_steps, budget, num_steps, volume, disable_progbar
-            )
-        else:
-            self.trainer = self._lean() if self.name == "calibrate" else self._covering()
+            self.name = "velocity"
+        self._volume = volume
+        self.trainer: Trainer | VelocityTrainer = self._build(self._plan)
 
     def run(self) -> None:
-        """Train until good enough, stalled, out of budget, or interrupted; ``trainer`` ends up with the better flow."""
+        """Train until good enough, stalled, out of budget, late or interrupted; ``trainer`` is the better flow.
+
+        What was cut short goes on, bit for bit, when it is run again.
+        """
         if self.teacher is not None and not self._teach(self.teacher):
             return
-        self.trainer.run()
-        history = self.trainer.history
-        left = self._budget.num_iterations - len(history.loss)
-        if not self._may_grow or history.interrupted or left <= 0 or history.gap[-1] <= _LEAN_GAP:
-            return
-        if self.found.base.num_components > 1 and history.gap[-1] > _PROGRESS * history.gap[0]:
-            return
-        larger = self._large(left)
-        best = self.trainer if larger.run().best_elbo < history.best_elbo else larger
-        history.extend(larger.history)
-        best.history, self.trainer = history, best
+        if not self._has_grown:
+            self.trainer.run()
+            left = self._budget.num_iterations - len(self.trainer.history.loss)
+            if self.trainer.paused is not None or not self._should_grow(left):
+                return
+            self._has_grown = True
+            self._challenge(Plan("large", self.found, left))
+        if self._contest is not None and self._contest.plan.kind == "large":
+            self._compete(self._contest)
+        elif self._contest is not None:
+            self.trainer = self._contest.champion
+
+    def start_from(self, flow: FlowMap) -> None:
+        """Start from a flow that was trained on the same base for another posterior, rather than from the identity.
+
+        Arguments:
+            flow: The flow; it stays as it is.
+        """
+        self._plan = Plan("warm", self.found, size=size_of(flow))
+        self.trainer = self._build(self._plan)
+        assert isinstance(self.trainer, Trainer)
+        self.trainer.start_from(flow)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether training was cut short and would go on."""
+        return self._contest is not None or self.trainer.paused is not None or self.teacher_history.paused is not None
+
+    def set_deadline(self, deadline: float) -> None:
+        """From now on training ends at this time of ``time.perf_counter``."""
+        self._budget = replace(self._budget, deadline=deadline)
+        for trainer in (self.trainer, *([self._contest.challenger] if self._contest else ())):
+            trainer.budget = replace(trainer.budget, deadline=deadline)
+
+    def stay(self) -> None:
+        """Make do with the better flow so far; what was cut short is not gone on with."""
+        if self._contest is not None and self._contest.is_won:
+            self._plan, self.found = self._contest.plan, self._contest.plan.found
+        self._contest, self.teacher_history.paused = None, None
+        self.trainer.stop()
 
     @property
     def iterations_left(self) -> int:
@@ -149,20 +240,36 @@ class Recipe:
     def run_larger(self, found: Survey) -> None:
         """Train the largest flow from another base and other particles; ``trainer`` ends up with the better flow.
 
+        What was cut short goes on when it is run again.
+
         Arguments:
             found: What is known now, in the coordinates of the first survey.
         """
-        before, points, num_iterations = self.trainer, found.exploration.z, self.iterations_left
-        budget = self._larger_budget(num_iterations)
-        size = replace(LARGEST, num_spline_blocks=0) if found.base.num_components > 1 else LARGEST
-        objective = exact_volume(found.target, budget.batch_size, points=points)
-        larger = self._trainer(found.base, size, budget, objective, forward_kl(points, budget.batch_size))
-        history, best_elbo = before.history, before.history.best_elbo
-        larger.run()
-        self._more_iterations = 0
-        history.extend(larger.history)
-        if larger.history.best_elbo > best_elbo:
-            larger.history, self.trainer, self.found = history, larger, found
+        if self._contest is None:
+            self._challenge(Plan("largest", found, self.iterations_left))
+        assert self._contest is not None
+        self._compete(self._contest)
+        if self._contest is None:
+            self._more_iterations = 0
+
+    def _challenge(self, plan: Plan) -> None:
+        """Put a larger flow beside the one that there is."""
+        assert isinstance(self.trainer, Trainer)
+        challenger = self._build(plan)
+        assert isinstance(challenger, Trainer)
+        self._contest = _Contest(plan, self.trainer, challenger)
+
+    def _compete(self, contest: _Contest) -> None:
+        """Train the larger flow and take the better of the two; for now only, where training is cut short."""
+        contest.challenger.run()
+        best = contest.best()
+        if contest.challenger.paused is not None:
+            self.trainer = best
+            return
+        self.trainer = contest.challenger if contest.is_won else contest.champion
+        if contest.is_won:
+            self._plan, self.found = contest.plan, contest.plan.found
+        self.trainer.history, self._contest = best.history, None
 
     def with_steps(self, num_steps: int) -> Leap | VelocityLeap:
         """The trained leap in another number of steps.
@@ -188,20 +295,92 @@ class Recipe:
 
         return walk
 
+    # ---- where training stands ----
+
+    def state(self) -> dict[str, Any]:
+        """All that further training depends on, except random numbers; surveys are without their target."""
+        contest = self._contest
+
+        return {
+            "name": self.name,
+            "found": _untargeted(self.found),
+            "plan": replace(self._plan, found=_untargeted(self._plan.found)),
+            "trainer": (contest.champion if contest else self.trainer).state(),
+            "rival": replace(contest.plan, found=_untargeted(contest.plan.found)) if contest else None,
+            "rival_trainer": contest.challenger.state() if contest else None,
+            "has_grown": self._has_grown,
+            "more_iterations": self._more_iterations,
+            "teacher": self.teacher.network.state_dict() if self.teacher else None,
+            "teacher_history": self.teacher_history,
+            "walks": self._walks.taken if self._walks else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where another recipe with the same arguments stood.
+
+        Arguments:
+            state: What its :meth:`state` gave; it stays as it is.
+        """
+        target = self.found.target
+        self.name, self.found = state["name"], replace(state["found"], target=target)
+        self._has_grown, self._more_iterations = state["has_grown"], state["more_iterations"]
+        self.teacher_history = copy.deepcopy(state["teacher_history"])
+        self._plan = replace(state["plan"], found=replace(state["plan"].found, target=target))
+        self.trainer = self._build(self._plan)
+        self.trainer.restore(state["trainer"])
+        if self.teacher is not None:
+            self.teacher.network.load_state_dict(state["teacher"])
+        if self._walks is not None:
+            self._walks.taken = state["walks"]
+        if state["rival"] is not None:
+            self._challenge(replace(state["rival"], found=replace(state["rival"].found, target=target)))
+            assert self._contest is not None
+            self._contest.challenger.restore(state["rival_trainer"])
+            self.trainer = self._contest.best()
+
+    # ---- the flows ----
+
+    def _should_grow(self, num_iterations: int) -> bool:
+        """Whether the lean flow left more than it should, and a larger one may help."""
+        history = self.trainer.history
+        if not self._may_grow or history.interrupted or num_iterations <= 0 or history.gap[-1] <= _LEAN_GAP:
+            return False
+
+        return self.found.base.num_components == 1 or history.gap[-1] <= _PROGRESS * history.gap[0]
+
     @property
     def _may_grow(self) -> bool:
-        return self.name == "calibrate" and self._size is None
+        return self.name == "calibrate" and self._size is None and self._plan.kind == "first"
 
     def _teach(self, teacher: Diffusion) -> bool:
-        """Train the teacher; whether nobody interrupted."""
+        """Train the teacher, unless that was done before; whether nobody interrupted."""
+        history = self.teacher_history
+        if history.terms and history.paused is None:
+            return True
         self.teacher_history = train_teacher(
-            teacher, self.found.exploration.z, self._teacher_budget, self._disable_progbar
+            teacher, self.found.exploration.z, self._teacher_budget, self._disable_progbar, history
         )
+        self.trainer.history.interrupted = self.teacher_history.interrupted
         if self.teacher_history.interrupted:
             warnings.warn("The teacher's training was interrupted; the flow is not trained.", stacklevel=4)
-            self.trainer.history.interrupted = True
 
         return not self.teacher_history.interrupted
+
+    def _build(self, plan: Plan) -> Trainer | VelocityTrainer:
+        """An untrained flow with its trainer."""
+        if self.name == "velocity":
+            budget = replace(self._budget, learning_rate=0.1 * self._budget.learning_rate)
+            return VelocityTrainer(
+                self._diffusion(), self.num_time_steps, budget, self._num_steps, self._volume, self._disable_progbar
+            )
+        if plan.size is not None:
+            return self._again(plan.size)
+        if plan.kind == "large":
+            return self._large(plan.num_iterations)
+        if plan.kind == "largest":
+            return self._largest(plan.found, plan.num_iterations)
+
+        return self._lean() if self.name == "calibrate" else self._covering()
 
     def _lean(self) -> Trainer:
         budget = replace(self._budget, max_gap=_LEAN_GAP) if self._may_grow else self._budget
@@ -219,6 +398,26 @@ class Recipe:
         objective = exact_volume(self.found.target, budget.batch_size, coverage)
 
         return self._trainer(self.found.base, LARGE, budget, objective)
+
+    def _again(self, size: FlowSize) -> Trainer:
+        """A flow that is nearly right: short rounds of small steps."""
+        found, budget = self.found, self._budget
+        budget = replace(
+            budget,
+            first_round=min(budget.first_round, _WARM_ROUND),
+            learning_rate=_WARM_RATE * budget.learning_rate,
+        )
+        points = found.exploration.z if found.is_folded else None
+        objective = exact_volume(found.target, budget.batch_size, points=points)
+
+        return self._trainer(found.base, size, budget, objective)
+
+    def _largest(self, found: Survey, num_iterations: int) -> Trainer:
+        budget, points = self._larger_budget(num_iterations), found.exploration.z
+        size = replace(LARGEST, num_spline_blocks=0) if found.base.num_components > 1 else LARGEST
+        objective = exact_volume(found.target, budget.batch_size, points=points)
+
+        return self._trainer(found.base, size, budget, objective, forward_kl(points, budget.batch_size))
 
     def _larger_budget(self, num_iterations: int) -> Budget:
         """One round, of larger batches and smaller steps."""
@@ -241,7 +440,8 @@ class Recipe:
         base = self._gaussian_base()
         if self.name == "distill":
             self.teacher = self._diffusion()
-            warm_up = self_distillation(self.teacher, self.num_time_steps, budget.batch_size)
+            self._walks = Walks(self.teacher, self.num_time_steps)
+            warm_up = self_distillation(self.teacher, self.num_time_steps, budget.batch_size, walks=self._walks)
             num_steps = dyadic(self.num_time_steps)
         else:
             warm_up, num_steps = forward_kl(points, budget.batch_size), ()
@@ -267,3 +467,8 @@ class Recipe:
         leap = Leap(base, flow, self._num_steps)
 
         return Trainer(leap, target, budget, objective, warm_up, self._disable_progbar)
+
+
+def _untargeted(found: Survey) -> Survey:
+    """A survey without its target, which no file can hold."""
+    return replace(found, target=None)

@@ -48,6 +48,7 @@ class Settings:
     volume: str = "exact"
     num_blocks: int | None = None
     hidden_features: int | None = None
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
         counts = ("num_samples", "num_chains", "num_steps", "num_iterations", "batch_size", "num_particles")
@@ -63,8 +64,9 @@ class Settings:
             }
         )
         check_powers_of_two({"num_steps": self.num_steps, "num_time_steps": self.num_time_steps})
-        if not isinstance(self.escalate, bool):
-            raise ValueError(f"escalate must be True or False, got {self.escalate!r}.")
+        for name, switch in (("escalate", self.escalate), ("warm_start", self.warm_start)):
+            if not isinstance(switch, bool):
+                raise ValueError(f"{name} must be True or False, got {switch!r}.")
         if self.max_time is not None and not (isinstance(self.max_time, (int, float)) and self.max_time > 0):
             raise ValueError(f"max_time must be a positive number of seconds or None, got {self.max_time!r}.")
 

@@ -84,8 +84,8 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
         >>> found.modes.count, found.base.loc.round().tolist()
         (1, [3.0, 3.0])
     """
-    first_way, spread = _first_way(target, starts)
-    exploration = explore(first_way, num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
+    way, spread = first_way(target, starts)
+    exploration = explore(way, num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
     exploration = replace(exploration, start=exploration.start if spread is None else spread)
     num_evaluations, ways = exploration.num_evaluations, 1
     given, (target, exploration, modes) = target, _in_one_order(target, exploration)
@@ -93,7 +93,7 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
         num_particles *= more
-        exploration = explore(first_way, num_particles, num_islands, ess_threshold=0.8, num_moves=4)
+        exploration = explore(way, num_particles, num_islands, ess_threshold=0.8, num_moves=4)
         num_evaluations += exploration.num_evaluations
         exploration = replace(exploration, start=exploration.start if spread is None else spread)
         target, exploration, modes = _in_one_order(given, exploration)
@@ -131,7 +131,7 @@ def resurvey(found: Survey, exploration: Exploration) -> Survey:
     return replace(found, base=base, exploration=replace(exploration, island_log_evidence=check), modes=modes)
 
 
-def _first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Tensor | None]:
+def first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Tensor | None]:
     """The way from the prior or, where it cannot be sampled, from a wide reference; then with points spread widely."""
     if getattr(target, "can_sample_prior", False):
         return PriorPath(target), None

@@ -9,7 +9,9 @@ Source: arXiv 2512.05251, section 2; off-policy log-variance, Richter, Berner 20
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyro_osds.diffusion import Diffusion, Paths
 from pyro_osds.objective import path_log_variance, path_reverse_kl, score_matching
+from pyro_osds.pause import random_state, set_random_state, uncut
 from pyro_osds.progress import progress_bar
 from pyro_osds.target import log_prob_and_score
 
@@ -61,15 +64,21 @@ class TeacherHistory:
         terms: Each loss by name, one value an iteration, of the iterations that minimised it.
         num_skipped: Iterations whose gradient was not finite, and that were left out.
         interrupted: Whether Ctrl-C ended training.
+        paused: Where it stood then, for :func:`train_teacher` to go on from.
     """
 
     terms: dict[str, list[float]] = field(default_factory=dict)
     num_skipped: int = 0
     interrupted: bool = False
+    paused: dict[str, Any] | None = None
 
 
 def train_teacher(
-    diffusion: Diffusion, z: Tensor, budget: TeacherBudget | None = None, disable_progbar: bool = True
+    diffusion: Diffusion,
+    z: Tensor,
+    budget: TeacherBudget | None = None,
+    disable_progbar: bool = True,
+    before: TeacherHistory | None = None,
 ) -> TeacherHistory:
     """Train a diffusion in place; its network ends up with the moving average of its weights.
 
@@ -78,48 +87,92 @@ def train_teacher(
         z: Particles that stand for the posterior, in the target's coordinates, ``(N, D)``.
         budget: How long and how hard.
         disable_progbar: Whether to hide the progress bar.
+        before: History of an interrupted training with the same arguments, which goes on, bit for bit.
 
     Returns:
         The history. Ctrl-C ends training with what was learnt so far.
     """
-    budget = budget or TeacherBudget()
-    u = diffusion.base.to_whitened(z)
-    score = log_prob_and_score(diffusion.log_prob, u)[1]
-    parameters = list(diffusion.network.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=budget.learning_rate, fused=True)
-    num_iterations = budget.num_matching + budget.num_path
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, budget.learning_rate, total_steps=max(num_iterations, 20), pct_start=0.1
-    )
-    average = AveragedModel(diffusion.network, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
-    history = TeacherHistory()
-    progress = progress_bar(num_iterations, "Teach", disable_progbar)
+    training = _Training(diffusion, z, budget or TeacherBudget())
+    if before is not None and before.paused is not None:
+        set_random_state(before.paused["random"])
+        training.restore(before.paused)
+    left = training.num_iterations - training.iteration
+    progress, random, paused = progress_bar(left, "Teach", disable_progbar), random_state(), None
     try:
-        for iteration in range(num_iterations):
-            if iteration < budget.num_matching:
-                chosen = torch.randint(len(u), (budget.matching_batch_size,), device=u.device)
-                name = "score_matching"
-                loss = score_matching(diffusion, u[chosen], score[chosen], 1.0 / budget.num_time_steps)
-            else:
-                name, loss = f"path_{budget.objective}", _path_loss(diffusion, z, budget)
-            history.terms.setdefault(name, []).append(loss.item())
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-            if torch.stack([gradient.sum() for gradient in gradients]).sum().isfinite():
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient
-                clip_grad_norm_(parameters, _MAX_GRADIENT_NORM)
-                optimizer.step()
-                average.update_parameters(diffusion.network)
-            else:
-                history.num_skipped += 1
-            scheduler.step()
+        for _ in range(left):
+            with uncut():
+                training.step()
+                random = random_state()
             progress.update()
     except KeyboardInterrupt:
-        history.interrupted = True
+        paused = {**copy.deepcopy(training.state()), "random": random}
     progress.close()
-    diffusion.network.load_state_dict(average.module.state_dict())
+    diffusion.network.load_state_dict(training.average.module.state_dict())
 
-    return history
+    return replace(training.history, interrupted=paused is not None, paused=paused)
+
+
+class _Training:
+    """The teacher's training, iteration by iteration."""
+
+    def __init__(self, diffusion: Diffusion, z: Tensor, budget: TeacherBudget) -> None:
+        self.history = TeacherHistory()
+        self.num_iterations = budget.num_matching + budget.num_path
+        self.average = AveragedModel(diffusion.network, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
+        self.iteration = 0
+        self._diffusion, self._z, self._budget = diffusion, z, budget
+        self._u = diffusion.base.to_whitened(z)
+        self._score = log_prob_and_score(diffusion.log_prob, self._u)[1]
+        self._parameters = list(diffusion.network.parameters())
+        self._optimizer = torch.optim.Adam(self._parameters, lr=budget.learning_rate, fused=True)
+        self._scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, budget.learning_rate, total_steps=max(self.num_iterations, 20), pct_start=0.1
+        )
+
+    def step(self) -> None:
+        """One iteration."""
+        name, loss = self._loss()
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
+        self.history.terms.setdefault(name, []).append(loss.item())
+        if torch.stack([gradient.sum() for gradient in gradients]).sum().isfinite():
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = gradient
+            clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
+            self._optimizer.step()
+            self.average.update_parameters(self._diffusion.network)
+        else:
+            self.history.num_skipped += 1
+        self._scheduler.step()
+        self.iteration += 1
+
+    def _loss(self) -> tuple[str, Tensor]:
+        budget, u = self._budget, self._u
+        if self.iteration >= budget.num_matching:
+            return f"path_{budget.objective}", _path_loss(self._diffusion, self._z, budget)
+        chosen = torch.randint(len(u), (budget.matching_batch_size,), device=u.device)
+        loss = score_matching(self._diffusion, u[chosen], self._score[chosen], 1.0 / budget.num_time_steps)
+
+        return "score_matching", loss
+
+    def state(self) -> dict[str, Any]:
+        """All that further iterations depend on, except random numbers."""
+        return {
+            "network": self._diffusion.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._scheduler.state_dict(),
+            "history": self.history,
+            "iteration": self.iteration,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where another training of the same teacher stood."""
+        state = copy.deepcopy(state)
+        self.history, self.iteration = state["history"], state["iteration"]
+        self._diffusion.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["schedule"])
 
 
 def _path_loss(diffusion: Diffusion, z: Tensor, budget: TeacherBudget) -> Tensor:

@@ -3,7 +3,7 @@ r"""Training the leap: rounds of optimiser steps, each judged on fresh draws; th
 A round runs a one-cycle schedule with clipped gradients and an exponential moving average (EMA) of the weights, and is
 followed by a look at fresh draws of the average. Rounds go on until the ELBO is as near to the log evidence as asked
 for, a round no longer helps, or the budget, in steps or in time, is spent. Ctrl-C ends training with the best weights
-so far.
+so far; a run that was cut short goes on, bit for bit, when it is run again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pyro_osds.flow_map import FlowMap
 from pyro_osds.importance import effective_sample_size, log_mean_weight, lower_bound, pareto_k, weigh
 from pyro_osds.leap import Leap
 from pyro_osds.objective import Objective, exact_volume, reverse_kl
+from pyro_osds.pause import random_state, set_random_state, uncut
 from pyro_osds.progress import progress_bar
 from pyro_osds.target import Target
 
@@ -117,6 +118,30 @@ class History:
         self.interrupted |= other.interrupted
 
 
+@dataclass
+class Course:
+    """Where the rounds of training stand.
+
+    Arguments:
+        iterations_left: Steps that later rounds may take.
+        num_steps: Steps of the present round or, between two, of the next one.
+        best: Weights of the flow at the best look so far.
+        best_score: ELBO there, nats.
+        gap: Log evidence minus ELBO at the end of the last round, nats.
+        phase: ``"start"``, before the first look; ``"warm_up"`` or ``"round"``, in either; ``"between"`` two rounds;
+            ``"done"``.
+        steps_left: Steps of the present round that are still to be taken.
+    """
+
+    iterations_left: int
+    num_steps: int
+    best: dict[str, Tensor]
+    best_score: float = -math.inf
+    gap: float = math.inf
+    phase: str = "start"
+    steps_left: int = 0
+
+
 class Trainer:
     """Trains a leap in place.
 
@@ -159,6 +184,9 @@ class Trainer:
         self._plain = reverse_kl(target, batch_size)
         self._parameters = list(leap.flow.parameters())
         self._use_plain = False
+        best = copy.deepcopy(leap.flow.state_dict())
+        self._course = Course(self.budget.num_iterations, self.budget.first_round, best)
+        self.paused: dict[str, Any] | None = None
         self._start_round()
 
     def _start_round(self, num_steps: int | None = None) -> None:
@@ -209,33 +237,30 @@ class Trainer:
         return Leap(self.leap.base, cast("FlowMap", self._average.module), self.leap.num_steps)
 
     def run(self) -> History:
-        """Train until good enough, stalled, out of budget, or interrupted; the leap keeps the best weights."""
-        best, best_score = copy.deepcopy(self.leap.flow.state_dict()), -math.inf
+        """Train until good enough, stalled, out of budget, late or interrupted; the leap keeps the best weights.
+
+        What was cut short, by Ctrl-C or by the deadline, goes on from its last whole step when it is run again; what
+        ended by itself has ended.
+        """
+        if self.paused is not None:
+            set_random_state(self.paused["random"])
+            self.restore(self.paused)
+        if self._course.phase == "done":
+            return self.history
         num_steps = self.budget.num_iterations + (self.budget.warm_up if self._warm_up else 0)
-        progress = progress_bar(num_steps, "Train", self.disable_progbar)
-        gap, num_steps, left = math.inf, self.budget.first_round, self.budget.num_iterations
+        progress = progress_bar(num_steps - len(self.history.loss), "Train", self.disable_progbar)
+        random = random_state()
         try:
-            best_score, _, _ = self._validate()
-            if self._warm_up is not None:
-                self._run_round(self.budget.warm_up, progress, self._warm_up)
-                # Better or worse by its ELBO: it is where the modes are.
-                best, (best_score, _, _) = copy.deepcopy(self._average.module.state_dict()), self._validate()
-                self.leap.flow.load_state_dict(best)
-            while left > 0 and not self._is_late:
-                num_steps = min(num_steps, left)
-                self._run_round(num_steps, progress)
-                left -= num_steps
-                score, new_gap, k = self._validate()
-                progress.set_postfix(elbo=f"{score:.3f}", pareto_k=f"{k:.2f}")
-                stalled = new_gap > _STALL * gap
-                if score > best_score:
-                    best, best_score = copy.deepcopy(self._average.module.state_dict()), score
-                self.leap.flow.load_state_dict(best)
-                if (new_gap < self.budget.elbo_gap and k < 0.7) or stalled or new_gap > self.budget.max_gap:
-                    break
-                gap, num_steps = new_gap, num_steps + num_steps // 2
+            while self._course.phase == "start" or (self._course.phase != "done" and not self._is_late):
+                with uncut():
+                    self._advance(progress)
+                    random = random_state()
+            if self._course.phase != "done":
+                self._pause(random)
+                self._keep_late()
         except KeyboardInterrupt:
-            self._keep_interrupted(best, best_score)
+            self._pause(random)
+            self._keep_interrupted()
         finally:
             # Stopping early is success: the bar ends full.
             progress.total = progress.n
@@ -249,25 +274,114 @@ class Trainer:
 
         return self.history
 
-    def _run_round(self, num_steps: int, progress: Any, objective: Objective | None = None) -> None:
-        self._start_round(num_steps)
-        for _ in range(num_steps):
-            if self._is_late:
-                break
-            _ = self.step() if objective is None else self._step(objective)
+    def _advance(self, progress: Any) -> None:
+        """One whole move: a step, or the look that ends a round and decides what follows."""
+        course = self._course
+        if course.phase == "start":
+            course.best_score, _, _ = self._validate()
+            course.phase = "between"
+            if self._warm_up is not None:
+                self._begin_round("warm_up", self.budget.warm_up)
+        elif course.phase == "between":
+            self._begin_round("round", min(course.num_steps, course.iterations_left))
+            course.iterations_left -= course.steps_left
+        elif course.steps_left:
+            _ = self.step() if self._warm_up is None or course.phase == "round" else self._step(self._warm_up)
+            course.steps_left -= 1
             progress.update()
+        else:
+            self._end_round(progress)
+
+    def _begin_round(self, phase: str, num_steps: int) -> None:
+        course = self._course
+        course.phase, course.num_steps, course.steps_left = phase, num_steps, num_steps
+        self._start_round(num_steps)
+
+    def _end_round(self, progress: Any) -> None:
+        """Look at fresh draws, keep the better weights, and choose how to go on."""
+        course, budget = self._course, self.budget
+        score, gap, k = self._validate()
+        average = copy.deepcopy(self._average.module.state_dict())
+        if course.phase == "warm_up":
+            # Better or worse by its ELBO: it is where the modes are.
+            course.best, course.best_score, course.num_steps, stop = average, score, budget.first_round, False
+        else:
+            progress.set_postfix(elbo=f"{score:.3f}", pareto_k=f"{k:.2f}")
+            if score > course.best_score:
+                course.best, course.best_score = average, score
+            stop = (gap < budget.elbo_gap and k < 0.7) or gap > _STALL * course.gap or gap > budget.max_gap
+            course.gap, course.num_steps = gap, course.num_steps + course.num_steps // 2
+        self.leap.flow.load_state_dict(course.best)
+        course.phase = "between"
+        if stop or course.iterations_left <= 0:
+            self.stop()
+
+    def start_from(self, flow: FlowMap) -> None:
+        """Take over the weights of another flow of the same size, before any training."""
+        self.leap.flow.load_state_dict(flow.state_dict())
+        self._course.best = copy.deepcopy(flow.state_dict())
+        self._start_round()
+
+    def stop(self) -> None:
+        """End training as it stands; steps by hand go on from these weights, at a constant rate."""
+        self._course.phase, self.paused = "done", None
+        self._start_round()
 
     @property
     def _is_late(self) -> bool:
         return time.perf_counter() > self.budget.deadline
 
-    def _keep_interrupted(self, best: dict[str, torch.Tensor], best_score: float) -> None:
+    def _keep_late(self) -> None:
+        """The time is over: the average so far is kept if it is better than the best round, or warmed up."""
+        course = self._course
+        if course.phase == "between":
+            return
+        score, _, _ = self._validate()
+        is_better = course.phase == "warm_up" or score > course.best_score
+        self.leap.flow.load_state_dict(self._average.module.state_dict() if is_better else course.best)
+
+    def _keep_interrupted(self) -> None:
         """Ctrl-C in the middle of a round: the average so far is kept if it is better than the best round."""
         self.history.interrupted = True
         average = self._average.module.state_dict()
         score, _, _ = self._validate()
-        self.leap.flow.load_state_dict(average if score > best_score else best)
+        self.leap.flow.load_state_dict(average if score > self._course.best_score else self._course.best)
         warnings.warn("Training was interrupted; the best weights so far are used.", stacklevel=4)
+
+    # ---- where training stands ----
+
+    def state(self) -> dict[str, Any]:
+        """All that further steps and rounds depend on, except random numbers."""
+        return {
+            "flow": self.leap.flow.state_dict(),
+            "average": self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._scheduler.state_dict() if self._scheduler else {},
+            "use_plain": self._use_plain,
+            "history": self.history,
+            "course": self._course,
+            "paused": self.paused,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where another trainer of the same flow and budget stood.
+
+        Arguments:
+            state: What its :meth:`state` gave; it stays as it is.
+        """
+        state = copy.deepcopy(state)
+        self.history, self._course, self.paused = state["history"], state["course"], state["paused"]
+        self._use_plain = state["use_plain"]
+        self._start_round(state["schedule"].get("total_steps"))
+        self.leap.flow.load_state_dict(state["flow"])
+        self._average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["schedule"])
+
+    def _pause(self, random: dict[str, Any]) -> None:
+        """Note where to go on, before the weights so far are put to use."""
+        self.paused = {**copy.deepcopy(self.state()), "random": random}
 
     def _validate(self) -> tuple[float, float, float]:
         """ELBO, its distance to the log evidence, and pareto k of the averaged weights, on fresh draws."""

@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pyro_osds.diffusion import Diffusion
 from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_k, weigh
 from pyro_osds.objective import path_reverse_kl, state_consistency, two_half_steps, volume_consistency
+from pyro_osds.pause import random_state, set_random_state, uncut
 from pyro_osds.progress import progress_bar
 from pyro_osds.train import Budget, History
 
@@ -161,6 +164,8 @@ class VelocityTrainer:
         self._parameters = list(diffusion.network.parameters())
         self._optimizer = torch.optim.Adam(self._parameters, lr=self.budget.learning_rate)
         self._average = AveragedModel(diffusion.network, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
+        self._is_done = False
+        self.paused: dict[str, Any] | None = None
 
     def step(self) -> float:
         """One iteration: a step on the paths' reverse KL, one on consistency; returns the first loss, nats."""
@@ -212,17 +217,35 @@ class VelocityTrainer:
         return -log_weight[log_weight.isfinite()].mean().item()
 
     def run(self) -> History:
-        """Spend the budget; Ctrl-C keeps the weights so far."""
-        history = self.history
-        progress = progress_bar(self.budget.num_iterations, "Train", self.disable_progbar)
+        """Spend the budget; Ctrl-C or the deadline keep the weights so far, and another run goes on from there."""
+        if self.paused is not None:
+            set_random_state(self.paused["random"])
+            self.restore(self.paused)
+        if self._is_done:
+            return self.history
+        left = self.budget.num_iterations - len(self.history.loss)
+        progress, random = progress_bar(left, "Train", self.disable_progbar), random_state()
         try:
-            for _ in range(self.budget.num_iterations):
-                self.step()
+            for _ in range(left):
+                if time.perf_counter() > self.budget.deadline:
+                    self._pause(random)
+                    break
+                with uncut():
+                    self.step()
+                    random = random_state()
                 progress.update()
         except KeyboardInterrupt:
-            history.interrupted = True
+            self._pause(random)
+            self.history.interrupted = True
             warnings.warn("Training was interrupted; the weights so far are used.", stacklevel=3)
         progress.close()
+        self._validate()
+        self._is_done = self.paused is None
+
+        return self.history
+
+    def _validate(self) -> None:
+        history = self.history
         log_weight = weigh(self.leap, self.target, self.budget.num_validation_draws).log_weight
         finite = log_weight[log_weight.isfinite()]
         elbo = finite.mean().item() if len(finite) else -math.inf
@@ -232,4 +255,34 @@ class VelocityTrainer:
         history.ess.append(effective_sample_size(log_weight) / len(log_weight))
         history.pareto_k.append(pareto_k(log_weight))
 
-        return history
+    def stop(self) -> None:
+        """End training as it stands."""
+        self._is_done, self.paused = True, None
+
+    # ---- where training stands ----
+
+    def state(self) -> dict[str, Any]:
+        """All that further steps depend on, except random numbers."""
+        return {
+            "network": self.diffusion.network.state_dict(),
+            "average": self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "history": self.history,
+            "is_done": self._is_done,
+            "paused": self.paused,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where another trainer of the same network and budget stood.
+
+        Arguments:
+            state: What its :meth:`state` gave; it stays as it is.
+        """
+        state = copy.deepcopy(state)
+        self.history, self.paused, self._is_done = state["history"], state["paused"], state["is_done"]
+        self.diffusion.network.load_state_dict(state["network"])
+        self._average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _pause(self, random: dict[str, Any]) -> None:
+        self.paused = {**copy.deepcopy(self.state()), "random": random}

@@ -32,6 +32,7 @@ class FakeRecipe:
         self.trainer = self._trainer(leap or Leap(gaussian_base(torch.randn(50, 1)), FlowMap(1)), 10)
         self.iterations_left = iterations_left
         self.surveys = []
+        self.is_paused = False
         self._better = better
 
     def _trainer(self, leap, num_steps):

@@ -79,6 +79,10 @@ class Ladder:
         self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
         self._may_capture = self.vectorized and capture == "auto" and len(example) > 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Recorded graphs cannot be pickled; they are recorded again when they are first needed.
+        return {**self.__dict__, "_graphs": {}}
+
     def of(self, single: Single) -> Ladder:
         """A ladder with the same options for another density of the same points."""
         return Ladder(single, self._example, *self._options)

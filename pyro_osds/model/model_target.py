@@ -38,6 +38,7 @@ from pyro_osds.model.trace import (
     outside_support,
     plate_nesting,
     site_dims,
+    support_kind,
     to_support,
 )
 
@@ -100,6 +101,7 @@ class ModelTarget:
         self._nesting = max_plate_nesting if max_plate_nesting is not None else plate_nesting(trace)
         self._below_discrete: frozenset[str] = frozenset()
         self.sites = self._layout(continuous)
+        self.supports = {site["name"]: support_kind(site["fn"]) for site in (*continuous, *discrete)}
         self._shapes = {site.name: site.shape for site in self.sites}
         self.dim = self.sites[-1].stop if self.sites else 0
         like = joint_like(trace)

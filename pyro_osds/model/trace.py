@@ -41,6 +41,15 @@ def init_anywhere(strategy: Callable[..., Any]) -> Callable[..., Any]:
     return init
 
 
+def support_kind(fn: Any) -> str:
+    """The kind of a distribution's support, without its bounds, which may depend on other latents."""
+    kind, support = "", fn.support
+    while hasattr(support, "base_constraint"):
+        kind, support = f"{kind}{type(support).__name__} ", support.base_constraint
+
+    return f"{kind}{type(support).__name__}".replace("_", " ").strip()
+
+
 def is_latent(site: Mapping[str, Any]) -> bool:
     """Whether a site is sampled: neither observed nor a plate's own bookkeeping."""
     return site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], _Subsample)
