@@ -1,22 +1,40 @@
 """One-step diffusion samplers for Pyro: posterior draws and a log evidence from one network evaluation per draw."""
 
+import logging
+
 from pyro_osds.agreement import Agreement
-from pyro_osds.compare import UnreliableEvidenceWarning, compare_evidence
+from pyro_osds.compare import compare_evidence
 from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.importance import WeightedDraws
 from pyro_osds.kernel import OSDSKernel
 from pyro_osds.osds import OSDS
 from pyro_osds.plot_evidence import plot_evidence
+from pyro_osds.trouble import (
+    AmbiguousArgumentWarning,
+    InterruptedWarning,
+    OSDSWarning,
+    TrainingWarning,
+    UnreliableEvidenceWarning,
+    VectorizationWarning,
+)
+
+# Silent until the user asks: logging.basicConfig(level="INFO") will do.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 
 __all__ = [
     "OSDS",
     "Agreement",
+    "AmbiguousArgumentWarning",
     "Evidence",
     "EvidenceCheck",
+    "InterruptedWarning",
     "OSDSKernel",
+    "OSDSWarning",
+    "TrainingWarning",
     "UnreliableEvidenceWarning",
+    "VectorizationWarning",
     "WeightedDraws",
     "compare_evidence",
     "plot_evidence",

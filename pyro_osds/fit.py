@@ -5,9 +5,9 @@ Everything that belongs to one set of model arguments is here; :class:`pyro_osds
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,12 +25,14 @@ from pyro_osds.recipe import Recipe
 from pyro_osds.settings import Settings
 from pyro_osds.survey import survey
 from pyro_osds.train import Trainer
+from pyro_osds.trouble import InterruptedWarning, warn
 from pyro_osds.velocity import VelocityLeap, VelocityTrainer
 
 AnyLeap = Leap | VelocityLeap | PointLeap
 AnyTrainer = Trainer | VelocityTrainer | PointTrainer
 
 _CHUNK_SIZE = 2048
+_log = logging.getLogger(__name__)
 
 
 class Fit:
@@ -77,6 +79,8 @@ class Fit:
         self._draws: PosteriorDraws | None = None
         self._samples: dict[str, Tensor] = {}
         self.seconds["exploration_time"] = time.perf_counter() - start
+        if _log.isEnabledFor(logging.INFO):
+            self._log_choices()
 
     # ---- training ----
 
@@ -87,6 +91,9 @@ class Fit:
         self.trainer = self.recipe.trainer
         self.leap = self.trainer.leap
         self.seconds["training_time"] = time.perf_counter() - start
+        history = self.trainer.history
+        elbo = f"ELBO {history.elbo[-1]:.4f}" if history.elbo else "no ELBO"
+        _log.info("training: %d iterations in %.1f s, %s", len(history.loss), self.seconds["training_time"], elbo)
         if isinstance(self.recipe, Recipe) and self.settings.escalate:
             self._escalate(self.recipe)
 
@@ -102,6 +109,7 @@ class Fit:
         def keep(draws: PosteriorDraws, report: str) -> None:
             self.trainer, self.leap = recipe.trainer, recipe.trainer.leap
             self.run_report += (report,)
+            _log.info("rung: %s", report)
             self._keep(draws)
 
         def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
@@ -114,8 +122,30 @@ class Fit:
         try:
             Escalation(recipe, self._judge, walk, deadline).climb(self.draws, keep)
         except KeyboardInterrupt:
-            warnings.warn("Escalation was interrupted; the last verdict stands.", stacklevel=5)
-        self.seconds["escalation_time"] = time.perf_counter() - start
+            warn("Escalation was interrupted; the last verdict stands.", InterruptedWarning)
+        self.seconds["escalation_time"] = time.perf_counter() - start - self.seconds["sampling_time"]
+        _log.info("drawn and judged in %(sampling_time).1f s, escalated in %(escalation_time).1f s", self.seconds)
+
+    def _log_choices(self) -> None:
+        """What was chosen before anything is trained."""
+        found, target = self.recipe.found, self.model_target
+        _log.info("density: %d dimensions, evaluated as %r", self.target.dim, getattr(target, "rung", "given"))
+        if found is None:
+            return
+        exchanged = isinstance(self.target, OrderedTarget)
+        standardized = getattr(target, "standardized", False)
+        words = ["standardised" if standardized else "as given", *(["exchangeable components in order"] * exchanged)]
+        _log.info("coordinates: %s", ", ".join(words))
+        _log.info("modes: %d, valleys between %.0f%% of pairs", found.modes.count, 100 * found.modes.parted)
+        _log.info("base: %d Gaussian component(s)", found.base.num_components)
+        _log.info(
+            "exploration: log evidence %.3f +- %.3f, %d evaluations in %.1f s",
+            found.exploration.log_evidence,
+            found.exploration.std_error,
+            found.num_evaluations,
+            self.seconds["exploration_time"],
+        )
+        _log.info("recipe: %s", self.recipe.name)
 
     # ---- draws ----
 
@@ -131,6 +161,11 @@ class Fit:
         assert self._draws is not None
 
         return self._draws
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are posterior draws, and a verdict on them."""
+        return self._draws is not None
 
     def forget_draws(self) -> None:
         """Make fresh draws when next asked for."""

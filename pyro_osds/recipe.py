@@ -14,7 +14,7 @@ While the verdict is bad, :meth:`Recipe.run_larger` begins again from better par
 from __future__ import annotations
 
 import copy
-import warnings
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -28,6 +28,7 @@ from pyro_osds.objective import Objective, exact_volume, forward_kl
 from pyro_osds.survey import Survey
 from pyro_osds.teacher import TeacherBudget, TeacherHistory, train_teacher
 from pyro_osds.train import Budget, Trainer
+from pyro_osds.trouble import InterruptedWarning, warn
 from pyro_osds.velocity import VelocityLeap, VelocityTrainer
 
 RECIPES = ("auto", "calibrate", "cover", "distill")
@@ -38,6 +39,7 @@ _LEAN_GAP = 0.05
 _PROGRESS = 0.7
 # Iterations to learn other numbers of steps, and again to calibrate them.
 _RETRACING = 200
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ class Recipe:
             teacher, self.found.exploration.z, self._teacher_budget, self._disable_progbar
         )
         if self.teacher_history.interrupted:
-            warnings.warn("The teacher's training was interrupted; the flow is not trained.", stacklevel=4)
+            warn("The teacher's training was interrupted; the flow is not trained.", InterruptedWarning)
             self.trainer.history.interrupted = True
 
         return not self.teacher_history.interrupted
@@ -263,6 +265,12 @@ class Recipe:
         self, base: Base, size: FlowSize, budget: Budget, objective: Objective, warm_up: Objective | None = None
     ) -> Trainer:
         target = self.found.target
+        _log.info(
+            "flow: %s from %d base component(s), at most %d iterations",
+            size,
+            base.num_components,
+            budget.num_iterations,
+        )
         flow = FlowMap(target.dim, self._groups, **asdict(size)).to(dtype=target.dtype, device=target.device)
         leap = Leap(base, flow, self._num_steps)
 

@@ -113,6 +113,7 @@ def train_teacher(
             else:
                 history.num_skipped += 1
             scheduler.step()
+            progress.set_postfix(loss=f"{history.terms[name][-1]:.3f}")
             progress.update()
     except KeyboardInterrupt:
         history.interrupted = True

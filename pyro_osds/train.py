@@ -9,9 +9,9 @@ so far.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
-import warnings
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from pyro_osds.leap import Leap
 from pyro_osds.objective import Objective, exact_volume, reverse_kl
 from pyro_osds.progress import progress_bar
 from pyro_osds.target import Target
+from pyro_osds.trouble import InterruptedWarning, TrainingWarning, warn
 
 _EMA_DECAY = 0.98
 _MAX_GRADIENT_NORM = 1.0
@@ -33,6 +34,7 @@ _WARM_UP_SHARE = 0.1
 # A one-cycle schedule needs two steps to warm up; a shorter round runs a part of it.
 _MIN_SCHEDULE = 20
 _STALL = 0.8
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ class Trainer:
                 self._run_round(num_steps, progress)
                 left -= num_steps
                 score, new_gap, k = self._validate()
-                progress.set_postfix(elbo=f"{score:.3f}", pareto_k=f"{k:.2f}")
+                progress.set_postfix(ELBO=f"{score:.3f}", pareto_k=f"{k:.2f}")
                 stalled = new_gap > _STALL * gap
                 if score > best_score:
                     best, best_score = copy.deepcopy(self._average.module.state_dict()), score
@@ -237,14 +239,12 @@ class Trainer:
         except KeyboardInterrupt:
             self._keep_interrupted(best, best_score)
         finally:
-            # Stopping early is success: the bar ends full.
-            progress.total = progress.n
             progress.close()
         if self.history.num_skipped:
-            warnings.warn(
+            warn(
                 f"{self.history.num_skipped} of {len(self.history.loss)} training steps had a gradient that is not "
                 "finite and were skipped; the log density may overflow near the posterior.",
-                stacklevel=3,
+                TrainingWarning,
             )
 
         return self.history
@@ -254,7 +254,8 @@ class Trainer:
         for _ in range(num_steps):
             if self._is_late:
                 break
-            _ = self.step() if objective is None else self._step(objective)
+            loss = self.step() if objective is None else self._step(objective)
+            progress.set_postfix(loss=f"{loss:.3f}")
             progress.update()
 
     @property
@@ -267,7 +268,7 @@ class Trainer:
         average = self._average.module.state_dict()
         score, _, _ = self._validate()
         self.leap.flow.load_state_dict(average if score > best_score else best)
-        warnings.warn("Training was interrupted; the best weights so far are used.", stacklevel=4)
+        warn("Training was interrupted; the best weights so far are used.", InterruptedWarning)
 
     def _validate(self) -> tuple[float, float, float]:
         """ELBO, its distance to the log evidence, and pareto k of the averaged weights, on fresh draws."""
@@ -280,5 +281,6 @@ class Trainer:
         self.history.gap.append(log_mean_weight(log_weight)[0] - elbo)
         self.history.ess.append(effective_sample_size(log_weight) / len(log_weight))
         self.history.pareto_k.append(k)
+        _log.debug("step %d: ELBO %.4f, gap %.4f, pareto k %.2f", len(self.history.loss), elbo, self.history.gap[-1], k)
 
         return elbo, self.history.gap[-1], k

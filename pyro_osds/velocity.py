@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_
 from pyro_osds.objective import path_reverse_kl, state_consistency, two_half_steps, volume_consistency
 from pyro_osds.progress import progress_bar
 from pyro_osds.train import Budget, History
+from pyro_osds.trouble import InterruptedWarning, warn
 
 VOLUMES = ("published", "exact")
 
@@ -217,11 +217,11 @@ class VelocityTrainer:
         progress = progress_bar(self.budget.num_iterations, "Train", self.disable_progbar)
         try:
             for _ in range(self.budget.num_iterations):
-                self.step()
+                progress.set_postfix(loss=f"{self.step():.3f}")
                 progress.update()
         except KeyboardInterrupt:
             history.interrupted = True
-            warnings.warn("Training was interrupted; the weights so far are used.", stacklevel=3)
+            warn("Training was interrupted; the weights so far are used.", InterruptedWarning)
         progress.close()
         log_weight = weigh(self.leap, self.target, self.budget.num_validation_draws).log_weight
         finite = log_weight[log_weight.isfinite()]

@@ -12,7 +12,6 @@ vmap with tensors that belong to the batch from the start, then a graph of which
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,16 +29,13 @@ from pyro_osds.model.capture import (
 )
 from pyro_osds.model.compat import VmapCompat, is_numerical, vmappable_pyro
 from pyro_osds.model.source import first_line, user_line
+from pyro_osds.trouble import VectorizationWarning, warn
 
 VECTORIZE = ("auto", "vmap", "loop")
 CAPTURE = ("auto", False)
 
 Single = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps one point ``(D,)`` to its log prior and log likelihood, two scalars."""
-
-
-class VectorizationWarning(UserWarning):
-    """The model cannot be evaluated in batches and runs point by point, which is slow but right."""
 
 
 class Ladder:
@@ -160,10 +156,9 @@ class Ladder:
         self.vectorized = False
         if must:
             raise ValueError(f"vectorize='vmap' does not work for this model: {self.reason}. Use vectorize='auto'.")
-        warnings.warn(
+        warn(
             f"The model runs point by point, about a hundred times slower than in batches: {self.reason}.",
             VectorizationWarning,
-            stacklevel=6,
         )
 
         return False
