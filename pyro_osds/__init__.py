@@ -9,6 +9,8 @@ from pyro_osds.importance import WeightedDraws
 from pyro_osds.kernel import OSDSKernel
 from pyro_osds.osds import OSDS
 from pyro_osds.plot_evidence import plot_evidence
+from pyro_osds.plot_fit import plot_fit
+from pyro_osds.plot_leap import plot_leap
 from pyro_osds.trouble import (
     AmbiguousArgumentWarning,
     InterruptedWarning,
@@ -38,4 +40,6 @@ __all__ = [
     "WeightedDraws",
     "compare_evidence",
     "plot_evidence",
+    "plot_fit",
+    "plot_leap",
 ]

@@ -418,7 +418,7 @@ class OSDS:
             {
                 "observed_data": arrays(observed),
                 "fit": fit_group(self.evidence, recipe.found, recipe.name, self.rung, self.run_report),
-                "fit_stats": fit_stats_group(history, taught),
+                "fit_stats": fit_stats_group(history, taught, draws.flow_log_weight),
             },
             {**fit_stats_dims(history, taught), **dims},
             {**fitted.seconds, "log_evidence": self.log_evidence, "num_steps": self.settings.num_steps},

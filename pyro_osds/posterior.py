@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ class PosteriorDraws:
         acceptance: Acceptance probability of the steps that are kept, ``(num_chains, num_samples)``.
         evidence: Evidence and verdict from all weighted draws.
         bridge: The short bridge that gave the second opinion, if the weights asked for one.
+        flow_log_weight: Log weights of the flow's own draws, ``(S,)``, also where a bridge gave the draws.
     """
 
     proposals: FlowDraws
@@ -61,6 +62,7 @@ class PosteriorDraws:
     acceptance: Tensor
     evidence: Evidence
     bridge: Exploration | None = None
+    flow_log_weight: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def z(self) -> Tensor:
@@ -121,7 +123,7 @@ def draw_posterior(
         index = index.view(num_chains, num_samples)
         acceptance = torch.full_like(index, math.nan, dtype=log_weight.dtype)
 
-    return PosteriorDraws(draws, index, acceptance, evidence, second)
+    return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight)
 
 
 def _weigh_enough(leap: Proposal, target: Target, num_draws: int, max_draws: int, no_evidence: bool) -> FlowDraws:
@@ -175,7 +177,9 @@ def bridge_posterior(
         found, judged.evidence, improper_sites, judged.proposals.num_not_finite, reasons, _rounding(found.log_prob)
     )
 
-    return PosteriorDraws(particles, index, torch.full_like(index, math.nan, dtype=nothing.dtype), evidence, found)
+    acceptance = torch.full_like(index, math.nan, dtype=nothing.dtype)
+
+    return PosteriorDraws(particles, index, acceptance, evidence, found, judged.flow_log_weight)
 
 
 def _rounding(log_prob: Tensor) -> float:

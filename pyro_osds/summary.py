@@ -85,6 +85,10 @@ def _rungs(fit: Fit) -> tuple[tuple[str, str], ...]:
 
 def _seconds(fit: Fit) -> tuple[str, str]:
     seconds = {name.removesuffix("_time"): value for name, value in fit.seconds.items()}
-    order = [name for name in ("exploration", "training", "sampling", "escalation") if seconds[name] > 0]
+    order = [
+        name
+        for name in ("exploration", "training", "sampling", "escalation")
+        if name == "exploration" or seconds[name] >= 0.05
+    ]
 
     return "seconds", ", ".join(f"{name} {seconds[name]:.1f}" for name in order)

@@ -77,7 +77,10 @@ class Ladder:
 
     def of(self, single: Single) -> Ladder:
         """A ladder with the same options for another density of the same points."""
-        return Ladder(single, self._example, *self._options)
+        vectorize, capture = self._options
+
+        # What does not run in batches here does not there either, and was warned of.
+        return Ladder(single, self._example, vectorize if self.vectorized else "loop", capture)
 
     @property
     def rung(self) -> str:
