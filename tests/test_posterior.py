@@ -203,6 +203,8 @@ def test_draws_of_a_bridge(leap, judged, walked, num_chains, num_samples):
     # At least 64 particles on each of 32 islands.
     assert len(draws.proposals.z) == 32 * max(64, math.ceil(num_chains * num_samples / 32))
     assert not draws.proposals.log_weight.any() and draws.evidence.num_draws == len(draws.proposals.z)
+    # The weights that asked for the bridge are not lost.
+    assert draws.flow_log_weight is judged.flow_log_weight and len(judged.flow_log_weight) > 0
 
 
 def test_draws_of_a_bridge_follow_the_target(leap, judged):

@@ -124,7 +124,13 @@ def test_the_logger_tells_what_was_chosen(caplog):
     chosen = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
     for word in ("density: 2 dim", "coordinates: as given", "modes: 1", "base: 1", "exploration: log evidence"):
         assert any(message.startswith(word) for message in chosen), word
-    for word in ("recipe: calibrate", "flow: ", "training: 5 iterations", "rung: flow: log evidence", "drawn and judged"):
+    for word in (
+        "recipe: calibrate",
+        "flow: ",
+        "training: 5 iterations",
+        "rung: flow: log evidence",
+        "drawn and judged",
+    ):
         assert any(message.startswith(word) for message in chosen), word
     details = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
     assert any(message.startswith("Explore: beta") for message in details)
