@@ -53,20 +53,22 @@ def plot_fit(fitted: Any, axes: Sequence[Axes] | None = None) -> np.ndarray:
         ['Training', 'Tail of the weights', 'Spread of the weights', 'Log evidences']
     """
     fit, stats = _groups(fitted)
-    axes = _new_axes() if axes is None else np.ravel(np.asarray(axes, dtype=object))
-    if len(axes) != 4:
-        raise ValueError(f"plot_fit draws four pictures; got {len(axes)} axes.")
+    pictures = _new_axes() if axes is None else np.ravel(np.asarray(axes, dtype=object))
+    if len(pictures) != 4:
+        raise ValueError(f"plot_fit draws four pictures; got {len(pictures)} axes.")
     log_weight = stats["log_weight"]
     log_weight = log_weight[np.isfinite(log_weight)]
-    _training(axes[0], fit, stats)
-    _tail(axes[1], log_weight)
-    _spread(axes[2], log_weight, len(stats["log_weight"]))
-    _evidences(axes[3], fit)
+    _training(pictures[0], fit, stats)
+    _tail(pictures[1], log_weight)
+    _spread(pictures[2], log_weight, len(stats["log_weight"]))
+    _evidences(pictures[3], fit)
     colour, words = (_BLUE, "reliable") if fit["reliable"] else (_ORANGE, f"NOT reliable. {fit['reasons']}".strip())
     title = f"log evidence {fit['log_evidence']:.4f} ± {fit['std_error']:.4f} nats: {words.splitlines()[0]}"
-    axes[0].figure.suptitle(textwrap.fill(title.replace(" -", " \N{MINUS SIGN}"), 110), color=colour, fontsize="medium")
+    pictures[0].figure.suptitle(
+        textwrap.fill(title.replace(" -", " \N{MINUS SIGN}"), 110), color=colour, fontsize="medium"
+    )
 
-    return axes
+    return pictures
 
 
 def _groups(fitted: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -183,8 +185,9 @@ def _evidences(ax: Axes, fit: dict[str, Any]) -> None:
     rows += [(name, fit[f"{name}_log_evidence"], fit[f"{name}_std_error"]) for name in ("exploration", "bridge")]
     rows = [row for row in (*rows, ("ELBO", fit["elbo"], 0.0)) if math.isfinite(row[1])]
     for height, (name, value, error) in enumerate(rows):
-        style = {"fmt": "D" if name == "ELBO" else "o", "color": _ORANGE if name == "log evidence" else _BLUE}
-        ax.errorbar(value, height, xerr=2 * error if math.isfinite(error) and error else None, capsize=3, **style)
+        bar = 2 * error if math.isfinite(error) and error else None
+        marker, colour = "D" if name == "ELBO" else "o", _ORANGE if name == "log evidence" else _BLUE
+        ax.errorbar(value, height, xerr=bar, fmt=marker, color=colour, capsize=3)
         number = f"{value:.4f}".replace("-", "\N{MINUS SIGN}")
         ax.annotate(number, (value, height), (0, 7), textcoords="offset points", ha="center", fontsize="small")
     ax.set_yticks(range(len(rows)), [name for name, _, _ in rows])

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.stats import gaussian_kde
 from torch import Tensor
 
 from pyro_osds.arguments import check_counts
@@ -78,22 +77,22 @@ def plot_leap(
         start = _pair(_constrained(fit, fit.leap.base.from_whitened(x)), names)
         end = _pair(_constrained(fit, fit.leap(x)[0]), names)
     drawn = _pair(posterior, names)
-    axes = _new_axes() if axes is None else np.ravel(np.asarray(axes, dtype=object))
-    if len(axes) != 3:
-        raise ValueError(f"plot_leap draws three pictures; got {len(axes)} axes.")
+    pictures = _new_axes() if axes is None else np.ravel(np.asarray(axes, dtype=object))
+    if len(pictures) != 3:
+        raise ValueError(f"plot_leap draws three pictures; got {len(pictures)} axes.")
     limits = _limits(np.concatenate([start, drawn]))
     colours = (start[:, 0].argsort().argsort() + 0.5) / len(start)
-    for ax in axes:
+    for ax in pictures:
         _regions(ax, drawn, limits)
         ax.set(xlim=limits[:, 0], ylim=limits[:, 1], xlabel=names[0])
-    axes[0].scatter(*start.T, s=7, c=colours, cmap=_COLOURS, linewidths=0)
-    _arrows(axes[1], start[:num_arrows], end[:num_arrows], colours[:num_arrows])
-    axes[2].scatter(*drawn.T, s=7, color=_BLUE, alpha=0.5, linewidths=0)
-    axes[0].set(title="Base draws", ylabel=names[1])
-    axes[1].set_title("One leap" if fit.leap.num_steps == 1 else f"Leap in {fit.leap.num_steps} steps")
-    axes[2].set_title("Posterior draws")
+    pictures[0].scatter(*start.T, s=7, c=colours, cmap=_COLOURS, linewidths=0)
+    _arrows(pictures[1], start[:num_arrows], end[:num_arrows], colours[:num_arrows])
+    pictures[2].scatter(*drawn.T, s=7, color=_BLUE, alpha=0.5, linewidths=0)
+    pictures[0].set(title="Base draws", ylabel=names[1])
+    pictures[1].set_title("One leap" if fit.leap.num_steps == 1 else f"Leap in {fit.leap.num_steps} steps")
+    pictures[2].set_title("Posterior draws")
 
-    return axes
+    return pictures
 
 
 def _columns(samples: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -156,6 +155,8 @@ def _limits(points: np.ndarray) -> np.ndarray:
 
 def _regions(ax: Axes, drawn: np.ndarray, limits: np.ndarray) -> None:
     """Regions of highest density, in shades of grey; none where the draws lie on a line."""
+    from scipy.stats import gaussian_kde  # here, since it takes half a second
+
     inside = drawn[((drawn >= limits[0]) & (drawn <= limits[1])).all(1)]
     inside = inside[:: max(1, len(inside) // _MAX_KERNELS)].T
     if inside.shape[1] < 3 or np.linalg.matrix_rank(np.corrcoef(inside)) < 2:
@@ -164,7 +165,7 @@ def _regions(ax: Axes, drawn: np.ndarray, limits: np.ndarray) -> None:
     density = gaussian_kde(inside, bw_method=0.5 * inside.shape[1] ** (-1.0 / 6.0))
     # The lowest density of the densest so many percent of the draws.
     levels = np.quantile(density(inside), [1.0 - mass for mass in _MASSES])
-    x, y = np.meshgrid(*(np.linspace(*limits[:, axis], _SIDE) for axis in range(2)))
+    x, y = np.meshgrid(*(np.linspace(low, high, _SIDE) for low, high in limits.T))
     height = density(np.stack([x.ravel(), y.ravel()])).reshape(x.shape)
     ax.contourf(x, y, height, [*levels, max(height.max(), levels[-1]) * 1.001], cmap="Greys", alpha=0.4, zorder=0)
     ax.contour(x, y, height, levels, colors="#666666", linewidths=0.6, zorder=0)

@@ -54,7 +54,8 @@ def groups(fit=(), stats=()):
     } | dict(fit)  # fmt: skip
     stats = {
         "log_weight": -1.0 + 0.5 * torch.randn(500).numpy(), "loss": np.array([3.0, 2.0, 1.5, 1.3]),
-        "exact_volume": np.array([3.0, 2.0, 1.5, 1.3]), "step": np.array([0, 2, 4]), "elbo": np.array([-9.0, -2.0, -1.2]),
+        "exact_volume": np.array([3.0, 2.0, 1.5, 1.3]),
+        "step": np.array([0, 2, 4]), "elbo": np.array([-9.0, -2.0, -1.2]),
     } | dict(stats)  # fmt: skip
     return {
         "fit": xr.Dataset({name: ((), value) for name, value in fit.items()}),
