@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ _BLUE = "#0072B2"
 _COLOURS = "cividis"
 _MASSES = (0.95, 0.8, 0.5)
 _MAX_KERNELS = 2000
+_MAX_DOTS = 1000
 # Share of the points that the axes leave out on either side: a heavy tail would shrink everything else.
 _OUTSIDE = 0.005
 _SIDE = 120
+_WORDS = ("coloured from left to right", "dots: where they land", "grey: 50, 80, 95 % of them")
 
 
 def plot_leap(
@@ -36,7 +39,7 @@ def plot_leap(
 
     1. Base draws, before the flow has moved them; coloured by where they are along the first coordinate.
     2. Some of them with an arrow to where the leap takes them, the colour kept.
-    3. The posterior draws.
+    3. The posterior draws, a thousand at most.
 
     Behind each: regions that hold 50, 80 and 95 % of the posterior draws, by a kernel density estimate. A flow that has
     little to do, since the base fits well, has short arrows.
@@ -73,7 +76,7 @@ def plot_leap(
         )
     names = _chosen(coordinates, list(posterior))
     with torch.no_grad():
-        x = fit.leap.base.density.sample(torch.Size([max(num_arrows, len(posterior[names[0]]))]))
+        x = fit.leap.base.density.sample(torch.Size([max(num_arrows, _MAX_DOTS)]))
         start = _pair(_constrained(fit, fit.leap.base.from_whitened(x)), names)
         end = _pair(_constrained(fit, fit.leap(x)[0]), names)
     drawn = _pair(posterior, names)
@@ -85,12 +88,14 @@ def plot_leap(
     for ax in pictures:
         _regions(ax, drawn, limits)
         ax.set(xlim=limits[:, 0], ylim=limits[:, 1], xlabel=names[0])
-    pictures[0].scatter(*start.T, s=7, c=colours, cmap=_COLOURS, linewidths=0)
+    pictures[0].scatter(*start.T, s=6, c=colours, cmap=_COLOURS, linewidths=0)
     _arrows(pictures[1], start[:num_arrows], end[:num_arrows], colours[:num_arrows])
-    pictures[2].scatter(*drawn.T, s=7, color=_BLUE, alpha=0.5, linewidths=0)
+    pictures[2].scatter(*drawn[:: math.ceil(len(drawn) / _MAX_DOTS)].T, s=6, color=_BLUE, alpha=0.6, linewidths=0)
     pictures[0].set(title="Base draws", ylabel=names[1])
     pictures[1].set_title("One leap" if fit.leap.num_steps == 1 else f"Leap in {fit.leap.num_steps} steps")
     pictures[2].set_title("Posterior draws")
+    for ax, words in zip(pictures, _WORDS, strict=True):
+        ax.text(0.98, 0.97, words, transform=ax.transAxes, ha="right", va="top", fontsize="small")
 
     return pictures
 
@@ -161,8 +166,8 @@ def _regions(ax: Axes, drawn: np.ndarray, limits: np.ndarray) -> None:
     inside = inside[:: max(1, len(inside) // _MAX_KERNELS)].T
     if inside.shape[1] < 3 or np.linalg.matrix_rank(np.corrcoef(inside)) < 2:
         return
-    # Half the width that suits a Gaussian: regions are often bent.
-    density = gaussian_kde(inside, bw_method=0.5 * inside.shape[1] ** (-1.0 / 6.0))
+    # Narrower than what suits a Gaussian, since regions are often bent.
+    density = gaussian_kde(inside, bw_method=0.7 * inside.shape[1] ** (-1.0 / 6.0))
     # The lowest density of the densest so many percent of the draws.
     levels = np.quantile(density(inside), [1.0 - mass for mass in _MASSES])
     x, y = np.meshgrid(*(np.linspace(low, high, _SIDE) for low, high in limits.T))

@@ -52,7 +52,7 @@ def test_three_pictures(fitted):
     # Labelled by the user's parameters; posterior draws are those of the sampler.
     axes = plot_leap(fitted)
     assert [ax.get_title() for ax in axes] == ["Base draws", "One leap", "Posterior draws"]
-    assert all(ax.get_xlabel() == "scale" for ax in axes) and axes[0].get_ylabel() == "mu[0]"
+    assert all(ax.get_xlabel() == "scale" and ax.texts for ax in axes) and axes[0].get_ylabel() == "mu[0]"
     drawn, _ = points(axes[2])
     samples = fitted.get_samples()
     np.testing.assert_allclose(drawn[:, 0], samples["scale"], rtol=1e-6)
