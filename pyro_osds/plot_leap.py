@@ -61,7 +61,7 @@ def plot_leap(
 
     Example:
         >>> from pyro_osds import OSDS
-        >>> options = {"num_samples": 50, "num_iterations": 10, "num_particles": 8, "disable_progbar": True}
+        >>> options = {"num_samples": 50, "num_iterations": 20, "num_particles": 32, "disable_progbar": True}
         >>> osds = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), dim=2, **options)
         >>> osds.run()
         >>> [ax.get_title() for ax in plot_leap(osds)]

@@ -55,6 +55,7 @@ def warn(message: str, category: type[OSDSWarning]) -> None:
 
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
         ...     warn("7 steps were skipped.", TrainingWarning)
         >>> caught[0].category.__name__
         'TrainingWarning'

@@ -10,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 
-from pyro_osds import OSDS, plot_fit
+from pyro_osds import OSDS, UnreliableEvidenceWarning, plot_fit
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -33,8 +33,11 @@ def skewed(z):
 @pytest.fixture(scope="module")
 def fitted():
     pyro.set_rng_seed(0)
-    osds = OSDS.from_log_prob(skewed, 2, num_iterations=60, **OPTIONS)
-    osds.run()
+    osds = OSDS.from_log_prob(skewed, 2, num_iterations=10, **OPTIONS)
+    with warnings.catch_warnings():
+        # Whatever the verdict, there are pictures.
+        warnings.simplefilter("ignore", UnreliableEvidenceWarning)
+        osds.run()
     return osds
 
 

@@ -1,6 +1,7 @@
 """The plot_leap room: base draws, where they land, the posterior."""
 
 import builtins
+import warnings
 
 import numpy as np
 import pyro
@@ -8,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_osds import OSDS, plot_leap
+from pyro_osds import OSDS, UnreliableEvidenceWarning, plot_leap
 from pyro_osds.plot_leap import _chosen, _columns, _regions
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -35,9 +36,12 @@ def model(y):
 def fitted():
     pyro.set_rng_seed(0)
     osds = OSDS(
-        model, num_samples=50, num_iterations=20, num_particles=16, escalate=False, disable_progbar=True
+        model, num_samples=50, num_iterations=10, num_particles=16, escalate=False, disable_progbar=True
     )  # fmt: skip
-    osds.run(Y)
+    with warnings.catch_warnings():
+        # Whatever the verdict, there are pictures.
+        warnings.simplefilter("ignore", UnreliableEvidenceWarning)
+        osds.run(Y)
     return osds
 
 

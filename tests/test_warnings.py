@@ -79,7 +79,9 @@ def test_verdict_and_comparison():
 
 def test_through_mcmc():
     # Pyro's own frames lie in between.
-    mcmc = MCMC(OSDSKernel(huge, num_iterations=5, num_particles=16), 10, warmup_steps=0, disable_progbar=True)
+    mcmc = MCMC(
+        OSDSKernel(huge, num_iterations=5, num_particles=16, escalate=False), 10, warmup_steps=0, disable_progbar=True
+    )
     with caught_on_the_next_line(UnreliableEvidenceWarning):
         mcmc.run()
 
