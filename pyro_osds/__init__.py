@@ -1,23 +1,45 @@
 """One-step diffusion samplers for Pyro: posterior draws and a log evidence from one network evaluation per draw."""
 
+import logging
+
 from pyro_osds.agreement import Agreement
-from pyro_osds.compare import UnreliableEvidenceWarning, compare_evidence
+from pyro_osds.compare import compare_evidence
 from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.importance import WeightedDraws
 from pyro_osds.kernel import OSDSKernel
 from pyro_osds.osds import OSDS
 from pyro_osds.plot_evidence import plot_evidence
+from pyro_osds.plot_fit import plot_fit
+from pyro_osds.plot_leap import plot_leap
+from pyro_osds.trouble import (
+    AmbiguousArgumentWarning,
+    InterruptedWarning,
+    OSDSWarning,
+    TrainingWarning,
+    UnreliableEvidenceWarning,
+    VectorizationWarning,
+)
 from pyro_osds.version import __version__
+
+# Silent until the user asks: logging.basicConfig(level="INFO") will do.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "OSDS",
     "Agreement",
+    "AmbiguousArgumentWarning",
     "Evidence",
     "EvidenceCheck",
+    "InterruptedWarning",
     "OSDSKernel",
+    "OSDSWarning",
+    "TrainingWarning",
     "UnreliableEvidenceWarning",
+    "VectorizationWarning",
     "WeightedDraws",
     "__version__",
     "compare_evidence",
     "plot_evidence",
+    "plot_fit",
+    "plot_leap",
 ]

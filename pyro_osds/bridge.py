@@ -61,7 +61,13 @@ def bridge(leap: Leap, target: Target, num_particles: int, num_islands: int = 8)
     base = leap.base.density
     path = ReferencePath(LatentTarget(leap, target), lambda count: base.sample(torch.Size([count])), base.log_prob)
     found = explore(
-        path, num_particles, num_islands, ess_threshold=0.7, min_temperatures=_MIN_TEMPERATURES, max_settling=5
+        path,
+        num_particles,
+        num_islands,
+        ess_threshold=0.7,
+        min_temperatures=_MIN_TEMPERATURES,
+        max_settling=5,
+        phase="Bridge",
     )
     with torch.no_grad():
         z, log_abs_det = leap(found.z)

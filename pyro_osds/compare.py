@@ -15,13 +15,14 @@ References:
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
+
+from pyro_osds.trouble import UnreliableEvidenceWarning, warn
 
 Sites = Mapping[str, np.ndarray]
 
@@ -42,10 +43,6 @@ _COLUMNS = [
     "evidence_against",
     "flag",
 ]
-
-
-class UnreliableEvidenceWarning(UserWarning):
-    """A model was compared by a log evidence that is not reliable."""
 
 
 def compare_evidence(
@@ -104,7 +101,7 @@ def compare_evidence(
     reasons = [f"{name!r}: {row['reason']}" for name, row in rows.items() if not row["reliable"]]
     if reasons:
         message = "Do not use Bayes factors that rest on unreliable log evidences. "
-        warnings.warn(message + " ".join(reasons), UnreliableEvidenceWarning, stacklevel=2)
+        warn(message + " ".join(reasons), UnreliableEvidenceWarning)
 
     return table.loc[:, _COLUMNS]
 

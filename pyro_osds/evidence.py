@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from pyro_osds.card import Card
 from pyro_osds.explore import Exploration
 from pyro_osds.importance import effective_sample_size, log_mean_weight, lower_bound, pareto_k
 
@@ -43,7 +44,7 @@ class EvidenceCheck:
     std_error: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evidence:
     """The log evidence with its standard error and a verdict.
 
@@ -70,6 +71,42 @@ class Evidence:
     reasons: tuple[str, ...]
     check: EvidenceCheck | None = None
     bridge: EvidenceCheck | None = None
+
+    @property
+    def headline(self) -> tuple[str, str]:
+        """The log evidence with its standard error, and the verdict, in words."""
+        number = f"log evidence {self.log_evidence:.4f} +- {self.std_error:.4f}"
+
+        return number, "reliable" if self.reliable else "NOT reliable"
+
+    def card(self) -> Card:
+        """Every number with what to make of it, and the reasons."""
+        k = f"{self.pareto_k:.2f} (good below 0.5, not to be used above {pareto_k_threshold(self.num_draws):.2f})"
+        others = (("exploration", self.check), ("bridge", self.bridge))
+        rows = (
+            ("log evidence", f"{self.log_evidence:.4f} +- {self.std_error:.4f}"),
+            ("ELBO", f"{self.elbo:.4f} (a lower bound)"),
+            ("pareto k", k if self.pareto_k > -math.inf else "none: weights are nearly equal"),
+            ("ess", f"{self.ess:.0f} of {self.num_draws} draws"),
+            *((name, f"{other.log_evidence:.4f} +- {other.std_error:.4f}") for name, other in others if other),
+            ("verdict", self.headline[1]),
+        )
+
+        return Card("Evidence", rows, self.reasons)
+
+    def __repr__(self) -> str:
+        reasons = f", {len(self.reasons)} reason{'s' * (len(self.reasons) > 1)}" if self.reasons else ""
+
+        return (
+            f"Evidence({self.headline[0]}, ELBO {self.elbo:.4f}, pareto k {self.pareto_k:.2f}, ess {self.ess:.0f} of "
+            f"{self.num_draws}, {self.headline[1]}{reasons})"
+        )
+
+    def __str__(self) -> str:
+        return self.card().text()
+
+    def _repr_html_(self) -> str:
+        return self.card().html()
 
 
 def judge(

@@ -13,6 +13,7 @@ Source: sequential Monte Carlo samplers (Del Moral, Doucet, Jasra 2006); the isl
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,10 +24,12 @@ from torch import Tensor
 
 from pyro_osds.importance import effective_sample_size, pareto_k
 from pyro_osds.moments import fisher_moments
+from pyro_osds.progress import progress_bar
 from pyro_osds.target import NotFiniteError, Target, finite_log_prob, log_prob_and_score
 
 _MIN_INCREMENT = 1e-12
 _TARGET_ACCEPTANCE = 0.75
+_log = logging.getLogger(__name__)
 
 
 class AnnealingPath(Protocol):
@@ -142,6 +145,7 @@ def explore(
     min_temperatures: int = 1,
     max_temperatures: int = 100,
     max_settling: int = 20,
+    phase: str = "Explore",
 ) -> Exploration:
     """Anneal particles from the path's reference to its target.
 
@@ -155,6 +159,7 @@ def explore(
         min_temperatures: Annealing steps at least. The tail of the weights of one step is lighter by that factor.
         max_settling: Rounds of moves at the target, at most, until the mean log density no longer drifts.
         max_temperatures: After this many the rest of the way is one step, so that a run always ends.
+        phase: What the progress bar of a run calls it.
 
     Returns:
         The particles at the target and the islands' estimates of the log evidence.
@@ -170,6 +175,7 @@ def explore(
     mover = _HamiltonianMover(path, num_moves, num_leapfrog)
     log_evidence = z.new_zeros(num_islands, dtype=torch.float64)
     beta, num_temperatures, k, ess = 0.0, 0, -math.inf, math.inf
+    progress = progress_bar(1.0, phase)
     while beta < 1.0:
         log_ratio = (log_target - log_reference).view(num_islands, num_particles)
         last = num_temperatures + 1 >= max_temperatures
@@ -178,11 +184,16 @@ def explore(
         log_evidence += torch.logsumexp(log_weight.double(), 1) - math.log(num_particles)
         k, ess = max(k, pareto_k(log_weight.flatten())), min(ess, effective_sample_size(log_weight.flatten()))
         # Seven sevenths may sum up to a little less than one.
-        beta = 1.0 if beta + increment > 1.0 - 1e-9 else beta + increment
+        before, beta = beta, 1.0 if beta + increment > 1.0 - 1e-9 else beta + increment
         index = _resample(log_weight)
         z, log_reference, log_target = mover.move(z[index], log_reference[index], log_target[index], beta)
         num_temperatures += 1
+        progress.set_postfix(beta=f"{beta:.2g}", temperatures=str(num_temperatures))
+        progress.update(beta - before)
+        _log.debug("%s: beta %.3g, acceptance %.2f", phase, beta, mover.acceptance)
     z, log_target, settled = _settle(mover, z, log_reference, log_target, max_settling)
+    progress.close()
+    _log.debug("%s: %d temperatures, settled %s", phase, num_temperatures, settled)
 
     return Exploration(
         z,

@@ -6,9 +6,9 @@ Everything that belongs to one set of model arguments is here; :class:`pyro_osds
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,6 +28,7 @@ from pyro_osds.recipe import Recipe
 from pyro_osds.settings import Settings
 from pyro_osds.survey import Survey, survey
 from pyro_osds.train import Trainer
+from pyro_osds.trouble import InterruptedWarning, warn
 from pyro_osds.velocity import VelocityLeap, VelocityTrainer
 from pyro_osds.warm import FarOffError, survey_from
 
@@ -35,6 +36,7 @@ AnyLeap = Leap | VelocityLeap | PointLeap
 AnyTrainer = Trainer | VelocityTrainer | PointTrainer
 
 _CHUNK_SIZE = 2048
+_log = logging.getLogger(__name__)
 
 
 class Fit:
@@ -90,6 +92,8 @@ class Fit:
         self._draws: PosteriorDraws | None = None
         self._samples: dict[str, Tensor] = {}
         self.seconds["exploration_time"] = time.perf_counter() - start
+        if _log.isEnabledFor(logging.INFO):
+            self._log_choices()
 
     @classmethod
     def warm(cls, before: Fit, target: Any, starts: Tensor | None = None, deadline: float = math.inf) -> Fit:
@@ -131,6 +135,9 @@ class Fit:
         self.leap = self.trainer.leap
         self.seconds["training_time"] += time.perf_counter() - start
         self.is_interrupted = self.recipe.is_paused
+        history = self.trainer.history
+        elbo = f"ELBO {history.elbo[-1]:.4f}" if history.elbo else "no ELBO"
+        _log.info("training: %d iterations in %.1f s, %s", len(history.loss), self.seconds["training_time"], elbo)
         if isinstance(self.recipe, Recipe) and self.settings.escalate:
             self._escalate(self.recipe)
 
@@ -160,6 +167,7 @@ class Fit:
         def keep(draws: PosteriorDraws, report: str) -> None:
             self.trainer, self.leap = recipe.trainer, recipe.trainer.leap
             self.run_report += (report,)
+            _log.info("rung: %s", report)
             self._keep(draws)
 
         def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
@@ -178,11 +186,12 @@ class Fit:
             self.leap = recipe.trainer.leap
             escalation.climb(draws, keep)
         except KeyboardInterrupt:
-            warnings.warn("Escalation was interrupted; the last verdict stands.", stacklevel=5)
+            warn("Escalation was interrupted; the last verdict stands.", InterruptedWarning)
         self.is_interrupted = recipe.is_paused or (escalation.is_cut_short and not is_hopeless)
         if not self.is_interrupted:
             self._rungs = {}
         self.seconds["escalation_time"] += time.perf_counter() - start
+        _log.info("drawn and judged in %(sampling_time).1f s, escalated in %(escalation_time).1f s", self.seconds)
 
     # ---- where the fit stands ----
 
@@ -246,6 +255,27 @@ class Fit:
         """Whether a leap in another number of steps has weights of its own."""
         return isinstance(self.leap, Leap) and walk.flow is not self.leap.flow
 
+    def _log_choices(self) -> None:
+        """What was chosen before anything is trained."""
+        found, target = self.recipe.found, self.model_target
+        _log.info("density: %d dimensions, evaluated as %r", self.target.dim, getattr(target, "rung", "given"))
+        if found is None:
+            return
+        exchanged = isinstance(self.target, OrderedTarget)
+        standardized = getattr(target, "standardized", False)
+        words = ["standardised" if standardized else "as given", *(["exchangeable components in order"] * exchanged)]
+        _log.info("coordinates: %s", ", ".join(words))
+        _log.info("modes: %d, valleys between %.0f%% of pairs", found.modes.count, 100 * found.modes.parted)
+        _log.info("base: %d Gaussian component(s)", found.base.num_components)
+        _log.info(
+            "exploration: log evidence %.3f +- %.3f, %d evaluations in %.1f s",
+            found.exploration.log_evidence,
+            found.exploration.std_error,
+            found.num_evaluations,
+            self.seconds["exploration_time"],
+        )
+        _log.info("recipe: %s", self.recipe.name)
+
     # ---- draws ----
 
     @property
@@ -260,6 +290,11 @@ class Fit:
         assert self._draws is not None
 
         return self._draws
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are posterior draws, and a verdict on them."""
+        return self._draws is not None
 
     def forget_draws(self) -> None:
         """Make fresh draws when next asked for."""

@@ -189,22 +189,49 @@ def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, float]:
     log_weight = log_weight.double()
     log_weight = log_weight - log_weight.max()
     order = log_weight.argsort()
-    tail = _tail(log_weight[order])
+    size, cutoff, k, sigma = fit_tail(log_weight)
     smoothed = log_weight.clone()
-    k = -math.inf
-    if tail is not None:
-        size, cutoff = tail
-        excess = log_weight[order[-size:]].exp() - cutoff
-        if not excess[size // 4] > _ROUNDING:
-            # So few weights carry all of it that there is no tail to fit.
-            return log_weight - torch.logsumexp(log_weight, 0), math.inf
-        k, sigma = fit_generalized_pareto(excess.cpu())
+    if math.isfinite(k):
         probabilities = (torch.arange(size, dtype=torch.float64, device=log_weight.device) + 0.5) / size
         quantiles = cutoff + sigma / k * torch.expm1(-k * torch.log1p(-probabilities))
-        if math.isfinite(k):
-            smoothed[order[-size:]] = quantiles.log().clamp(max=0.0)
+        smoothed[order[-size:]] = quantiles.log().clamp(max=0.0)
 
     return smoothed - torch.logsumexp(smoothed, 0), k
+
+
+class TailFit(NamedTuple):
+    """A generalised Pareto distribution of what the largest weights exceed a cutoff by; weights over the largest one.
+
+    Arguments:
+        size: How many weights are in the tail.
+        cutoff: The weight at which it starts.
+        k: Its shape: ``-inf`` where there is no tail to speak of, ``inf`` where a few weights carry everything.
+        sigma: Its scale.
+    """
+
+    size: int
+    cutoff: float
+    k: float
+    sigma: float
+
+
+def fit_tail(log_weight: Tensor) -> TailFit:
+    """The tail of the weights.
+
+    Arguments:
+        log_weight: Log weights, ``(S,)``, one of them finite.
+    """
+    ascending = (log_weight.double() - log_weight.max()).sort().values
+    tail = _tail(ascending)
+    if tail is None:
+        return TailFit(0, math.nan, -math.inf, math.nan)
+    size, cutoff = tail
+    excess = ascending[-size:].exp() - cutoff
+    if not excess[size // 4] > _ROUNDING:
+        # So few weights carry all of it that there is no tail to fit.
+        return TailFit(size, cutoff, math.inf, math.nan)
+
+    return TailFit(size, cutoff, *fit_generalized_pareto(excess.cpu()))
 
 
 def pareto_k(log_weight: Tensor) -> float:

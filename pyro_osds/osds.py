@@ -6,7 +6,6 @@ import copy
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -28,10 +27,13 @@ from pyro_osds.inference_data import to_inference_data
 from pyro_osds.leap import Leap
 from pyro_osds.model import CAPTURE, VECTORIZE, ModelTarget, PotentialTarget, one_point
 from pyro_osds.pause import random_state, set_random_state
+from pyro_osds.progress import run_bar
 from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
 from pyro_osds.settings import Settings
 from pyro_osds.storage import check_place, read, unpack, write
+from pyro_osds.summary import one_line, summary_card
 from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
+from pyro_osds.trouble import UnreliableEvidenceWarning, warn
 
 AnyTarget = ModelTarget | PotentialTarget | FunctionTarget
 
@@ -141,6 +143,7 @@ class OSDS:
             )
         check_choices({"vectorize": (vectorize, VECTORIZE), "capture": (capture, CAPTURE)})
         self.model = model
+        self._given: Any = potential_fn if model is None else model
         self.settings = Settings(
             num_samples=num_samples,
             num_chains=num_chains,
@@ -234,10 +237,13 @@ class OSDS:
             ValueError: If the model is not supported, or its density is not finite at any start.
         """
         seconds = self.settings.max_time
-        self._set_up(args, kwargs, deadline=math.inf if seconds is None else time.perf_counter() + seconds)
-        self.fit.run()
+        deadline = math.inf if seconds is None else time.perf_counter() + seconds
+        with run_bar(self.settings.disable_progbar) as result:
+            self._set_up(args, kwargs, deadline=deadline)
+            self.fit.run()
+            result += self.evidence.headline
         for reason in self.evidence.reasons:
-            warnings.warn(reason, stacklevel=3)
+            warn(reason, UnreliableEvidenceWarning)
 
     @poutine.block
     def resume(self, max_time: float | None = None) -> None:
@@ -258,7 +264,7 @@ class OSDS:
             raise RuntimeError("The last run came to its end by itself: there is nothing to resume. Use run or step.")
         self.fit.resume(math.inf if seconds is None else time.perf_counter() + seconds)
         for reason in self.evidence.reasons:
-            warnings.warn(reason, stacklevel=3)
+            warn(reason, UnreliableEvidenceWarning)
 
     @property
     def is_interrupted(self) -> bool:
@@ -271,7 +277,8 @@ class OSDS:
 
         The loss is the negative mean log weight of the batch, an upper bound of minus the log evidence on average.
         """
-        self._set_up(args, kwargs, keep=True)
+        with run_bar(self.settings.disable_progbar or self.is_trained_on(*args, **kwargs)):
+            self._set_up(args, kwargs, keep=True)
 
         return self.fit.step()
 
@@ -313,21 +320,21 @@ class OSDS:
         }
 
     def summary(self, prob: float = 0.9) -> None:
-        """Print MCMC's table, then the log evidence and the verdict.
+        """Print MCMC's table, then the log evidence with all that speaks for and against it, and how the run went.
 
         Arguments:
             prob: Probability mass of the credible interval.
         """
         if self.fit.samples:
             print_summary(self.fit.samples, prob)
-        evidence = self.evidence
-        print(f"log evidence {evidence.log_evidence:.4f} +- {evidence.std_error:.4f}, ELBO {evidence.elbo:.4f}")
-        print(
-            f"pareto k {evidence.pareto_k:.2f}, effective sample size {evidence.ess:.0f} of {evidence.num_draws} draws"
-            f", {'reliable' if evidence.reliable else 'NOT reliable'}"
-        )
-        for reason in evidence.reasons:
-            print(f"- {reason}")
+        _ = self.evidence
+        print(summary_card(self._given, self.settings, self.fit).text())
+
+    def __repr__(self) -> str:
+        return one_line(self._given, self.settings, self._fit)
+
+    def _repr_html_(self) -> str:
+        return summary_card(self._given, self.settings, self._fit).html()
 
     # ---- draws, evidence, InferenceData ----
 
@@ -459,7 +466,7 @@ class OSDS:
             {
                 "observed_data": arrays(observed),
                 "fit": fit_group(self.evidence, recipe.found, recipe.name, self.rung, self.run_report),
-                "fit_stats": fit_stats_group(history, taught),
+                "fit_stats": fit_stats_group(history, taught, draws.flow_log_weight),
             },
             {**fit_stats_dims(history, taught), **dims},
             {**fitted.seconds, "log_evidence": self.log_evidence, "num_steps": self.settings.num_steps},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from pyro_osds.importance import (
     weigh,
 )
 from pyro_osds.leap import Leap
+from pyro_osds.progress import progress_bar
 from pyro_osds.target import Target
 
 CORRECTIONS = ("imh", "psis", "none")
@@ -53,6 +54,7 @@ class PosteriorDraws:
         acceptance: Acceptance probability of the steps that are kept, ``(num_chains, num_samples)``.
         evidence: Evidence and verdict from all weighted draws.
         bridge: The short bridge that gave the second opinion, if the weights asked for one.
+        flow_log_weight: Log weights of the flow's own draws, ``(S,)``, also where a bridge gave the draws.
     """
 
     proposals: FlowDraws
@@ -60,6 +62,7 @@ class PosteriorDraws:
     acceptance: Tensor
     evidence: Evidence
     bridge: Exploration | None = None
+    flow_log_weight: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def z(self) -> Tensor:
@@ -96,9 +99,7 @@ def draw_posterior(
         The posterior draws.
     """
     num_proposals = num_chains * num_samples
-    draws = weigh(leap, target, max(num_proposals, min(_MIN_DRAWS, max_draws)))
-    while 2 * len(draws.z) <= max_draws and not improper_sites and log_mean_weight(draws.log_weight)[1] > _STD_ERROR:
-        draws = join([draws, weigh(leap, target, len(draws.z))])
+    draws = _weigh_enough(leap, target, max(num_proposals, min(_MIN_DRAWS, max_draws)), max_draws, bool(improper_sites))
     second = _second_opinion(leap, target, draws.log_weight) if not improper_sites else None
     evidence = judge(
         draws.log_weight,
@@ -122,7 +123,24 @@ def draw_posterior(
         index = index.view(num_chains, num_samples)
         acceptance = torch.full_like(index, math.nan, dtype=log_weight.dtype)
 
-    return PosteriorDraws(draws, index, acceptance, evidence, second)
+    return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight)
+
+
+def _weigh_enough(leap: Proposal, target: Target, num_draws: int, max_draws: int, no_evidence: bool) -> FlowDraws:
+    """Weighted draws, doubled until the standard error is small or there are enough."""
+    progress = progress_bar(max(num_draws, max_draws), "Weigh")
+    draws = weigh(leap, target, num_draws)
+    progress.update(num_draws)
+    while 2 * len(draws.z) <= max_draws and not no_evidence:
+        log_evidence, std_error = log_mean_weight(draws.log_weight)
+        progress.set_postfix(log_evidence=f"{log_evidence:.3f}", std_error=f"{std_error:.4f}")
+        if not std_error > _STD_ERROR:
+            break
+        draws = join([draws, weigh(leap, target, len(draws.z))])
+        progress.update(len(draws.z) // 2)
+    progress.close()
+
+    return draws
 
 
 def bridge_posterior(
@@ -159,7 +177,9 @@ def bridge_posterior(
         found, judged.evidence, improper_sites, judged.proposals.num_not_finite, reasons, _rounding(found.log_prob)
     )
 
-    return PosteriorDraws(particles, index, torch.full_like(index, math.nan, dtype=nothing.dtype), evidence, found)
+    acceptance = torch.full_like(index, math.nan, dtype=nothing.dtype)
+
+    return PosteriorDraws(particles, index, acceptance, evidence, found, judged.flow_log_weight)
 
 
 def _rounding(log_prob: Tensor) -> float:

@@ -14,7 +14,7 @@ While the verdict is bad, :meth:`Recipe.run_larger` begins again from better par
 from __future__ import annotations
 
 import copy
-import warnings
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -31,6 +31,7 @@ from pyro_osds.objective import Objective, exact_volume, forward_kl
 from pyro_osds.survey import Survey
 from pyro_osds.teacher import TeacherBudget, TeacherHistory, train_teacher
 from pyro_osds.train import Budget, Trainer
+from pyro_osds.trouble import InterruptedWarning, warn
 from pyro_osds.velocity import VelocityLeap, VelocityTrainer
 
 RECIPES = ("auto", "calibrate", "cover", "distill")
@@ -43,6 +44,7 @@ _PROGRESS = 0.7
 _RETRACING = 200
 # The first round of a flow that was trained before, and its learning rate as a share of the usual one.
 _WARM_ROUND, _WARM_RATE = 100, 0.3
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -362,7 +364,7 @@ class Recipe:
         )
         self.trainer.history.interrupted = self.teacher_history.interrupted
         if self.teacher_history.interrupted:
-            warnings.warn("The teacher's training was interrupted; the flow is not trained.", stacklevel=4)
+            warn("The teacher's training was interrupted; the flow is not trained.", InterruptedWarning)
 
         return not self.teacher_history.interrupted
 
@@ -463,6 +465,12 @@ class Recipe:
         self, base: Base, size: FlowSize, budget: Budget, objective: Objective, warm_up: Objective | None = None
     ) -> Trainer:
         target = self.found.target
+        _log.info(
+            "flow: %s from %d base component(s), at most %d iterations",
+            size,
+            base.num_components,
+            budget.num_iterations,
+        )
         flow = FlowMap(target.dim, self._groups, **asdict(size)).to(dtype=target.dtype, device=target.device)
         leap = Leap(base, flow, self._num_steps)
 

@@ -63,9 +63,10 @@ def fit_group(
     }
 
 
-def fit_stats_group(history: History, taught: TeacherHistory) -> dict[str, Any]:
-    """The group ``fit_stats``: training by step and by round."""
+def fit_stats_group(history: History, taught: TeacherHistory, log_weight: Tensor) -> dict[str, Any]:
+    """The group ``fit_stats``: training by step and by round, and the log weights of the flow's fresh draws."""
     return {
+        "log_weight": log_weight.detach().cpu().numpy(),
         "loss": np.asarray(history.loss),
         **{name: np.asarray(values) for name, values in history.terms.items()},
         **{f"teacher_{name}": np.asarray(values) for name, values in taught.terms.items()},
@@ -81,6 +82,7 @@ def fit_stats_group(history: History, taught: TeacherHistory) -> dict[str, Any]:
 def fit_stats_dims(history: History, taught: TeacherHistory) -> dict[str, Sequence[str]]:
     """Dimensions of the variables of ``fit_stats``."""
     return {
+        "log_weight": ("flow_draw",),
         "loss": ("step",),
         **{name: ("step",) for name in history.terms},
         **{f"teacher_{name}": (f"{name}_step",) for name in taught.terms},

@@ -74,6 +74,10 @@ class Settings:
         """The settings by name."""
         return asdict(self)
 
+    def not_default(self) -> dict[str, Any]:
+        """Those that the user changed, by name."""
+        return {name: value for name, value in self.as_dict().items() if value != getattr(type(self), name)}
+
     def particles(self, vectorized: bool) -> int:
         """Particles on each island, fewer where densities come point by point."""
         return self.num_particles if vectorized else _SLOW_PARTICLES

@@ -93,7 +93,7 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
         num_particles *= more
-        exploration = explore(way, num_particles, num_islands, ess_threshold=0.8, num_moves=4)
+        exploration = explore(way, num_particles, num_islands, ess_threshold=0.8, num_moves=4, phase="Explore slowly")
         num_evaluations += exploration.num_evaluations
         exploration = replace(exploration, start=exploration.start if spread is None else spread)
         target, exploration, modes = _in_one_order(given, exploration)
@@ -103,7 +103,7 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     base = _choose_base(target, exploration, modes)
     while exploration.num_temperatures > _SHORT_WAY and ways < _MAX_WAYS and modes.parted <= _MANY_PARTED:
         way = ReferencePath(target, base.sample, base.log_prob)
-        exploration = explore(way, num_particles, num_islands, max_settling=0)
+        exploration = explore(way, num_particles, num_islands, max_settling=0, phase="Explore again")
         modes = _find_modes(target, exploration)
         base = _choose_base(target, exploration, modes)
         num_evaluations += exploration.num_evaluations
@@ -174,7 +174,7 @@ def _with_lost_modes(target: Target, exploration: Exploration, num_particles: in
     if reference is None:
         return exploration
     way = ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
-    again = explore(way, num_particles, num_islands)
+    again = explore(way, num_particles, num_islands, phase="Explore again")
     # A lower evidence than before is no discovery.
     lower = again.log_evidence < exploration.log_evidence - 2 * exploration.std_error
 

@@ -10,6 +10,7 @@ Source: arXiv 2512.05251, section 2; off-policy log-variance, Richter, Berner 20
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,6 +104,7 @@ def train_teacher(
             with uncut():
                 training.step()
                 random = random_state()
+            progress.set_postfix(loss=f"{training.last_loss:.3f}")
             progress.update()
     except KeyboardInterrupt:
         paused = {**copy.deepcopy(training.state()), "random": random}
@@ -119,7 +121,7 @@ class _Training:
         self.history = TeacherHistory()
         self.num_iterations = budget.num_matching + budget.num_path
         self.average = AveragedModel(diffusion.network, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
-        self.iteration = 0
+        self.iteration, self.last_loss = 0, math.nan
         self._diffusion, self._z, self._budget = diffusion, z, budget
         self._u = diffusion.base.to_whitened(z)
         self._score = log_prob_and_score(diffusion.log_prob, self._u)[1]
@@ -133,7 +135,8 @@ class _Training:
         """One iteration."""
         name, loss = self._loss()
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        self.history.terms.setdefault(name, []).append(loss.item())
+        self.last_loss = loss.item()
+        self.history.terms.setdefault(name, []).append(self.last_loss)
         if torch.stack([gradient.sum() for gradient in gradients]).sum().isfinite():
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 parameter.grad = gradient

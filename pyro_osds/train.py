@@ -9,9 +9,9 @@ so far; a run that was cut short goes on, bit for bit, when it is run again.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
-import warnings
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from pyro_osds.objective import Objective, exact_volume, reverse_kl
 from pyro_osds.pause import random_state, set_random_state, uncut
 from pyro_osds.progress import progress_bar
 from pyro_osds.target import Target
+from pyro_osds.trouble import InterruptedWarning, TrainingWarning, warn
 
 _EMA_DECAY = 0.98
 _MAX_GRADIENT_NORM = 1.0
@@ -34,6 +35,7 @@ _WARM_UP_SHARE = 0.1
 # A one-cycle schedule needs two steps to warm up; a shorter round runs a part of it.
 _MIN_SCHEDULE = 20
 _STALL = 0.8
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -262,14 +264,12 @@ class Trainer:
             self._pause(random)
             self._keep_interrupted()
         finally:
-            # Stopping early is success: the bar ends full.
-            progress.total = progress.n
             progress.close()
         if self.history.num_skipped:
-            warnings.warn(
+            warn(
                 f"{self.history.num_skipped} of {len(self.history.loss)} training steps had a gradient that is not "
                 "finite and were skipped; the log density may overflow near the posterior.",
-                stacklevel=3,
+                TrainingWarning,
             )
 
         return self.history
@@ -286,7 +286,8 @@ class Trainer:
             self._begin_round("round", min(course.num_steps, course.iterations_left))
             course.iterations_left -= course.steps_left
         elif course.steps_left:
-            _ = self.step() if self._warm_up is None or course.phase == "round" else self._step(self._warm_up)
+            loss = self.step() if self._warm_up is None or course.phase == "round" else self._step(self._warm_up)
+            progress.set_postfix(loss=f"{loss:.3f}")
             course.steps_left -= 1
             progress.update()
         else:
@@ -306,7 +307,7 @@ class Trainer:
             # Better or worse by its ELBO: it is where the modes are.
             course.best, course.best_score, course.num_steps, stop = average, score, budget.first_round, False
         else:
-            progress.set_postfix(elbo=f"{score:.3f}", pareto_k=f"{k:.2f}")
+            progress.set_postfix(ELBO=f"{score:.3f}", pareto_k=f"{k:.2f}")
             if score > course.best_score:
                 course.best, course.best_score = average, score
             stop = (gap < budget.elbo_gap and k < 0.7) or gap > _STALL * course.gap or gap > budget.max_gap
@@ -346,7 +347,7 @@ class Trainer:
         average = self._average.module.state_dict()
         score, _, _ = self._validate()
         self.leap.flow.load_state_dict(average if score > self._course.best_score else self._course.best)
-        warnings.warn("Training was interrupted; the best weights so far are used.", stacklevel=4)
+        warn("Training was interrupted; the best weights so far are used.", InterruptedWarning)
 
     # ---- where training stands ----
 
@@ -394,5 +395,6 @@ class Trainer:
         self.history.gap.append(log_mean_weight(log_weight)[0] - elbo)
         self.history.ess.append(effective_sample_size(log_weight) / len(log_weight))
         self.history.pareto_k.append(k)
+        _log.debug("step %d: ELBO %.4f, gap %.4f, pareto k %.2f", len(self.history.loss), elbo, self.history.gap[-1], k)
 
         return elbo, self.history.gap[-1], k

@@ -21,7 +21,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-import warnings
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from pyro_osds.objective import path_reverse_kl, state_consistency, two_half_ste
 from pyro_osds.pause import random_state, set_random_state, uncut
 from pyro_osds.progress import progress_bar
 from pyro_osds.train import Budget, History
+from pyro_osds.trouble import InterruptedWarning, warn
 
 VOLUMES = ("published", "exact")
 
@@ -231,13 +231,14 @@ class VelocityTrainer:
                     self._pause(random)
                     break
                 with uncut():
-                    self.step()
+                    loss = self.step()
                     random = random_state()
+                progress.set_postfix(loss=f"{loss:.3f}")
                 progress.update()
         except KeyboardInterrupt:
             self._pause(random)
             self.history.interrupted = True
-            warnings.warn("Training was interrupted; the weights so far are used.", stacklevel=3)
+            warn("Training was interrupted; the weights so far are used.", InterruptedWarning)
         progress.close()
         self._validate()
         self._is_done = self.paused is None

@@ -177,7 +177,10 @@ def test_a_bridge_that_disagrees_is_a_reason(leap, monkeypatch):
 @pytest.fixture
 def judged():
     """What weights say that did not suffice."""
-    return SimpleNamespace(evidence=judge(2.0 * torch.randn(200)), proposals=SimpleNamespace(num_not_finite=0))
+    log_weight = 2.0 * torch.randn(200)
+    return SimpleNamespace(
+        evidence=judge(log_weight), proposals=SimpleNamespace(num_not_finite=0), flow_log_weight=log_weight
+    )
 
 
 @pytest.fixture
@@ -203,6 +206,8 @@ def test_draws_of_a_bridge(leap, judged, walked, num_chains, num_samples):
     # At least 64 particles on each of 32 islands.
     assert len(draws.proposals.z) == 32 * max(64, math.ceil(num_chains * num_samples / 32))
     assert not draws.proposals.log_weight.any() and draws.evidence.num_draws == len(draws.proposals.z)
+    # The weights that asked for the bridge are not lost.
+    assert draws.flow_log_weight is judged.flow_log_weight
 
 
 def test_draws_of_a_bridge_follow_the_target(leap, judged):

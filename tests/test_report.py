@@ -91,7 +91,8 @@ def histories():
 
 def test_fit_stats(histories):
     # By step, by round, and by step of each of the teacher's losses.
-    stats = fit_stats_group(*histories)
+    stats = fit_stats_group(*histories, torch.tensor([0.5, -0.5]))
+    assert stats["log_weight"].tolist() == [0.5, -0.5]
     assert stats["loss"].tolist() == [3.0, 2.0, 1.0] and stats["teacher_bridge"].tolist() == [5.0, 4.0]
     assert stats["elbo"].tolist() == [-2.0, -1.0] and stats["num_skipped"] == 1
     np.testing.assert_array_equal(stats["kl"], [3.0, 2.0, math.nan])
@@ -99,16 +100,19 @@ def test_fit_stats(histories):
 
 def test_dimensions_fit_the_values(histories):
     # Every array has as many dimensions as names, and the same name always means the same length.
-    stats, dims = fit_stats_group(*histories), fit_stats_dims(*histories)
+    stats, dims = fit_stats_group(*histories, torch.zeros(4)), fit_stats_dims(*histories)
     assert {name for name, value in stats.items() if np.ndim(value)} == dims.keys()
     lengths = {}
     for name, names in dims.items():
         assert len(names) == stats[name].ndim
         lengths.setdefault(names[0], set()).add(len(stats[name]))
-    assert lengths == {"step": {3}, "bridge_step": {2}, "round": {2}}
+    assert lengths == {"flow_draw": {4}, "step": {3}, "bridge_step": {2}, "round": {2}}
 
 
 def test_nothing_was_trained():
     # Empty arrays with their dimensions.
-    stats, dims = fit_stats_group(History(), TeacherHistory()), fit_stats_dims(History(), TeacherHistory())
+    stats, dims = (
+        fit_stats_group(History(), TeacherHistory(), torch.empty(0)),
+        fit_stats_dims(History(), TeacherHistory()),
+    )
     assert all(len(stats[name]) == 0 for name in dims) and dims["loss"] == ("step",) and dims["elbo"] == ("round",)

@@ -12,7 +12,6 @@ vmap with tensors that belong to the batch from the start, then a graph of which
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,16 +29,13 @@ from pyro_osds.model.capture import (
 )
 from pyro_osds.model.compat import VmapCompat, is_numerical, vmappable_pyro
 from pyro_osds.model.source import first_line, user_line
+from pyro_osds.trouble import VectorizationWarning, warn
 
 VECTORIZE = ("auto", "vmap", "loop")
 CAPTURE = ("auto", False)
 
 Single = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps one point ``(D,)`` to its log prior and log likelihood, two scalars."""
-
-
-class VectorizationWarning(UserWarning):
-    """The model cannot be evaluated in batches and runs point by point, which is slow but right."""
 
 
 class Ladder:
@@ -85,7 +81,10 @@ class Ladder:
 
     def of(self, single: Single) -> Ladder:
         """A ladder with the same options for another density of the same points."""
-        return Ladder(single, self._example, *self._options)
+        vectorize, capture = self._options
+
+        # What does not run in batches here does not there either, and was warned of.
+        return Ladder(single, self._example, vectorize if self.vectorized else "loop", capture)
 
     @property
     def rung(self) -> str:
@@ -164,10 +163,9 @@ class Ladder:
         self.vectorized = False
         if must:
             raise ValueError(f"vectorize='vmap' does not work for this model: {self.reason}. Use vectorize='auto'.")
-        warnings.warn(
+        warn(
             f"The model runs point by point, about a hundred times slower than in batches: {self.reason}.",
             VectorizationWarning,
-            stacklevel=6,
         )
 
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.distributions import Transform
 from pyro_osds.model.determinism import check_deterministic, no_training_layers
 from pyro_osds.model.ladder import Ladder, check_points
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
+from pyro_osds.trouble import AmbiguousArgumentWarning, warn
 
 
 class PotentialTarget:
@@ -116,10 +116,10 @@ def one_point(
     if not _is_scalar(potential_fn, first):
         return values
     if _is_scalar(potential_fn, values):
-        warnings.warn(
+        warn(
             f"The leading dimension of initial_params is num_chains = {num_chains}, so it is read as one row for each "
             "chain, as MCMC does. If it is one point, pass another num_chains.",
-            stacklevel=6,
+            AmbiguousArgumentWarning,
         )
 
     return first

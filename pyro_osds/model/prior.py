@@ -65,7 +65,7 @@ def sample_latents(run: Callable[[], Any], names: Collection[str], drawn: bool =
     except _LastLatent:
         pass
 
-    sites = {name: site for name, site in tracer.trace.nodes.items() if _is_stochastic(site)}
+    sites: dict[str, Any] = {name: site for name, site in tracer.trace.nodes.items() if _is_stochastic(site)}
 
     return {name: site for name, site in sites.items() if not (drawn and site["is_observed"])}
 
