@@ -19,13 +19,16 @@ from pyro_osds.agreement import Agreement, compare_with_reference, parameter_err
 from pyro_osds.arguments import check_choices, check_counts, kept_arguments, same_arguments
 from pyro_osds.evidence import Evidence
 from pyro_osds.fit import AnyTrainer, Fit
+from pyro_osds.guide import FlowGuide
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.inference_data import to_inference_data
 from pyro_osds.leap import Leap
 from pyro_osds.model import CAPTURE, VECTORIZE, ModelTarget, PotentialTarget, one_point
+from pyro_osds.neutra import FlowReparam
 from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
 from pyro_osds.settings import Settings
 from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
+from pyro_osds.velocity import VelocityLeap
 
 AnyTarget = ModelTarget | PotentialTarget | FunctionTarget
 
@@ -280,6 +283,76 @@ class OSDS:
         )
         for reason in evidence.reasons:
             print(f"- {reason}")
+
+    # ---- in other hands of Pyro ----
+
+    @property
+    def guide(self) -> FlowGuide:
+        """The trained flow as a guide, for ``Predictive``, ``Importance``, ``WeighedPredictive`` or an ELBO.
+
+        It covers the continuous latents, has the flow's exact density, and carries no gradients: it is trained by
+        :meth:`run` and :meth:`step`. Its draws are those of the flow, not weighed; those of :meth:`get_samples` are.
+
+        Raises:
+            ValueError: Without a model, and for the velocity network, whose draws have no exact density.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> from pyro.infer import Predictive
+            >>> def model(y=None):
+            ...     mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+            ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS(model, num_samples=100, disable_progbar=True)
+            >>> osds.run(torch.tensor(1.5))
+            >>> sorted(Predictive(model, guide=osds.guide, num_samples=10)())
+            ['_osds_latent', 'mu', 'y']
+        """
+        return FlowGuide(*self._exact_flow("guide"))
+
+    def neutra(self) -> FlowReparam:
+        """The trained flow as new coordinates of the model, in which NUTS meets nearly a standard normal.
+
+        Returns:
+            A reparametrisation as Pyro's ``NeuTraReparam``: ``neutra.reparam(model)`` is what NUTS runs, and
+            ``neutra.transform_sample(samples["osds_shared_latent"])`` gives the draws by site.
+
+        Raises:
+            ValueError: Without a model with continuous latents, for the velocity network, and where latents are scaled
+                or masked, because Pyro would scale or mask the Jacobian with them.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> from pyro.infer import MCMC, NUTS
+            >>> def model():
+            ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+            ...     pyro.sample("x", dist.Normal(0.0, scale))
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS(model, num_samples=100, disable_progbar=True)
+            >>> osds.run()
+            >>> neutra = osds.neutra()
+            >>> mcmc = MCMC(NUTS(neutra.reparam(model)), num_samples=10, warmup_steps=10, disable_progbar=True)
+            >>> mcmc.run()
+            >>> sorted(neutra.transform_sample(mcmc.get_samples()["osds_shared_latent"]))
+            ['scale', 'x']
+        """
+        leap, target = self._exact_flow("neutra")
+        if not isinstance(leap, Leap):
+            raise ValueError("neutra needs a model with continuous latents; this one has none.")
+        if not self.fit.model_target.can_sample_prior:
+            raise ValueError("neutra needs latents without poutine.scale, mask or improper priors around them.")
+
+        return FlowReparam(leap, target, self.fit.constrain)
+
+    def _exact_flow(self, what: str) -> tuple[Any, Any]:
+        """The trained leap and its target, for what needs a model and an exact density."""
+        if not isinstance(self.fit.model_target, ModelTarget):
+            raise ValueError(f"{what} needs a Pyro model; a log density or a potential has no sites. Use draw instead.")
+        _ = self.fit.draws
+        if isinstance(self.fit.leap, VelocityLeap):
+            raise ValueError(f"{what} needs the exact density of the flow: use network='coupling'.")
+
+        return self.fit.leap, self.fit.target
 
     # ---- draws, evidence, InferenceData ----
 
