@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_uniform
 from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_osds.agreement import Agreement, compare_with_reference, parameter_errors
@@ -23,8 +24,9 @@ from pyro_osds.guide import FlowGuide
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.inference_data import to_inference_data
 from pyro_osds.leap import Leap
-from pyro_osds.model import CAPTURE, VECTORIZE, ModelTarget, PotentialTarget, one_point
+from pyro_osds.model import CAPTURE, TEMPERATURES, VECTORIZE, ModelTarget, PotentialTarget, one_point
 from pyro_osds.neutra import FlowReparam
+from pyro_osds.progress import progress_bar
 from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
 from pyro_osds.settings import Settings
 from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
@@ -65,6 +67,8 @@ class OSDS:
             annealed bridge; see ``pyro_osds.escalate`` and :attr:`run_report`.
         batch_size: Draws per optimiser step.
         learning_rate: Peak learning rate.
+        optim: One of ``pyro.optim`` to train the flow with, instead of Adam on a one-cycle schedule; it brings its own
+            learning rate, and its schedule, if it has one, takes a step with every optimiser step.
         num_particles: Particles on each of eight islands during exploration.
         recipe: What runs when: ``"auto"``, ``"calibrate"``, ``"cover"`` or ``"distill"``; see ``pyro_osds.recipe``.
         num_time_steps: Steps of the finest grid that ``"distill"`` and the velocity network learn, a power of two.
@@ -111,6 +115,7 @@ class OSDS:
         escalate: bool = True,
         batch_size: int = 256,
         learning_rate: float = 1e-2,
+        optim: PyroOptim | None = None,
         num_particles: int = 64,
         recipe: str = "auto",
         num_time_steps: int = 16,
@@ -146,6 +151,7 @@ class OSDS:
             escalate=escalate,
             batch_size=batch_size,
             learning_rate=learning_rate,
+            optim=optim,
             num_particles=num_particles,
             recipe=recipe,
             num_time_steps=num_time_steps,
@@ -343,6 +349,50 @@ class OSDS:
             raise ValueError("neutra needs latents without poutine.scale, mask or improper priors around them.")
 
         return FlowReparam(leap, target, self.fit.constrain)
+
+    @poutine.block()
+    def infer_discrete(self, num_draws: int | None = None, temperature: int = 1) -> dict[str, Tensor]:
+        """Posterior draws together with the discrete latents, which were summed out; a run of the model for each.
+
+        Arguments:
+            num_draws: How many of the posterior draws, evenly spread; default: all.
+            temperature: 1 for draws of the discrete latents given the others, 0 for their most probable values.
+
+        Returns:
+            All latents by site, ``{site: (num_draws, *shape)}``.
+
+        Raises:
+            ValueError: Without a model that has discrete latents, or for more draws than there are.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> def model():
+            ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            ...     z = pyro.sample("z", dist.Bernoulli(0.5))
+            ...     pyro.sample("y", dist.Normal(loc + 10 * z, 1.0), obs=torch.tensor(9.0))
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS(model, num_samples=100, disable_progbar=True)
+            >>> osds.run()
+            >>> osds.infer_discrete(num_draws=5)["z"]
+            tensor([1., 1., 1., 1., 1.])
+        """
+        target, total = self.fit.model_target, self.num_chains * self.num_samples
+        count = total if num_draws is None else num_draws
+        check_counts({"num_draws": count})
+        check_choices({"temperature": (temperature, TEMPERATURES)})
+        if count > total:
+            raise ValueError(f"num_draws must be at most the {total} posterior draws that there are, got {count}.")
+        if not isinstance(target, ModelTarget) or not target.discrete_sites:
+            raise ValueError("infer_discrete needs a model with discrete latents; all latents are in get_samples().")
+        rows = torch.linspace(0, total - 1, count).long()
+        samples = {name: value[rows] for name, value in self.get_samples().items()}
+        decoded, progress = [], progress_bar(count, "Infer", self.settings.disable_progbar)
+        for i in range(count):
+            decoded.append(target.infer_discrete({name: value[i] for name, value in samples.items()}, temperature))
+            progress.update()
+        progress.close()
+
+        return samples | {name: torch.stack([draw[name] for draw in decoded]) for name in target.discrete_sites}
 
     def _exact_flow(self, what: str) -> tuple[Any, Any]:
         """The trained leap and its target, for what needs a model and an exact density."""

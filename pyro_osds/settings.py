@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyro_osds.arguments import check_choices, check_counts, check_powers_of_two
+from pyro_osds.optimizer import check_optim
 from pyro_osds.posterior import CORRECTIONS
 from pyro_osds.recipe import LEAN, NETWORKS, RECIPES, FlowSize
 from pyro_osds.train import Budget
@@ -48,6 +49,7 @@ class Settings:
     volume: str = "exact"
     num_blocks: int | None = None
     hidden_features: int | None = None
+    optim: Any = None
 
     def __post_init__(self) -> None:
         counts = ("num_samples", "num_chains", "num_steps", "num_iterations", "batch_size", "num_particles")
@@ -63,6 +65,9 @@ class Settings:
             }
         )
         check_powers_of_two({"num_steps": self.num_steps, "num_time_steps": self.num_time_steps})
+        check_optim(self.optim)
+        if self.optim is not None and self.network == "velocity":
+            raise ValueError("optim is for network='coupling'; the velocity network is trained as it was published.")
         if not isinstance(self.escalate, bool):
             raise ValueError(f"escalate must be True or False, got {self.escalate!r}.")
         if self.max_time is not None and not (isinstance(self.max_time, (int, float)) and self.max_time > 0):
@@ -79,7 +84,9 @@ class Settings:
     def budget(self, vectorized: bool, deadline: float = math.inf) -> Budget:
         """What the first training may use."""
         if vectorized:
-            return Budget(self._first_iterations, self.batch_size, self.learning_rate, deadline=deadline)
+            return Budget(
+                self._first_iterations, self.batch_size, self.learning_rate, deadline=deadline, optim=self.optim
+            )
 
         return Budget(
             _SLOW_ROUND,
@@ -88,6 +95,7 @@ class Settings:
             first_round=_SLOW_ROUND,
             num_validation_draws=_SLOW_VALIDATION,
             deadline=deadline,
+            optim=self.optim,
         )
 
     @property

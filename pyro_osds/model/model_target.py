@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform, Transform
 
 from pyro_osds.model.compat import VmapCompat, vmappable_pyro
+from pyro_osds.model.decode import decode
 from pyro_osds.model.determinism import TrainingLayerError, check_deterministic, no_training_layers
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.ladder import Ladder, check_points
@@ -203,6 +204,10 @@ class ModelTarget:
         A site whose rows a discrete latent ties together has none, and is left out.
         """
         return self._ladder.map(lambda row: self._run(row).log_likelihood(), z)
+
+    def infer_discrete(self, values: Mapping[str, Tensor], temperature: int = 1) -> dict[str, Tensor]:
+        """Values of the discrete latents, given one value ``(*shape,)`` at every continuous latent site."""
+        return decode(self._call, values, self.discrete_sites, self._nesting, temperature)
 
     def sample_prior(self, num_draws: int) -> Tensor:
         """Unconstrained draws of the model's own prior, ``(num_draws, D)``; rows may hold infinities."""
