@@ -13,9 +13,6 @@ from models import (
     CONJUGATE_MEAN,
     CONJUGATE_SD,
     CONJUGATE_Y,
-    SCHOOLS_LOG_EVIDENCE,
-    SCHOOLS_SIGMA,
-    SCHOOLS_Y,
     schools_centred,
 )
 from pyro import poutine
@@ -38,11 +35,13 @@ from pyro_osds.exchange import OrderedTarget
 from pyro_osds.importance import log_mean_weight
 
 GROUPS_Y = torch.tensor([-2.3, -1.4, -2.0, -1.1, -2.9, -1.8, -0.2, 1.7, 2.4, 2.1, 1.2, 2.8, 1.9, 0.1])
+HIERARCHY_Y = torch.tensor([0.3, 1.9, -0.6])
+HIERARCHY_LOG_EVIDENCE = dist.MultivariateNormal(torch.zeros(3), 4.0 + 1.25 * torch.eye(3)).log_prob(HIERARCHY_Y).item()
 
 
 def fit(model, *args, num_iterations=60, **options):
     """A small run, whatever happens around it."""
-    options = {"num_samples": 100, "num_particles": 32, "escalate": False, "disable_progbar": True, **options}
+    options = {"num_samples": 100, "num_particles": 24, "escalate": False, "disable_progbar": True, **options}
     osds = OSDS(model, num_iterations=num_iterations, **options)
     with torch.random.fork_rng():
         pyro.set_rng_seed(0)
@@ -63,15 +62,21 @@ def supports():
     p = pyro.sample("p", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])))
     with pyro.plate("group", 2):
         rate = pyro.sample("rate", dist.Gamma(3.0, 1.0))
-        with pyro.plate("member", 3):
+        with pyro.plate("member", 2):
             pyro.sample("share", dist.Beta(2.0, rate))
-    factor = pyro.sample("factor", dist.LKJCholesky(3, 2.0))
+    factor = pyro.sample("factor", dist.LKJCholesky(2, 2.0))
     width = pyro.sample("width", dist.Uniform(torch.zeros(()), 1.0 + p[..., 0]))
-    with pyro.plate("row", 2):
-        pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-    y = torch.tensor([0.5, 0.3, -0.2])
-    pyro.sample("y", dist.MultivariateNormal(torch.zeros(3), scale_tril=factor), obs=y)
+    y = torch.tensor([0.5, 0.3])
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), scale_tril=factor), obs=y)
     pyro.sample("x", dist.Normal(width, 1.0), obs=torch.tensor(1.0))
+
+
+def hierarchy():
+    """Rows with a common mean; all is normal, so the evidence is known."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    with pyro.plate("row", 3):
+        theta = pyro.sample("theta", dist.Normal(mu, 0.5))
+        pyro.sample("y", dist.Normal(theta, 1.0), obs=HIERARCHY_Y)
 
 
 @config_enumerate
@@ -181,7 +186,7 @@ def test_particles_in_a_batch(schools, mixed, groups):
         assert_within_standard_error(-loss, osds.evidence.elbo, spread / math.sqrt(500) + 1e-3)
     with pyro.plate("outer", 4, dim=-3):
         draw = mixed.guide()
-    shapes = {"p": (4, 1, 1, 3), "rate": (4, 1, 2), "share": (4, 3, 2), "factor": (4, 1, 1, 3, 3), "w": (4, 1, 2, 3)}
+    shapes = {"p": (4, 1, 1, 3), "rate": (4, 1, 2), "share": (4, 2, 2), "factor": (4, 1, 1, 2, 2), "width": (4, 1, 1)}
     assert {name: tuple(draw[name].shape) for name in shapes} == shapes
 
 
@@ -246,15 +251,15 @@ def test_neutra_is_the_same_density(schools, mixed, groups):
 def test_neutra_under_nuts(schools):
     # Moments within their errors, no divergences.
     neutra = schools.neutra()
-    mcmc = MCMC(NUTS(neutra.reparam(schools_centred), max_tree_depth=4), 60, 40, disable_progbar=True)
+    mcmc = MCMC(NUTS(neutra.reparam(schools_centred), max_tree_depth=3), 40, 20, disable_progbar=True)
     mcmc.run()
     draws = neutra.transform_sample(mcmc.get_samples(group_by_chain=True)["osds_shared_latent"])
-    assert draws["theta"].shape == (1, 60, 8) and (draws["tau"] > 0).all()
+    assert draws["theta"].shape == (1, 40, 8) and (draws["tau"] > 0).all()
     exact = schools.get_samples()
     assert len(mcmc.diagnostics()["divergences"]["chain 0"]) <= 1
     for name in ("mu", "theta"):
         sd = exact[name].std(0)
-        distance = (draws[name][0].mean(0) - exact[name].mean(0)) / (sd * math.sqrt(1 / 20 + 1 / 100))
+        distance = (draws[name][0].mean(0) - exact[name].mean(0)) / (sd * math.sqrt(1 / 15 + 1 / 100))
         assert (distance.abs() < 5).all()
 
 
@@ -318,7 +323,7 @@ def test_discrete_latents_of_a_mixture(groups):
 
 def test_discrete_latents_of_a_hidden_markov_model():
     # Against all paths counted one by one, given the same continuous draws.
-    y = torch.tensor([0.2, -0.3, 2.2, 1.7])
+    y = torch.tensor([0.2, 2.2, 1.7])
     stay = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
 
     def model():
@@ -328,14 +333,14 @@ def test_discrete_latents_of_a_hidden_markov_model():
             state = pyro.sample(f"state_{t}", dist.Categorical(stay[state]))
             pyro.sample(f"y_{t}", dist.Normal(loc * state, 1.0), obs=y[t])
 
-    draws = fit(model, num_iterations=20).infer_discrete(num_draws=200)
+    draws = fit(model, num_iterations=20).infer_discrete(num_draws=100)
     states = torch.stack([draws[f"state_{t}"] for t in range(len(y))], -1)
     paths = torch.tensor(list(itertools.product((0, 1), repeat=len(y))))
     before = torch.cat([torch.zeros(len(paths), 1, dtype=torch.long), paths[:, :-1]], 1)
     log_prior = stay[before, paths].log().sum(-1)
     log_likelihood = dist.Normal(draws["loc"][:, None, None] * paths, 1.0).log_prob(y).sum(-1)
     probabilities = (log_prior + log_likelihood).softmax(-1) @ paths.float()
-    std_error = (probabilities * (1 - probabilities)).mean(0).div(200).sqrt()
+    std_error = (probabilities * (1 - probabilities)).mean(0).div(100).sqrt()
     assert ((states - probabilities).mean(0).abs() < 5 * std_error).all()
 
 
@@ -355,15 +360,14 @@ def test_infer_discrete_refuses_what_it_cannot_do(simple, groups):
 @pytest.mark.parametrize("config", [{"theta": LocScaleReparam(0.0)}, AutoReparam()], ids=["LocScale", "Auto"])
 def test_reparametrised_models(config):
     # The evidence does not depend on the parametrisation; what a site once was is in the posterior, and no observation.
-    osds = fit(poutine.reparam(schools_centred, config=config), num_iterations=40)
-    assert_within_standard_error(osds.log_evidence, SCHOOLS_LOG_EVIDENCE, osds.log_evidence_se)
+    osds = fit(poutine.reparam(hierarchy, config=config), num_iterations=20)
+    assert_within_standard_error(osds.log_evidence, HIERARCHY_LOG_EVIDENCE, osds.log_evidence_se + 1e-4)
     data = osds.to_inference_data()
-    assert data.posterior["theta"].dims == ("chain", "draw", "school")
+    assert data.posterior["theta"].dims == ("chain", "draw", "row")
     assert list(data.observed_data) == ["y"] and list(data.log_likelihood) == ["y"]
-    theta, decentred = data.posterior["theta"].values, data.posterior["theta_decentered"].values
-    mu, tau = (data.posterior[name].values[..., None] for name in ("mu", "tau"))
     if isinstance(config, dict):
-        assert theta == pytest.approx(mu + tau * decentred, abs=1e-3)
+        theta, decentred = data.posterior["theta"].values, data.posterior["theta_decentered"].values
+        assert theta == pytest.approx(data.posterior["mu"].values[..., None] + 0.5 * decentred, abs=1e-4)
 
 
 # ---- parameters ----
@@ -408,9 +412,3 @@ def test_weights_of_modules_stay_in_their_modules():
     pyro.clear_param_store()
     assert osds.draw(10).samples["x"].shape == (10,)
     assert network.weight is weight and weight.grad is None
-
-
-def test_schools_data():
-    # The constants that other tests rely on are those of the model.
-    trace = poutine.trace(schools_centred).get_trace()
-    assert torch.equal(trace.nodes["y"]["value"], torch.tensor(SCHOOLS_Y)) and len(SCHOOLS_SIGMA) == 8
