@@ -26,7 +26,9 @@ LATENT = "_osds_latent"
 
 
 class FlowDistribution(TorchDistribution):
-    """Draws of a leap in the coordinates of the model target, with their exact density; nothing carries gradients.
+    """Draws of a leap in the coordinates of the model target, with their exact density.
+
+    The leap is fixed, so that draws are reparametrised: there is nothing that gradients could flow to.
 
     Arguments:
         leap: The leap.
@@ -46,6 +48,7 @@ class FlowDistribution(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch's own way
     support = constraints.real_vector  # type: ignore[assignment]
+    has_rsample = True
 
     def __init__(self, leap: Any, target: Any, batch_shape: torch.Size = torch.Size()) -> None:  # noqa: B008
         self.leap = leap
@@ -58,7 +61,7 @@ class FlowDistribution(TorchDistribution):
         return FlowDistribution(self.leap, self.target, torch.Size(batch_shape))
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draws, ``(*sample_shape, *batch_shape, D)``."""
         shape = torch.Size(sample_shape) + self.batch_shape
         z, log_prob, _ = self.leap.sample(shape.numel())

@@ -398,11 +398,11 @@ class OSDS:
         """The trained leap and its target, for what needs a model and an exact density."""
         if not isinstance(self.fit.model_target, ModelTarget):
             raise ValueError(f"{what} needs a Pyro model; a log density or a potential has no sites. Use draw instead.")
-        _ = self.fit.draws
-        if isinstance(self.fit.leap, VelocityLeap):
+        leap = self.fit.settle()
+        if isinstance(leap, VelocityLeap):
             raise ValueError(f"{what} needs the exact density of the flow: use network='coupling'.")
 
-        return self.fit.leap, self.fit.target
+        return leap, self.fit.target
 
     # ---- draws, evidence, InferenceData ----
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -27,7 +28,6 @@ from pyro.infer import (
     config_enumerate,
 )
 from pyro.infer.reparam import AutoReparam, LocScaleReparam, NeuTraReparam
-from pyro.ops.indexing import Vindex
 from torch.distributions import biject_to
 
 from pyro_osds import OSDS
@@ -45,7 +45,10 @@ def fit(model, *args, num_iterations=60, **options):
     osds = OSDS(model, num_iterations=num_iterations, **options)
     with torch.random.fork_rng():
         pyro.set_rng_seed(0)
-        osds.run(*args)
+        with warnings.catch_warnings():
+            # So small a run need not be reliable; what is tested here is exact for any flow.
+            warnings.simplefilter("ignore", UserWarning)
+            osds.run(*args)
 
     return osds
 
@@ -87,7 +90,7 @@ def mixture():
         mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
     with pyro.plate("row", len(GROUPS_Y)):
         z = pyro.sample("z", dist.Categorical(weight))
-        pyro.sample("y", dist.Normal(Vindex(mu)[..., z], 1.0), obs=GROUPS_Y)
+        pyro.sample("y", dist.Normal(torch.where(z == 1, mu[..., 1:], mu[..., :1]), 1.0), obs=GROUPS_Y)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,13 @@ def schools():
 
 @pytest.fixture(scope="module")
 def mixed():
-    return fit(supports)
+    osds = OSDS(supports, num_samples=100, num_particles=16, disable_progbar=True)
+    with torch.random.fork_rng():
+        pyro.set_rng_seed(0)
+        for _ in range(5):
+            osds.step()
+
+    return osds
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +146,19 @@ def test_density_of_the_guide(name, request):
         assert trace.log_prob_sum().item() == pytest.approx(flow_log_prob(osds, trace), abs=5e-3)
 
 
+@pytest.mark.parametrize("name", ["simple", "schools", "mixed"])
+def test_weights_of_the_guide(name, request):
+    # Draw by draw, Pyro's weight is the one that our evidence is the mean of.
+    osds = request.getfixturevalue(name)
+    for _ in range(3):
+        trace = poutine.trace(osds.guide).get_trace()
+        replayed = poutine.trace(poutine.replay(osds.model, trace=trace)).get_trace(*osds._args)
+        z = trace.nodes["_osds_latent"]["value"][None]
+        with torch.no_grad():
+            expected = osds.fit.target.log_prob(z) - osds.fit.leap.log_prob(z)
+        assert (replayed.log_prob_sum() - trace.log_prob_sum()).item() == pytest.approx(expected.item(), abs=5e-3)
+
+
 def test_coordinates_and_orders_are_those_that_are_to_be_tested(schools, groups):
     # Otherwise the tests above and below would prove less than they say.
     assert schools.fit.model_target.standardized
@@ -145,7 +167,8 @@ def test_coordinates_and_orders_are_those_that_are_to_be_tested(schools, groups)
 
 def test_log_determinants_are_those_of_pyro(mixed):
     # By site and row, as Pyro's transforms have them.
-    z = mixed.draw(4).z
+    with torch.no_grad():
+        z = mixed.fit.settle().sample(4)[0]
     values, log_abs_det = mixed.fit.model_target.constrain_with_log_abs_det(z)
     nodes = poutine.trace(poutine.condition(supports, {n: v[0] for n, v in values.items()})).get_trace().nodes
     for name, value in values.items():
@@ -155,7 +178,7 @@ def test_log_determinants_are_those_of_pyro(mixed):
         torch.testing.assert_close(log_abs_det[name][0], expected.reshape(*rows, -1).sum(-1), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["simple", "schools", "mixed"])
+@pytest.mark.parametrize("name", ["simple", "schools"])
 def test_importance(name, request):
     # Pyro weighs the guide's draws with the model that it runs itself, and finds the same evidence.
     osds = request.getfixturevalue(name)
@@ -178,12 +201,12 @@ def test_elbo(simple, schools, groups):
         assert_within_standard_error(-loss, osds.evidence.elbo, spread / math.sqrt(elbo.num_particles) + 1e-3)
 
 
-def test_particles_in_a_batch(schools, mixed, groups):
+def test_particles_in_a_batch(schools, mixed):
     # In an outermost plate, over supports, plates and event dimensions.
-    for osds, elbo in ((schools, Trace_ELBO), (groups, TraceEnum_ELBO)):
-        spread = osds.draw(1000).log_weights.std().item()
-        loss = elbo(num_particles=500, vectorize_particles=True, max_plate_nesting=1).loss(osds.model, osds.guide)
-        assert_within_standard_error(-loss, osds.evidence.elbo, spread / math.sqrt(500) + 1e-3)
+    spread = schools.draw(1000).log_weights.std().item()
+    elbo = Trace_ELBO(num_particles=500, vectorize_particles=True, max_plate_nesting=1)
+    loss = elbo.loss(schools_centred, schools.guide)
+    assert_within_standard_error(-loss, schools.evidence.elbo, spread / math.sqrt(500) + 1e-3)
     with pyro.plate("outer", 4, dim=-3):
         draw = mixed.guide()
     shapes = {"p": (4, 1, 1, 3), "rate": (4, 1, 2), "share": (4, 2, 2), "factor": (4, 1, 1, 2, 2), "width": (4, 1, 1)}
@@ -211,11 +234,10 @@ def test_weighed_predictive(simple):
 
 def test_what_has_no_guide(simple):
     # A log density has no sites, and before a run there is no flow.
-    osds = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), 2, num_samples=10, num_iterations=1)
+    osds = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), 2, num_particles=8, disable_progbar=True)
     with pytest.raises(RuntimeError, match="call run"):
         _ = osds.guide
-    osds.settings = simple.settings
-    osds.run()
+    osds.step()
     for ask in (lambda: osds.guide, osds.neutra):
         with pytest.raises(ValueError, match="needs a Pyro model"):
             ask()
@@ -229,23 +251,13 @@ def test_what_has_no_guide(simple):
 def test_neutra_is_the_same_density(schools, mixed, groups):
     # At any point of the base: the density of the model there, times the volumes of flow and transforms.
     for osds in (schools, mixed, groups):
-        neutra, dim = osds.neutra(), osds.fit.target.dim
-        for x in 0.5 * torch.randn(3, dim):
-            given = poutine.condition(neutra.reparam(osds.model), {"osds_shared_latent": x})
-            trace = poutine.trace(poutine.enum(given, first_available_dim=-3)).get_trace()
+        for x in 0.5 * torch.randn(3, osds.fit.target.dim):
+            model = poutine.condition(osds.neutra().reparam(osds.model), {"osds_shared_latent": x})
             with torch.no_grad():
                 u, log_abs_det = osds.fit.leap(x[None])
                 expected = osds.fit.target.log_prob(u) + log_abs_det
-                trace.compute_log_prob()
-                got = sum(
-                    site["log_prob"].sum()
-                    for name, site in trace.nodes.items()
-                    if name not in ("z", "y") or osds is not groups
-                )
-            if osds is groups:
-                rows = trace.nodes["z"]["log_prob"] + trace.nodes["y"]["log_prob"]
-                got = got + rows.flatten(1).logsumexp(0).sum() if rows.dim() == 2 else got + rows.logsumexp(0).sum()
-            assert got.item() == pytest.approx(expected.item(), abs=1e-2)
+                got = -TraceEnum_ELBO(max_plate_nesting=2, strict_enumeration_warning=False).loss(model, lambda: None)
+            assert got == pytest.approx(expected.item(), abs=1e-2)
 
 
 def test_neutra_under_nuts(schools):
@@ -265,7 +277,8 @@ def test_neutra_under_nuts(schools):
 
 def test_neutra_refuses_what_it_cannot_do():
     # A scaled latent: Pyro would scale the Jacobian, too.
-    osds = fit(poutine.scale(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), scale=2.0), num_iterations=1)
+    osds = OSDS(poutine.scale(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), scale=2.0), num_particles=8)
+    osds.step()
     with pytest.raises(ValueError, match="without poutine.scale"):
         osds.neutra()
 
