@@ -226,11 +226,15 @@ class OrderedTarget:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of components in order, ``(B, D) -> (B,)``."""
-        return self.target.log_prob(self._in_order(z)) + self.log_abs_det(z) + self._log_num_orders
+        return self.target.log_prob(self.in_order(z)) + self.log_volume(z)
 
     def log_abs_det(self, u: Tensor) -> Tensor:
         """Log-determinants of the step from ``u`` to ``z``, ``(B,)``."""
         return u[:, self.ordering[1:]].sum(-1)
+
+    def log_volume(self, u: Tensor) -> Tensor:
+        """Log of how much volume the copies of a point in all orders stand for, ``(B,)``."""
+        return self.log_abs_det(u) + self._log_num_orders
 
     def to_ordered(self, z: Tensor) -> Tensor:
         """Points of the target with their components put in order, ``(B, D) -> (B, D)``."""
@@ -242,7 +246,7 @@ class OrderedTarget:
 
     def to_target(self, u: Tensor) -> Tensor:
         """Points of the target with their components in a random order, always the same one for the same ``u``."""
-        return self.exchange.permute(self._in_order(u), _random_order(u, self.exchange.num_components))
+        return self.exchange.permute(self.in_order(u), _random_order(u, self.exchange.num_components))
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Draws by site, in random order, ``(B, D)`` to ``{name: (B, *shape)}``."""
@@ -252,7 +256,8 @@ class OrderedTarget:
         """Points ``(S, D)`` of values by site, their components put in order."""
         return self.to_ordered(self.target.from_samples(samples))  # type: ignore[attr-defined]
 
-    def _in_order(self, u: Tensor) -> Tensor:
+    def in_order(self, u: Tensor) -> Tensor:
+        """Points of the target with their components in order, ``(B, D) -> (B, D)``."""
         steps = u[:, self.ordering]
         values = torch.cat([steps[:, :1], steps[:, 1:].exp()], -1).cumsum(-1)
 

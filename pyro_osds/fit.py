@@ -283,9 +283,7 @@ class Fit:
         """The posterior draws of the present weights, made when first asked for."""
         if self._draws is None:
             start = time.perf_counter()
-            # A flow that was stepped by hand is judged by the average of its weights, as one trained by run.
-            self.leap = self.trainer.leap if self.trainer.history.elbo else self.trainer.averaged()
-            self._keep(self._judge(self.leap))
+            self._keep(self._judge(self.settle()))
             self.seconds["sampling_time"] = time.perf_counter() - start
         assert self._draws is not None
 
@@ -295,6 +293,13 @@ class Fit:
     def is_judged(self) -> bool:
         """Whether there are posterior draws, and a verdict on them."""
         return self._draws is not None
+
+    def settle(self) -> AnyLeap:
+        """The leap with the present weights; one that was stepped by hand takes the average of its weights."""
+        if self._draws is None:
+            self.leap = self.trainer.leap if self.trainer.history.elbo else self.trainer.averaged()
+
+        return self.leap
 
     def forget_draws(self) -> None:
         """Make fresh draws when next asked for."""

@@ -15,25 +15,29 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_uniform
 from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_osds.agreement import Agreement, compare_with_reference, parameter_errors
 from pyro_osds.arguments import check_choices, check_counts, kept_arguments, same_arguments
 from pyro_osds.evidence import Evidence
 from pyro_osds.fit import AnyTrainer, Fit
+from pyro_osds.guide import FlowGuide
 from pyro_osds.identity import check_arguments, check_density, check_model, identity
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.inference_data import to_inference_data
 from pyro_osds.leap import Leap
-from pyro_osds.model import CAPTURE, VECTORIZE, ModelTarget, PotentialTarget, one_point
+from pyro_osds.model import CAPTURE, TEMPERATURES, VECTORIZE, ModelTarget, PotentialTarget, one_point
+from pyro_osds.neutra import FlowReparam
 from pyro_osds.pause import random_state, set_random_state
-from pyro_osds.progress import run_bar
+from pyro_osds.progress import progress_bar, run_bar
 from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
 from pyro_osds.settings import Settings
 from pyro_osds.storage import check_place, read, unpack, write
 from pyro_osds.summary import one_line, summary_card
 from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
 from pyro_osds.trouble import UnreliableEvidenceWarning, warn
+from pyro_osds.velocity import VelocityLeap
 
 AnyTarget = ModelTarget | PotentialTarget | FunctionTarget
 
@@ -70,6 +74,8 @@ class OSDS:
             annealed bridge; see ``pyro_osds.escalate`` and :attr:`run_report`.
         batch_size: Draws per optimiser step.
         learning_rate: Peak learning rate.
+        optim: One of ``pyro.optim`` to train the flow with, instead of Adam on a one-cycle schedule; it brings its own
+            learning rate, and its schedule, if it has one, takes a step with every optimiser step.
         num_particles: Particles on each of eight islands during exploration.
         recipe: What runs when: ``"auto"``, ``"calibrate"``, ``"cover"`` or ``"distill"``; see ``pyro_osds.recipe``.
         num_time_steps: Steps of the finest grid that ``"distill"`` and the velocity network learn, a power of two.
@@ -118,6 +124,7 @@ class OSDS:
         escalate: bool = True,
         batch_size: int = 256,
         learning_rate: float = 1e-2,
+        optim: PyroOptim | None = None,
         num_particles: int = 64,
         recipe: str = "auto",
         num_time_steps: int = 16,
@@ -155,6 +162,7 @@ class OSDS:
             escalate=escalate,
             batch_size=batch_size,
             learning_rate=learning_rate,
+            optim=optim,
             num_particles=num_particles,
             recipe=recipe,
             num_time_steps=num_time_steps,
@@ -336,6 +344,120 @@ class OSDS:
     def _repr_html_(self) -> str:
         return summary_card(self._given, self.settings, self._fit).html()
 
+    # ---- in other hands of Pyro ----
+
+    @property
+    def guide(self) -> FlowGuide:
+        """The trained flow as a guide, for ``Predictive``, ``Importance``, ``WeighedPredictive`` or an ELBO.
+
+        It covers the continuous latents, has the flow's exact density, and carries no gradients: it is trained by
+        :meth:`run` and :meth:`step`. Its draws are those of the flow, not weighed; those of :meth:`get_samples` are.
+
+        Raises:
+            ValueError: Without a model, and for the velocity network, whose draws have no exact density.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> from pyro.infer import Predictive
+            >>> def model(y=None):
+            ...     mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+            ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS(model, num_samples=100, disable_progbar=True)
+            >>> osds.run(torch.tensor(1.5))
+            >>> sorted(Predictive(model, guide=osds.guide, num_samples=10)())
+            ['_osds_latent', 'mu', 'y']
+        """
+        return FlowGuide(*self._exact_flow("guide"))
+
+    def neutra(self) -> FlowReparam:
+        """The trained flow as new coordinates of the model, in which NUTS meets nearly a standard normal.
+
+        Returns:
+            A reparametrisation as Pyro's ``NeuTraReparam``: ``neutra.reparam(model)`` is what NUTS runs, and
+            ``neutra.transform_sample(samples["osds_shared_latent"])`` gives the draws by site.
+
+        Raises:
+            ValueError: Without a model with continuous latents, for the velocity network, and where latents are scaled
+                or masked, because Pyro would scale or mask the Jacobian with them.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> from pyro.infer import MCMC, NUTS
+            >>> def model():
+            ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+            ...     pyro.sample("x", dist.Normal(0.0, scale))
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS(model, num_samples=100, disable_progbar=True)
+            >>> osds.run()
+            >>> neutra = osds.neutra()
+            >>> mcmc = MCMC(NUTS(neutra.reparam(model)), num_samples=10, warmup_steps=10, disable_progbar=True)
+            >>> mcmc.run()
+            >>> sorted(neutra.transform_sample(mcmc.get_samples()["osds_shared_latent"]))
+            ['scale', 'x']
+        """
+        leap, target = self._exact_flow("neutra")
+        if not isinstance(leap, Leap):
+            raise ValueError("neutra needs a model with continuous latents; this one has none.")
+        if not self.fit.model_target.can_sample_prior:
+            raise ValueError("neutra needs latents without poutine.scale, mask or improper priors around them.")
+
+        return FlowReparam(leap, target, self.fit.constrain)
+
+    @poutine.block()
+    def infer_discrete(self, num_draws: int | None = None, temperature: int = 1) -> dict[str, Tensor]:
+        """Posterior draws together with the discrete latents, which were summed out; a run of the model for each.
+
+        Arguments:
+            num_draws: How many of the posterior draws, evenly spread; default: all.
+            temperature: 1 for draws of the discrete latents given the others, 0 for their most probable values.
+
+        Returns:
+            All latents by site, ``{site: (num_draws, *shape)}``.
+
+        Raises:
+            ValueError: Without a model that has discrete latents, or for more draws than there are.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> def model():
+            ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            ...     z = pyro.sample("z", dist.Bernoulli(0.5))
+            ...     pyro.sample("y", dist.Normal(loc + 10 * z, 1.0), obs=torch.tensor(9.0))
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS(model, num_samples=100, disable_progbar=True)
+            >>> osds.run()
+            >>> osds.infer_discrete(num_draws=5)["z"]
+            tensor([1., 1., 1., 1., 1.])
+        """
+        target, total = self.fit.model_target, self.num_chains * self.num_samples
+        count = total if num_draws is None else num_draws
+        check_counts({"num_draws": count})
+        check_choices({"temperature": (temperature, TEMPERATURES)})
+        if count > total:
+            raise ValueError(f"num_draws must be at most the {total} posterior draws that there are, got {count}.")
+        if not isinstance(target, ModelTarget) or not target.discrete_sites:
+            raise ValueError("infer_discrete needs a model with discrete latents; all latents are in get_samples().")
+        rows = torch.linspace(0, total - 1, count).long()
+        samples = {name: value[rows] for name, value in self.get_samples().items()}
+        decoded, progress = [], progress_bar(count, "Infer", self.settings.disable_progbar)
+        for i in range(count):
+            decoded.append(target.infer_discrete({name: value[i] for name, value in samples.items()}, temperature))
+            progress.update()
+        progress.close()
+
+        return samples | {name: torch.stack([draw[name] for draw in decoded]) for name in target.discrete_sites}
+
+    def _exact_flow(self, what: str) -> tuple[Any, Any]:
+        """The trained leap and its target, for what needs a model and an exact density."""
+        if not isinstance(self.fit.model_target, ModelTarget):
+            raise ValueError(f"{what} needs a Pyro model; a log density or a potential has no sites. Use draw instead.")
+        leap = self.fit.settle()
+        if isinstance(leap, VelocityLeap):
+            raise ValueError(f"{what} needs the exact density of the flow: use network='coupling'.")
+
+        return leap, self.fit.target
+
     # ---- draws, evidence, InferenceData ----
 
     @property
@@ -491,7 +613,8 @@ class OSDS:
         exploration = fitted.recipe.found.exploration if fitted.recipe.found else None
         z = torch.zeros(1, 0, dtype=fitted.given.dtype) if exploration is None else exploration.z
         content = {
-            "settings": self.settings.as_dict(),
+            "settings": self.settings.as_dict() | {"optim": None},
+            "optim": "" if self.settings.optim is None else type(self.settings.optim).__name__,
             "source": self._source,
             "identity": identity(fitted.given, fitted.target, z, self._args, self._kwargs),
             "fit": fitted.state(),
@@ -550,8 +673,13 @@ class OSDS:
         source, settings = content["source"], content["settings"]
         if isinstance(model, OSDS):
             osds = copy.copy(model)
-            osds.settings = Settings(**settings)
+            osds.settings = Settings(**settings | {"optim": model.settings.optim})
             return osds
+        if content.get("optim"):
+            raise ValueError(
+                f"The file's sampler had an optimiser {content['optim']}, which a file cannot hold: pass "
+                "OSDS(model, optim=...) in place of the model."
+            )
         if source.get("transforms"):
             raise ValueError(
                 f"The file's sampler had transforms for {source['transforms']}, which a file cannot hold: pass "

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyro_osds.arguments import check_choices, check_counts, check_powers_of_two
+from pyro_osds.optimizer import check_optim
 from pyro_osds.posterior import CORRECTIONS
 from pyro_osds.recipe import LEAN, NETWORKS, RECIPES, FlowSize
 from pyro_osds.train import Budget
@@ -49,6 +50,7 @@ class Settings:
     num_blocks: int | None = None
     hidden_features: int | None = None
     warm_start: bool = False
+    optim: Any = None
 
     def __post_init__(self) -> None:
         counts = ("num_samples", "num_chains", "num_steps", "num_iterations", "batch_size", "num_particles")
@@ -64,6 +66,9 @@ class Settings:
             }
         )
         check_powers_of_two({"num_steps": self.num_steps, "num_time_steps": self.num_time_steps})
+        check_optim(self.optim)
+        if self.optim is not None and self.network == "velocity":
+            raise ValueError("optim is for network='coupling'; the velocity network is trained as it was published.")
         for name, switch in (("escalate", self.escalate), ("warm_start", self.warm_start)):
             if not isinstance(switch, bool):
                 raise ValueError(f"{name} must be True or False, got {switch!r}.")
@@ -85,7 +90,9 @@ class Settings:
     def budget(self, vectorized: bool, deadline: float = math.inf) -> Budget:
         """What the first training may use."""
         if vectorized:
-            return Budget(self._first_iterations, self.batch_size, self.learning_rate, deadline=deadline)
+            return Budget(
+                self._first_iterations, self.batch_size, self.learning_rate, deadline=deadline, optim=self.optim
+            )
 
         return Budget(
             _SLOW_ROUND,
@@ -94,6 +101,7 @@ class Settings:
             first_round=_SLOW_ROUND,
             num_validation_draws=_SLOW_VALIDATION,
             deadline=deadline,
+            optim=self.optim,
         )
 
     @property

@@ -24,6 +24,7 @@ from pyro_osds.flow_map import FlowMap
 from pyro_osds.importance import effective_sample_size, log_mean_weight, lower_bound, pareto_k, weigh
 from pyro_osds.leap import Leap
 from pyro_osds.objective import Objective, exact_volume, reverse_kl
+from pyro_osds.optimizer import chosen, clip, one_cycle, step_schedule
 from pyro_osds.pause import random_state, set_random_state, uncut
 from pyro_osds.progress import progress_bar
 from pyro_osds.target import Target
@@ -31,9 +32,6 @@ from pyro_osds.trouble import InterruptedWarning, TrainingWarning, warn
 
 _EMA_DECAY = 0.98
 _MAX_GRADIENT_NORM = 1.0
-_WARM_UP_SHARE = 0.1
-# A one-cycle schedule needs two steps to warm up; a shorter round runs a part of it.
-_MIN_SCHEDULE = 20
 _STALL = 0.8
 _log = logging.getLogger(__name__)
 
@@ -52,6 +50,7 @@ class Budget:
         elbo_gap: Stop when the ELBO is this close to the log evidence, nats, and the weights have a good tail.
         num_validation_draws: Fresh draws to judge a round on.
         deadline: Time of ``time.perf_counter`` at which training ends with what it has.
+        optim: A Pyro optimiser to use instead of Adam on a one-cycle schedule; it brings its own learning rate.
     """
 
     num_iterations: int = 1000
@@ -63,6 +62,7 @@ class Budget:
     elbo_gap: float = 0.02
     num_validation_draws: int = 4096
     deadline: float = math.inf
+    optim: Any = None
 
 
 @dataclass
@@ -189,17 +189,17 @@ class Trainer:
         best = copy.deepcopy(leap.flow.state_dict())
         self._course = Course(self.budget.num_iterations, self.budget.first_round, best)
         self.paused: dict[str, Any] | None = None
+        if self.budget.optim is not None:
+            self._optimizer, self._scheduler = chosen(leap.flow, self.budget.optim)
         self._start_round()
 
     def _start_round(self, num_steps: int | None = None) -> None:
-        """A fresh optimiser and average; without a number of steps the learning rate stays constant."""
-        rate = self.budget.learning_rate
-        self._optimizer = torch.optim.Adam(self._parameters, lr=rate, fused=True)
-        self._scheduler = None
-        if num_steps is not None:
-            self._scheduler = torch.optim.lr_scheduler.OneCycleLR(
-                self._optimizer, rate, total_steps=max(num_steps, _MIN_SCHEDULE), pct_start=_WARM_UP_SHARE
-            )
+        """A fresh optimiser and average; without a number of steps the learning rate stays constant.
+
+        An optimiser that the user chose goes on.
+        """
+        if self.budget.optim is None:
+            self._optimizer, self._scheduler = one_cycle(self.leap.flow, self.budget.learning_rate, num_steps)
         self._average = AveragedModel(self.leap.flow, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
 
     def step(self) -> float:
@@ -219,12 +219,13 @@ class Trainer:
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 parameter.grad = gradient
             clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
+            if self.budget.optim is not None:
+                clip(self.leap.flow, self.budget.optim)
             self._optimizer.step()
             self._average.update_parameters(self.leap.flow)
         else:
             self.history.num_skipped += 1
-        if self._scheduler is not None:
-            self._scheduler.step()
+        step_schedule(self._scheduler, value)
 
         return value
 

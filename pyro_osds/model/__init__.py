@@ -6,8 +6,17 @@ sampler gets; ``ladder`` evaluates them in batches, by ``capture`` where it can;
 first run; ``sites`` lays latents out in one vector.
 """
 
+from pyro_osds.model.decode import TEMPERATURES
 from pyro_osds.model.ladder import CAPTURE, VECTORIZE, VectorizationWarning
 from pyro_osds.model.model_target import ModelTarget
 from pyro_osds.model.potential_target import PotentialTarget, one_point
 
-__all__ = ["CAPTURE", "VECTORIZE", "ModelTarget", "PotentialTarget", "VectorizationWarning", "one_point"]
+__all__ = [
+    "CAPTURE",
+    "TEMPERATURES",
+    "VECTORIZE",
+    "ModelTarget",
+    "PotentialTarget",
+    "VectorizationWarning",
+    "one_point",
+]

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.distributions import AffineTransform, Transform
 
 from pyro_osds.model.compat import VmapCompat, vmappable_pyro
+from pyro_osds.model.decode import decode
 from pyro_osds.model.determinism import TrainingLayerError, check_deterministic, no_training_layers
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.ladder import Ladder, check_points
+from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.run import ModelRun
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
@@ -90,6 +92,7 @@ class ModelTarget:
         self.init_strategy = init_strategy
         self.transforms = dict(transforms or {})
         self.standardized = False
+        self._constants = Constants()
         trace = self._prototype()
         latents = [site for site in trace.nodes.values() if is_latent(site)]
         discrete = [site for site in latents if is_enumerable(site)]
@@ -109,6 +112,8 @@ class ModelTarget:
         with torch.no_grad():
             self.start = self._flatten(trace.nodes)
         self.observed = observed_values(trace)
+        self.frames = {site["name"]: tuple(f for f in site["cond_indep_stack"] if f.vectorized) for site in continuous}
+        self.event_dims = {site["name"]: site["fn"].event_dim for site in continuous}
         self.dims = {name: site_dims(site) for name, site in trace.nodes.items() if is_value(site)}
         self._value_shapes = {name: trace.nodes[name]["value"].shape for name in self.dims}
         self.improper_sites = improper_sites(trace)
@@ -143,6 +148,48 @@ class ModelTarget:
         """Draws at every continuous latent site, ``(B, D)`` to ``{name: (B, *shape)}``."""
         return self._ladder.map(lambda row: self._run(row).values, z)
 
+    def constrain_with_log_abs_det(self, z: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draws at every continuous latent site, and the log-determinants of the way there from ``z``.
+
+        Arguments:
+            z: Points, ``(B, D)``.
+
+        Returns:
+            ``{name: (B, *shape)}`` and, event dimensions summed, ``{name: (B, *batch_shape)}``.
+        """
+
+        def read(row: Tensor) -> tuple[Tensor, ...]:
+            run = self._run(row)
+            parts = zip(run.values.items(), run.log_abs_det, strict=True)
+            return *run.values.values(), *(self.by_batch(name, value, part) for (name, value), part in parts)
+
+        names = [site.name for site in self.sites]
+        columns = self._ladder.map(read, z)
+        values, log_abs_det = columns[: len(names)], columns[len(names) :]
+
+        return dict(zip(names, values, strict=True)), dict(zip(names, log_abs_det, strict=True))
+
+    def split(self, row: Tensor) -> dict[str, Tensor]:
+        """Coordinates by site of one point ``(D,)``, as :meth:`to_value` takes them."""
+        return split(self.sites, row)
+
+    def to_value(self, site: Mapping[str, Any]) -> Any:
+        """The transform from coordinates to a site's value, given its name and its distribution in the present run."""
+        name = site["name"]
+        if name in self.transforms:
+            return self.transforms[name].inv
+        standard = loc_scale(site["fn"]) if self.standardized and name not in self._below_discrete else None
+        if standard is not None:
+            return AffineTransform(*standard, event_dim=site["fn"].event_dim)
+
+        return to_support(site["fn"])
+
+    def by_batch(self, name: str, value: Tensor, log_abs_det: Tensor) -> Tensor:
+        """Log-determinants of the way to a site's value with its event dimensions summed, ``(*batch_shape,)``."""
+        batch_dim = value.dim() - self.event_dims[name]
+
+        return log_abs_det.flatten(batch_dim).sum(-1) if log_abs_det.dim() > batch_dim else log_abs_det
+
     def deterministics(self, z: Tensor) -> dict[str, Tensor]:
         """Values of the ``pyro.deterministic`` sites, ``(B, D)`` to ``{name: (B, *shape)}``.
 
@@ -161,6 +208,10 @@ class ModelTarget:
         A site whose rows a discrete latent ties together has none, and is left out.
         """
         return self._ladder.map(lambda row: self._run(row).log_likelihood(), z)
+
+    def infer_discrete(self, values: Mapping[str, Tensor], temperature: int = 1) -> dict[str, Tensor]:
+        """Values of the discrete latents, given one value ``(*shape,)`` at every continuous latent site."""
+        return decode(self._call, values, self.discrete_sites, self._nesting, temperature)
 
     def sample_prior(self, num_draws: int) -> Tensor:
         """Unconstrained draws of the model's own prior, ``(num_draws, D)``; rows may hold infinities."""
@@ -214,9 +265,9 @@ class ModelTarget:
 
         def move(row: Tensor) -> tuple[Tensor, Tensor]:
             run = self._run(row)
-            log_abs_det, flat = -sum(run.log_abs_det, row.new_zeros(())), []
+            log_abs_det, flat = -sum((part.sum() for part in run.log_abs_det), row.new_zeros(())), []
             for site in run.latents:
-                transform = other._to_value(site)
+                transform = other.to_value(site)
                 u = transform.inv(site["value"])
                 flat.append(u.reshape(-1).to(row.dtype))
                 log_abs_det = log_abs_det + transform.log_abs_det_jacobian(u, site["value"]).sum()
@@ -235,7 +286,7 @@ class ModelTarget:
             return self._run(row).terms()
 
     def _run(self, row: Tensor) -> ModelRun:
-        run = ModelRun(split(self.sites, row), self._to_value, self._shapes)
+        run = ModelRun(split(self.sites, row), self.to_value, self._shapes)
         enumerate_all = Enumerate(self._nesting) if self.discrete_sites else contextlib.nullcontext()
         with run, enumerate_all:
             self._call()
@@ -244,24 +295,14 @@ class ModelTarget:
         return run
 
     def _call(self) -> Any:
-        return self.model(*self.args, **self.kwargs)
-
-    def _to_value(self, site: Mapping[str, Any]) -> Any:
-        """The transform from unconstrained coordinates to a site's value, from its distribution in the present run."""
-        name = site["name"]
-        if name in self.transforms:
-            return self.transforms[name].inv
-        standard = loc_scale(site["fn"]) if self.standardized and name not in self._below_discrete else None
-        if standard is not None:
-            return AffineTransform(*standard, event_dim=site["fn"].event_dim)
-
-        return to_support(site["fn"])
+        with self._constants:
+            return self.model(*self.args, **self.kwargs)
 
     def _layout(self, latents: list[Any]) -> tuple[LatentSite, ...]:
         sites, start = [], 0
         for site in latents:
             value = site["value"]
-            unconstrained = self._to_value(site).inv(value).shape
+            unconstrained = self.to_value(site).inv(value).shape
             stop = start + unconstrained.numel()
             sites.append(LatentSite(site["name"], start, stop, unconstrained, value.shape, value.dtype))
             start = stop
@@ -281,7 +322,7 @@ class ModelTarget:
         trace = poutine.Trace()
         tracer: Any = poutine.trace(InitMessenger(init_anywhere(self.init_strategy))(self.model))
         try:
-            with vmappable_pyro(), VmapCompat(), no_training_layers():
+            with self._constants, vmappable_pyro(), VmapCompat(), no_training_layers():
                 trace = tracer.get_trace(*self.args, **self.kwargs)
                 trace.compute_log_prob()
         except TrainingLayerError:
@@ -299,11 +340,11 @@ class ModelTarget:
 
     def _trace_prior(self) -> Any:
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
-            return poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+            return poutine.trace(self._call).get_trace()
 
     def _flatten(self, nodes: Mapping[str, Any]) -> Tensor:
         drawn = (nodes[site.name] for site in self.sites)
-        flat = [self._to_value(node).inv(node["value"]).reshape(-1).to(self.dtype) for node in drawn]
+        flat = [self.to_value(node).inv(node["value"]).reshape(-1).to(self.dtype) for node in drawn]
 
         return torch.cat(flat) if flat else torch.empty(0, dtype=self.dtype, device=self.device)
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -73,7 +75,7 @@ class ModelRun(Messenger):
         self._check_shape(msg, value)
         self.latents.append(msg)
         self.values[name] = value
-        self.log_abs_det.append(transform.log_abs_det_jacobian(u, value).sum())
+        self.log_abs_det.append(transform.log_abs_det_jacobian(u, value))
         msg["value"] = value
         msg["done"] = True
 
@@ -95,7 +97,7 @@ class ModelRun(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
             return
-        if msg["infer"].get("_deterministic"):
+        if is_deterministic(msg):
             self.deterministics[msg["name"]] = msg["value"]
             return
         msg["log_prob"] = scale_and_mask(msg["fn"].log_prob(msg["value"]), msg["scale"], msg["mask"])
@@ -145,7 +147,7 @@ class ModelRun(Messenger):
         sites = (*self.latents, *self.discrete, *self.observed)
         terms = {site["name"]: site["log_prob"].sum() for site in sites}
         for site, log_abs_det in zip(self.latents, self.log_abs_det, strict=True):
-            terms[site["name"]] = terms[site["name"]] + log_abs_det
+            terms[site["name"]] = terms[site["name"]] + log_abs_det.sum()
 
         return terms
 
@@ -156,6 +158,16 @@ def _nesting(site: Mapping[str, Any]) -> int:
 
 def _sum(terms: list[Tensor], like: Tensor) -> Tensor:
     return sum((term.sum().to(like.dtype) for term in terms), like.new_zeros(()))
+
+
+def is_deterministic(site: Mapping[str, Any]) -> bool:
+    """Whether a site only shows what others make: ``pyro.deterministic``, or what a reparametrised site once was."""
+    if site["infer"].get("_deterministic"):
+        return True
+    fn = site["fn"]
+    shown = isinstance(fn, MaskedDistribution) and fn._mask is False and isinstance(fn.base_dist, Delta)
+
+    return site["is_observed"] and shown
 
 
 def is_missing_part(site: Mapping[str, Any], names: Container[str]) -> bool:

@@ -15,7 +15,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import ComposeTransform, biject_to, constraints
 
-from pyro_osds.model.run import is_missing_part
+from pyro_osds.model.run import is_deterministic, is_missing_part
 
 _LOCATION_SCALE = (
     torch.distributions.Normal,
@@ -57,9 +57,10 @@ def is_latent(site: Mapping[str, Any]) -> bool:
 
 def is_value(site: Mapping[str, Any]) -> bool:
     """Whether a site carries something a user reads: a latent, an observation or a deterministic value."""
-    auxiliary = site["type"] == "sample" and site["infer"].get("is_auxiliary") and "_deterministic" not in site["infer"]
+    if site["type"] != "sample" or isinstance(site["fn"], _Subsample):
+        return False
 
-    return site["type"] == "sample" and not isinstance(site["fn"], _Subsample) and not auxiliary
+    return is_deterministic(site) or not site["infer"].get("is_auxiliary")
 
 
 def check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any]) -> None:
@@ -189,7 +190,7 @@ def observed_values(trace: Any) -> dict[str, Tensor]:
     """Values of the observed sites, by name."""
     nodes = trace.nodes.items()
 
-    return {n: s["value"] for n, s in nodes if is_value(s) and s["is_observed"] and "_deterministic" not in s["infer"]}
+    return {n: s["value"] for n, s in nodes if is_value(s) and s["is_observed"] and not is_deterministic(s)}
 
 
 def improper_sites(trace: Any) -> tuple[str, ...]:
@@ -215,7 +216,7 @@ def outside_support(trace: Any) -> dict[str, tuple[float, str]]:
     """Observed sites with a value outside their support: ``{name: (the value, the support)}``."""
     outside = {}
     for name, site in trace.nodes.items():
-        if not (is_value(site) and site["is_observed"]) or site["infer"].get("_deterministic"):
+        if not (is_value(site) and site["is_observed"]) or is_deterministic(site):
             continue
         value, support = torch.as_tensor(site["value"]), site["fn"].support
         inside = support.check(value)
