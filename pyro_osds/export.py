@@ -165,7 +165,7 @@ def _left_out_on_error(group: str, asked: bool | int | None) -> Iterator[None]:
         if asked is not None:
             raise
         warnings.warn(
-            f"The group {group!r} is left out ({group}=False says so without a warning): {error}", stacklevel=6
+            f"The group {group!r} is left out: {error} {group}=False leaves it out without a warning.", stacklevel=6
         )
 
 

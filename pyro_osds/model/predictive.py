@@ -220,7 +220,7 @@ def _draw(msg: Any) -> Tensor:
         raise ValueError(
             f"Site {msg['name']!r} cannot be drawn from its distribution {type(fn).__name__} ({why}). Give it a "
             "distribution that has a sampler and a proper density (a hidden Markov one needs duration=); for "
-            " new inputs, pass observations of their length or None."
+            "new inputs, pass observations of their length or None."
         ) from error
 
 
