@@ -60,7 +60,7 @@ $(VENV)/made: pyproject.toml constraints.txt
 $(VENV_ARVIZ1)/made: Makefile
 	@echo "installing ArviZ 1 into $(VENV_ARVIZ1)"
 	@$(PYTHON312) -m venv --clear $(VENV_ARVIZ1)
-	@$(VENV_ARVIZ1)/bin/python -m pip install --quiet --disable-pip-version-check 'arviz>=1' matplotlib h5netcdf h5py pytest
+	@$(VENV_ARVIZ1)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check 'arviz>=1' matplotlib h5netcdf h5py pytest
 	@touch $@
 
 # One stamp file per extra: with-test, with-examples, with-dev, with-bench, with-docs.

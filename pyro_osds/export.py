@@ -139,6 +139,8 @@ def _predicted(
             raise ValueError(f"{asked[0]} needs a Pyro model to draw from; this sampler has a density only.")
         return {}, {}
     target: Any = fit.model_target
+    if groups.posterior_predictive and not target.observed:
+        raise ValueError("posterior_predictive needs observed sites, and the model has none: leave it away.")
     predicted: dict[str, Mapping[str, Tensor]] = {}
     labels = {}
     with _own_randomness():

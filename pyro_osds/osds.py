@@ -500,7 +500,7 @@ class OSDS:
             posterior_predictive: Draws of each chain that get a prediction, evenly spread; True for all, False for
                 none. Default: as many as take a fraction of a second, 100 at most.
             prior: Draws of the prior and of its predictions; True for as many as there are posterior draws, False for
-                none. Default: as many as take a fraction of a second; none where a prior is improper.
+                none. Default: as many as take a fraction of a second; none where a prior is improper or scaled.
             unconstrained: Whether to add the draws in Pyro's unconstrained coordinates.
             constant_data: Arrays by name, besides the arguments of the model that are tensors and not observed.
             dims: Names of the dimensions besides chain and draw, by variable.
@@ -523,10 +523,10 @@ class OSDS:
             0.4...
         """
         groups = Groups(log_likelihood, log_prior, posterior_predictive, prior, unconstrained)
-        source, constant = None, {}
-        if isinstance(self.fit.model_target, ModelTarget):
+        source, constant, target = None, {}, self.fit.model_target
+        if isinstance(target, ModelTarget):
             source = self._predictive((), {})
-            constant = constant_arguments(source.model, self._args, self._kwargs, self.observed_data)
+            constant = constant_arguments(target.model, target.args, target.kwargs, target.observed)
 
         return export(self.fit, groups, source, {**constant, **(constant_data or {})}, dims, coords)
 

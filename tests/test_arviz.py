@@ -272,6 +272,22 @@ def test_an_observation_that_cannot_be_drawn():
     assert group_names(idata) >= {"posterior", "log_likelihood"} and "prior" not in group_names(idata)
 
 
+def test_a_model_without_observations():
+    # There is nothing to predict; the prior can be drawn.
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.deterministic("square", x.square())
+        pyro.factor("energy", -x.square())
+
+    osds = OSDS(model, num_samples=50, num_iterations=20, disable_progbar=True)
+    osds.run()
+    idata = osds.to_inference_data(prior=10)
+    assert group_names(idata) == {"posterior", "sample_stats", "log_prior", "prior", "fit", "fit_stats"}
+    assert osds.posterior_predictive(num_draws=5)["square"].shape == (5,)
+    with pytest.raises(ValueError, match="needs observed sites, and the model has none"):
+        osds.to_inference_data(posterior_predictive=True)
+
+
 def test_a_density_without_a_model():
     # Its draws are unconstrained as they are; there is nothing to predict.
     osds = OSDS.from_log_prob(

@@ -274,7 +274,7 @@ def test_compare(regression):
 
 
 # What works of ArviZ 1 is tried here; what works of ArviZ 0, on a fit, in test_arviz.py.
-NEW = ["plot_trace_dist", "plot_forest", "plot_pair", "plot_rank", "plot_ppc_dist", "plot_prior_posterior"]
+NEW = ["plot_trace_dist", "plot_forest", "plot_pair", "plot_ppc_dist", "plot_prior_posterior"]
 PLOTS = [*NEW, "plot_psense_dist"] if ARVIZ_1 else ["plot_posterior"]
 
 

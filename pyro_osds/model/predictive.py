@@ -54,7 +54,6 @@ class Predictive:
         self, target: ModelTarget, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> None:
         self.target = target
-        self.model = target.model
         self._call = functools.partial(target.model, *args, **(kwargs or {}))
 
     def posterior(self, samples: Mapping[str, Tensor], num_draws: int, given_data: bool = False) -> dict[str, Tensor]:
@@ -97,7 +96,7 @@ class Predictive:
         given = poutine.condition(poutine.infer_config(model, _enumerate), data=dict(row))
         decoded = infer_discrete(given, first_available_dim=-1 - self.target.nesting, strict_enumeration_warning=False)
         try:
-            with torch.no_grad(), pyro.validation_enabled(False):
+            with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
                 nodes: Any = poutine.trace(decoded).get_trace().nodes
         except ValueError as error:
             raise ValueError(
@@ -150,7 +149,7 @@ def _predictive_runs(call: Callable[[], Any], rows: Sequence[Mapping[str, Tensor
 
 
 def _runs(call: Callable[[], Any], rows: Sequence[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    with torch.no_grad(), pyro.validation_enabled(False):
+    with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
         for row in rows:
             run = PredictiveRun(row)
             try:
