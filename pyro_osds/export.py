@@ -23,7 +23,7 @@ from pyro_osds.inference_data import to_inference_data
 from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
 
 # Predictive draws of each chain, unless the user says how many: the largest number that takes no longer than this.
-_SECONDS, _NUMBERS = 0.2, (100, 50, 20, 10)
+_SECONDS, _NUMBERS = 0.3, (100, 50, 20, 10)
 
 
 class Source(Protocol):
