@@ -1,21 +1,34 @@
 # A virtual environment in .venv is made once and renewed when pyproject.toml or constraints.txt change.
-#   make demo | test | test-long | lint | types | imports | examples | bench | clean
+#   make demo | test | test-arviz1 | test-long | lint | types | imports | examples | bench | clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The pins are for Python 3.11; elsewhere pip chooses.
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
+# ArviZ 1 wants Python 3.12 or later, and the room that knows ArviZ needs neither torch nor Pyro.
+VENV_ARVIZ1 := .venv-arviz1
+PYTHON312 ?= $(shell for python in python3.12 python3.13 python3.14 python3 $$HOME/.pyenv/versions/3.1[2-9].*/bin/python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$python && break; done)
 EXAMPLES := $(wildcard examples/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-long lint types imports examples bench clean
+.PHONY: demo test test-arviz1 test-long lint types imports examples bench clean
 
 demo: $(VENV)/with-examples
 	@$(BIN)/python examples/eight_schools.py
 
 test: $(VENV)/with-test $(VENV)/with-examples
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+# The tests that need no torch, against the newest ArviZ; those of the other tests may be older.
+test-arviz1:
+	@if [ -z "$(PYTHON312)" ]; then \
+		echo "SKIPPED: test-arviz1 needs Python 3.12 or later, and found none; name one with PYTHON312=/path/to/python" >&2; \
+	else \
+		$(MAKE) --no-print-directory $(VENV_ARVIZ1)/made && \
+		$(VENV_ARVIZ1)/bin/python -m pytest --noconftest tests/test_inference_data.py $(PYTEST_ARGS); \
+	fi
 
 # What test leaves out: very many fits of posteriors that are hard to explore, an hour or more.
 test-long: $(VENV)/with-test $(VENV)/with-examples
@@ -38,10 +51,16 @@ bench: $(VENV)/with-bench
 	@$(BIN)/pytest benchmarks $(PYTEST_ARGS)
 
 clean:
-	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) $(VENV_ARVIZ1) build dist .pytest_cache .ruff_cache .import_linter_cache
 
 $(VENV)/made: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV_ARVIZ1)/made: Makefile
+	@echo "installing ArviZ 1 into $(VENV_ARVIZ1)"
+	@$(PYTHON312) -m venv --clear $(VENV_ARVIZ1)
+	@$(VENV_ARVIZ1)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check 'arviz>=1' matplotlib h5netcdf h5py pytest
 	@touch $@
 
 # One stamp file per extra: with-test, with-examples, with-dev, with-bench, with-docs.

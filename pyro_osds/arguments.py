@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 
 def check_counts(counts: Mapping[str, Any]) -> None:
@@ -59,3 +62,57 @@ def kept_arguments(values: Any) -> Any:
         return {name: kept_arguments(value) for name, value in values.items()}
 
     return values
+
+
+def constant_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], observed: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Tensors and arrays among the arguments of a model, by name, which are not its observations.
+
+    Arguments:
+        model: The model.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        observed: Observations by site. An argument is one if it equals one, or if they are made of its memory.
+
+    Example:
+        >>> x, y = torch.arange(3.0), torch.ones(3)
+        >>> constant_arguments(lambda x, y, steps: None, (x, y), {"steps": 2}, {"y": y})
+        {'x': tensor([0., 1., 2.])}
+    """
+    named = _named_arguments(model, args, kwargs)
+    tensors = {name: torch.as_tensor(value) for name, value in named.items() if isinstance(value, (Tensor, np.ndarray))}
+
+    return {name: value for name, value in tensors.items() if not _is_observed(value, list(observed.values()))}
+
+
+def _named_arguments(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    function = model.forward if isinstance(model, nn.Module) else model
+    try:
+        signature = inspect.signature(function)
+        bound = signature.bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # a callable that does not tell its arguments
+        return {**{f"args_{i}": value for i, value in enumerate(args)}, **kwargs}
+    named: dict[str, Any] = {}
+    for name, value in bound.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            named |= {f"{name}_{i}": part for i, part in enumerate(value)}
+        else:
+            named |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+
+    return named
+
+
+def _is_observed(value: Tensor, observed: Sequence[Tensor]) -> bool:
+    if any(other.shape == value.shape and _equal(other, value) for other in observed):
+        return True
+    memory = value.untyped_storage().data_ptr()
+    parts = [other.numel() for other in observed if other.untyped_storage().data_ptr() == memory]
+
+    return bool(parts) and sum(parts) >= value.numel()
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    """Whether values are equal, where missing ones are nan in both."""
+    return torch.allclose(left.detach().double().cpu(), right.detach().double().cpu(), rtol=0, atol=0, equal_nan=True)

@@ -6,9 +6,10 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,19 +20,33 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_osds.agreement import Agreement, compare_with_reference, parameter_errors
-from pyro_osds.arguments import check_choices, check_counts, kept_arguments, same_arguments
+from pyro_osds.arguments import (
+    check_choices,
+    check_counts,
+    constant_arguments,
+    kept_arguments,
+    same_arguments,
+)
 from pyro_osds.evidence import Evidence
+from pyro_osds.export import Groups, export
 from pyro_osds.fit import AnyTrainer, Fit
 from pyro_osds.guide import FlowGuide
 from pyro_osds.identity import check_arguments, check_density, check_model, identity
 from pyro_osds.importance import WeightedDraws, weigh
-from pyro_osds.inference_data import to_inference_data
 from pyro_osds.leap import Leap
-from pyro_osds.model import CAPTURE, TEMPERATURES, VECTORIZE, ModelTarget, PotentialTarget, one_point
+from pyro_osds.model import (
+    CAPTURE,
+    TEMPERATURES,
+    VECTORIZE,
+    ModelTarget,
+    PotentialTarget,
+    Predictive,
+    one_point,
+    prior_predictive,
+)
 from pyro_osds.neutra import FlowReparam
 from pyro_osds.pause import random_state, set_random_state
 from pyro_osds.progress import progress_bar, run_bar
-from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
 from pyro_osds.settings import Settings
 from pyro_osds.storage import check_place, read, unpack, write
 from pyro_osds.summary import one_line, summary_card
@@ -151,6 +166,7 @@ class OSDS:
         check_choices({"vectorize": (vectorize, VECTORIZE), "capture": (capture, CAPTURE)})
         self.model = model
         self._given: Any = potential_fn if model is None else model
+        self._is_pyro_model = model is not None
         self.settings = Settings(
             num_samples=num_samples,
             num_chains=num_chains,
@@ -225,6 +241,7 @@ class OSDS:
         osds._make_target = partial(_given_target, target)
         shape = {"dim": dim, "dtype": str(target.dtype).removeprefix("torch."), "device": str(target.device)}
         osds._source = {"kind": "log_prob_fn", "options": {"initial_params": osds._initial_params}, "shape": shape}
+        osds._is_pyro_model = False
 
         return osds
 
@@ -560,39 +577,141 @@ class OSDS:
 
         return compare_with_reference(own.log_weight, log_weight, parameter_errors(self.get_samples(), every))
 
-    def to_inference_data(self, *, log_likelihood: bool = True) -> Any:
-        """ArviZ InferenceData (DataTree from ArviZ 1.0 on).
+    def posterior_predictive(
+        self, *args: Any, num_draws: int | None = None, infer_discrete: bool = False, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Draws of what the model observes, and of all else that is not a continuous latent; see docs/arviz.md.
 
-        Groups: ``posterior``, ``sample_stats``, ``log_likelihood``, ``observed_data``, and two of our own: ``fit`` (the
-        evidence) and ``fit_stats`` (training, by round and by step).
+        The model needs no ``obs=None``: what it observes is drawn. Discrete latents are drawn anew, given the
+        continuous ones: the predictions are those of new rows. Factors have no part in it.
+
+        Arguments:
+            args: Positional arguments of the model, for predictions from new inputs; without any arguments, those of
+                the run.
+            num_draws: How many, evenly spread over the posterior draws; default: one for each, in the order of
+                :meth:`get_samples`.
+            infer_discrete: Whether discrete latents are drawn given the observations of the run, too: predictions are
+                then those of the same rows once more.
+            kwargs: Keyword arguments of the model.
+
+        Returns:
+            Observed sites, discrete latents and deterministic values, ``{site: (num_draws, *shape)}``.
+
+        Raises:
+            ValueError: If there is nothing to draw, or a site has no sampler or another shape than its posterior draws.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> def model(x, y):
+            ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+            ...     pyro.sample("y", dist.Normal(slope * x, 0.1).to_event(1), obs=y)
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS(model, disable_progbar=True)
+            >>> osds.run(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0]))
+            >>> y = osds.posterior_predictive(torch.tensor([10.0, 20.0]), None)["y"]
+            >>> y.shape, f"{y[:, 0].mean():.0f}"
+            (torch.Size([4000, 2]), '20')
+        """
+        predictive = self._predictive(args, kwargs)
+        if infer_discrete and (args or kwargs):
+            raise ValueError("infer_discrete=True needs the observations of the run: leave away the model's arguments.")
+        total = self.num_chains * self.num_samples
+        number = total if num_draws is None else num_draws
+        check_counts({"num_draws": number})
+        index = torch.arange(number) * total // number
+
+        return predictive.posterior(
+            {name: value[index] for name, value in self.get_samples().items()}, number, infer_discrete
+        )
+
+    def prior_predictive(self, *args: Any, num_draws: int = 1000, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws of all sites from the model's prior, latents and observed sites; no run is needed.
+
+        Arguments:
+            args: Positional arguments of the model; without any arguments, those of the run, if there was one.
+            num_draws: How many.
+            kwargs: Keyword arguments of the model.
+
+        Returns:
+            ``{site: (num_draws, *shape)}``.
+
+        Raises:
+            ValueError: If a site cannot be drawn, for instance from an improper prior.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> def model(y):
+            ...     rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+            ...     pyro.sample("y", dist.Poisson(rate), obs=y)
+            >>> drawn = OSDS(model).prior_predictive(torch.tensor([3.0, 1.0]), num_draws=100)
+            >>> drawn["rate"].shape, drawn["y"].shape
+            (torch.Size([100]), torch.Size([100, 2]))
+        """
+        check_counts({"num_draws": num_draws})
+        if self.model is None or not self._is_pyro_model:
+            raise ValueError("prior_predictive needs a Pyro model; this sampler has a density only.")
+        if not (args or kwargs):
+            args, kwargs = self._args, self._kwargs
+
+        return prior_predictive(partial(self.model, *args, **kwargs), num_draws)
+
+    def to_inference_data(
+        self,
+        *,
+        log_likelihood: bool = True,
+        log_prior: bool = True,
+        posterior_predictive: bool | int | None = None,
+        prior: bool | int | None = None,
+        unconstrained: bool = False,
+        constant_data: Mapping[str, Any] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
+        coords: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Any:
+        """ArviZ InferenceData (DataTree from ArviZ 1.0 on); docs/arviz.md says what is in each group.
+
+        Dimensions are named after plates, unless ``dims`` says otherwise.
 
         Arguments:
             log_likelihood: Whether to compute the pointwise log likelihood, ``num_chains * num_samples`` values for
                 each observation.
-        """
-        fitted, draws = self.fit, self.fit.draws
-        target, recipe = fitted.model_target, fitted.recipe
-        history, taught = self.trainer.history, recipe.teacher_history
-        sampled = {"posterior": dict(fitted.samples), "sample_stats": sample_stats(draws)}
-        observed: dict[str, Tensor] = {}
-        dims: dict[str, tuple[str, ...]] = {}
-        if isinstance(target, ModelTarget):
-            z = fitted.in_model(draws.z)
-            sampled["posterior"] |= fitted.by_chain(fitted.in_chunks(target.deterministics, z))
-            if log_likelihood:
-                sampled["log_likelihood"] = fitted.by_chain(fitted.in_chunks(target.log_likelihood, z))
-            observed, dims = target.observed, target.dims
+            log_prior: Whether to compute the log prior of each latent site.
+            posterior_predictive: Draws of each chain that get a prediction, evenly spread; True for all, False for
+                none. Default: as many as take a fraction of a second, 100 at most.
+            prior: Draws of the prior and of its predictions; True for as many as there are posterior draws, False for
+                none. Default: as many as take a fraction of a second; none where a prior is improper or scaled.
+            unconstrained: Whether to add the draws in Pyro's unconstrained coordinates.
+            constant_data: Arrays by name, besides the arguments of the model that are tensors and not observed.
+            dims: Names of the dimensions besides chain and draw, by variable.
+            coords: Labels by dimension.
 
-        return to_inference_data(
-            {group: arrays(values) for group, values in sampled.items()},
-            {
-                "observed_data": arrays(observed),
-                "fit": fit_group(self.evidence, recipe.found, recipe.name, self.rung, self.run_report),
-                "fit_stats": fit_stats_group(history, taught, draws.flow_log_weight),
-            },
-            {**fit_stats_dims(history, taught), **dims},
-            {**fitted.seconds, "log_evidence": self.log_evidence, "num_steps": self.settings.num_steps},
-        )
+        Raises:
+            ValueError: If names, labels or numbers do not fit. The fit is not touched.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> def model(y):
+            ...     mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+            ...     with pyro.plate("day", len(y)):
+            ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS(model, disable_progbar=True)
+            >>> osds.run(torch.tensor([1.2, 0.4, 2.1]))
+            >>> idata = osds.to_inference_data(coords={"day": ["Mon", "Tue", "Wed"]})
+            >>> idata["observed_data"]["y"].sel(day="Tue").item()
+            0.4...
+        """
+        groups = Groups(log_likelihood, log_prior, posterior_predictive, prior, unconstrained)
+        source, constant, target = None, {}, self.fit.model_target
+        if isinstance(target, ModelTarget):
+            source = self._predictive((), {})
+            constant = constant_arguments(target.model, target.args, target.kwargs, target.observed)
+
+        return export(self.fit, groups, source, {**constant, **(constant_data or {})}, dims, coords)
+
+    @property
+    def kernel(self) -> Any:
+        """What ``arviz.from_pyro`` asks a fitted ``MCMC`` for: ``kernel.model``, the Pyro model or None."""
+        return SimpleNamespace(model=self.model if self._is_pyro_model else None)
 
     # ---- a file ----
 
@@ -720,6 +839,14 @@ class OSDS:
     def num_chains(self) -> int:
         """Chains."""
         return self.settings.num_chains
+
+    def _predictive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Predictive:
+        """A source of observations, for these arguments of the model or those of the run."""
+        target = self.fit.model_target
+        if not isinstance(target, ModelTarget):
+            raise ValueError("Predictions need a Pyro model; this sampler has a density only.")
+
+        return Predictive(target, *((args, kwargs) if args or kwargs else (self._args, self._kwargs)))
 
     def _set_up(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool = False, deadline: float = math.inf

@@ -83,8 +83,8 @@ def fit_stats_dims(history: History, taught: TeacherHistory) -> dict[str, Sequen
     """Dimensions of the variables of ``fit_stats``."""
     return {
         "log_weight": ("flow_draw",),
-        "loss": ("step",),
-        **{name: ("step",) for name in history.terms},
-        **{f"teacher_{name}": (f"{name}_step",) for name in taught.terms},
+        "loss": ("iteration",),
+        **{name: ("iteration",) for name in history.terms},
+        **{f"teacher_{name}": (f"{name}_iteration",) for name in taught.terms},
         **{name: ("round",) for name in ("gap", "step", "elbo", "ess", "pareto_k")},
     }

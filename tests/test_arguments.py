@@ -1,9 +1,20 @@
 """The arguments room: what is out of range is named, and model arguments are the same only by value."""
 
+import functools
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from pyro_osds.arguments import check_choices, check_counts, check_powers_of_two, kept_arguments, same_arguments
+from pyro_osds.arguments import (
+    check_choices,
+    check_counts,
+    check_powers_of_two,
+    constant_arguments,
+    kept_arguments,
+    same_arguments,
+)
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.0, "3", True, None, float("nan")])
@@ -69,3 +80,46 @@ def test_data_that_change_in_place_are_other_data():
     with torch.no_grad():
         data[0] = 1.0
     assert not same_arguments(kept, given) and kept[0][0][0] == 0.0
+
+
+# ---- what among them is constant data ----
+
+X, Y = torch.arange(4.0), torch.tensor([1.0, math.nan, 3.0, 4.0])
+
+
+def names(model, *args, observed=None, **kwargs):
+    return list(constant_arguments(model, args, kwargs, {"y": Y} if observed is None else observed))
+
+
+def test_constant_arguments():
+    # Tensors and arrays by the model's own names; neither the observations, nor what is no tensor.
+    def model(x, table, y, *more, scale=1.0, **rest):
+        pass
+
+    assert names(model, X, np.ones(2), Y, X, 3, scale=X, family="normal", weights=X) == [
+        "x", "table", "more_0", "scale", "weights",
+    ]  # fmt: skip
+    assert names(functools.partial(model, X), np.ones(2), Y) == ["table"]
+    assert constant_arguments(model, (X, np.ones(2)), {"y": Y}, {})["table"].tolist() == [1.0, 1.0]
+
+
+def test_constant_arguments_of_a_module():
+    # Those of its forward method.
+    class Model(torch.nn.Module):
+        def forward(self, x, y):
+            pass
+
+    assert names(Model(), X, Y) == ["x"]
+
+
+def test_constant_arguments_of_what_tells_no_names():
+    # By position.
+    assert names(max, X, Y) == ["args_0"]
+
+
+def test_observations_in_other_forms():
+    # A copy, another type, or a series that is observed step by step; but not a table with other columns, too.
+    table = torch.stack([X, Y], 1)
+    assert names(lambda y: None, Y.clone()) == [] and names(lambda y: None, Y.double()) == []
+    assert names(lambda y: None, Y, observed={f"y_{t}": Y[t] for t in range(4)}) == []
+    assert names(lambda table: None, table, observed={"y": table[:, 1]}) == ["table"]

@@ -106,7 +106,7 @@ def test_dimensions_fit_the_values(histories):
     for name, names in dims.items():
         assert len(names) == stats[name].ndim
         lengths.setdefault(names[0], set()).add(len(stats[name]))
-    assert lengths == {"flow_draw": {4}, "step": {3}, "bridge_step": {2}, "round": {2}}
+    assert lengths == {"flow_draw": {4}, "iteration": {3}, "bridge_iteration": {2}, "round": {2}}
 
 
 def test_nothing_was_trained():
@@ -115,4 +115,4 @@ def test_nothing_was_trained():
         fit_stats_group(History(), TeacherHistory(), torch.empty(0)),
         fit_stats_dims(History(), TeacherHistory()),
     )
-    assert all(len(stats[name]) == 0 for name in dims) and dims["loss"] == ("step",) and dims["elbo"] == ("round",)
+    assert all(len(stats[name]) == 0 for name in dims) and dims["loss"] == ("iteration",) and dims["elbo"] == ("round",)

@@ -1,15 +1,16 @@
 """The Pyro front-end: from a model, or a potential function, to a batched log density.
 
-The only package that runs the user's code. From above to below: ``model_target`` and ``potential_target`` are what the
-sampler gets; ``ladder`` evaluates them in batches, by ``capture`` where it can; ``run`` is one run of the model, with
-``enumeration`` for its discrete latents and ``compat`` for what ``torch.func.vmap`` does not do; ``trace`` reads the
-first run; ``sites`` lays latents out in one vector.
+The only package that runs the user's code. From above to below: ``predictive`` draws observations; ``model_target``
+and ``potential_target`` are what the sampler gets; ``ladder`` evaluates them in batches, by ``capture`` where it can;
+``run`` is one run of the model, with ``enumeration`` for its discrete latents and ``compat`` for what
+``torch.func.vmap`` does not do; ``trace`` reads the first run; ``sites`` lays latents out in one vector.
 """
 
 from pyro_osds.model.decode import TEMPERATURES
 from pyro_osds.model.ladder import CAPTURE, VECTORIZE, VectorizationWarning
 from pyro_osds.model.model_target import ModelTarget
 from pyro_osds.model.potential_target import PotentialTarget, one_point
+from pyro_osds.model.predictive import Predictive, prior_predictive
 
 __all__ = [
     "CAPTURE",
@@ -17,6 +18,8 @@ __all__ = [
     "VECTORIZE",
     "ModelTarget",
     "PotentialTarget",
+    "Predictive",
     "VectorizationWarning",
     "one_point",
+    "prior_predictive",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ class ModelTarget:
         check_plates(trace, max_plate_nesting)
         self._check_observations(trace)
         self.discrete_sites = tuple(site["name"] for site in discrete)
-        self._nesting = max_plate_nesting if max_plate_nesting is not None else plate_nesting(trace)
+        self.nesting = max_plate_nesting if max_plate_nesting is not None else plate_nesting(trace)
         self._below_discrete: frozenset[str] = frozenset()
         self.sites = self._layout(continuous)
         self.supports = {site["name"]: support_kind(site["fn"]) for site in (*continuous, *discrete)}
@@ -126,6 +126,11 @@ class ModelTarget:
         check_deterministic(self._terms, check_points(self.start)[:2])
         self._ladder = Ladder(self._single, self.start, vectorize, capture)
         self.vectorized = self._ladder.vectorized
+
+    @property
+    def has_latents_below_discrete(self) -> bool:
+        """Whether the prior of a continuous latent depends on a discrete one."""
+        return bool(self._below_discrete)
 
     # ---- densities ----
 
@@ -195,12 +200,7 @@ class ModelTarget:
 
         One that depends on a discrete latent has no single value and is left out.
         """
-
-        def read(row: Tensor) -> dict[str, Tensor]:
-            values = self._run(row).deterministics
-            return {name: value for name, value in values.items() if value.shape == self._value_shapes[name]}
-
-        return self._ladder.map(read, z)
+        return self._ladder.map(lambda row: self._plain(self._run(row)), z)
 
     def log_likelihood(self, z: Tensor) -> dict[str, Tensor]:
         """Pointwise log likelihood of the observed sites, ``(B, D)`` to ``{name: (B, *batch_shape)}``.
@@ -211,7 +211,39 @@ class ModelTarget:
 
     def infer_discrete(self, values: Mapping[str, Tensor], temperature: int = 1) -> dict[str, Tensor]:
         """Values of the discrete latents, given one value ``(*shape,)`` at every continuous latent site."""
-        return decode(self._call, values, self.discrete_sites, self._nesting, temperature)
+        return decode(self._call, values, self.discrete_sites, self.nesting, temperature)
+
+    def log_prior(self, z: Tensor) -> dict[str, Tensor]:
+        """Log prior of the continuous latents' values, ``(B, D)`` to ``{name: (B, *batch_shape)}``.
+
+        Densities of values as the model has them, without Jacobians. A site whose rows a discrete latent ties together
+        is left out, and so is the missing part of an observed one.
+        """
+        return self._ladder.map(lambda row: self._run(row).log_prior(), z)
+
+    def by_group(self, z: Tensor, groups: Collection[str]) -> dict[tuple[str, str], Tensor]:
+        """What InferenceData holds of each draw, from one run of the model.
+
+        Arguments:
+            z: Draws, ``(B, D)``.
+            groups: Some of ``"posterior"`` (its deterministic values), ``"log_likelihood"`` and ``"log_prior"``.
+
+        Returns:
+            ``{(group, site): (B, *shape)}``.
+        """
+        readers = {
+            "posterior": self._plain, "log_likelihood": ModelRun.log_likelihood, "log_prior": ModelRun.log_prior,
+        }  # fmt: skip
+
+        def read(row: Tensor) -> dict[tuple[str, str], Tensor]:
+            run = self._run(row)
+            return {(group, name): value for group in groups for name, value in readers[group](run).items()}
+
+        return self._ladder.map(read, z)
+
+    def plain_coordinates(self, z: Tensor) -> Tensor:
+        """The same points in the coordinates that Pyro gives its latents, ``(B, D) -> (B, D)``."""
+        return self.other_coordinates(z)[1] if self.standardized else z
 
     def sample_prior(self, num_draws: int) -> Tensor:
         """Unconstrained draws of the model's own prior, ``(num_draws, D)``; rows may hold infinities."""
@@ -219,7 +251,7 @@ class ModelTarget:
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             together = sample_together(self._call, names, num_draws) if num_draws >= _MIN_TOGETHER else None
             if together is not None:
-                columns = [self._to_value(together[name]).inv(together[name]["value"]) for name in names]
+                columns = [self.to_value(together[name]).inv(together[name]["value"]) for name in names]
                 return torch.cat([column.reshape(num_draws, -1).to(self.dtype) for column in columns], -1)
             draws = [sample_latents(self._call, names) for _ in range(num_draws)]
             return torch.stack([self._flatten(draw) for draw in draws])
@@ -287,12 +319,18 @@ class ModelTarget:
 
     def _run(self, row: Tensor) -> ModelRun:
         run = ModelRun(split(self.sites, row), self.to_value, self._shapes)
-        enumerate_all = Enumerate(self._nesting) if self.discrete_sites else contextlib.nullcontext()
+        enumerate_all = Enumerate(self.nesting) if self.discrete_sites else contextlib.nullcontext()
         with run, enumerate_all:
             self._call()
         run.check_complete()
 
         return run
+
+    def _plain(self, run: ModelRun) -> dict[str, Tensor]:
+        """The deterministic values that have the same shape for all values of the discrete latents."""
+        values = run.deterministics
+
+        return {name: value for name, value in values.items() if value.shape == self._value_shapes[name]}
 
     def _call(self) -> Any:
         with self._constants:

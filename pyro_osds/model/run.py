@@ -137,6 +137,18 @@ class ModelRun(Messenger):
 
         return {name: value for name, value in rows.items() if value is not None}
 
+    def log_prior(self) -> dict[str, Tensor]:
+        """Log prior of each continuous latent's rows, where they are independent; what is missing data has none."""
+        observed = {site["name"] for site in self.observed}
+        rows = {}
+        for site in self.latents:
+            others = [other for other in self.latents if other is not site]
+            value = None if is_missing_part(site, observed) else pointwise(site, others, self.discrete)
+            if value is not None:
+                rows[site["name"]] = value
+
+        return rows
+
     @property
     def num_terms(self) -> int:
         """Log densities of single values that the joint one is made of."""

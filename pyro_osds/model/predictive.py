@@ -1,0 +1,254 @@
+r"""What a model would observe: runs of it in which observed sites are drawn instead of given.
+
+.. math::
+    \tilde y \sim p(\tilde y \mid z), \qquad z \sim p(z \mid y) \ \text{(posterior predictive)}
+    \quad\text{or}\quad z \sim p(z) \ \text{(prior predictive)}
+
+Only sites are drawn. A ``pyro.factor`` and a ``poutine.scale`` change densities and say nothing about how data come
+about, so they have no part in it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Unit
+from pyro.infer import infer_discrete
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from pyro_osds.model.compat import is_numerical
+from pyro_osds.model.enumeration import is_enumerable
+from pyro_osds.model.model_target import ModelTarget
+from pyro_osds.model.source import first_line
+
+
+class Predictive:
+    """A fitted model as a source of observations.
+
+    One run of the model for each draw: torch has no batched samplers for most distributions.
+
+    Arguments:
+        target: The posterior that latents come from.
+        args: Positional arguments of the model, those of the fit or others.
+        kwargs: Keyword arguments of the model.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        ...     pyro.sample("y", dist.Poisson(rate), obs=y)
+        >>> y = torch.tensor([2.0, 0.0, 3.0])
+        >>> predictive = Predictive(ModelTarget(model, (y,)), (y,))
+        >>> predictive.posterior({"rate": torch.ones(10)}, 10)["y"].shape
+        torch.Size([10, 3])
+    """
+
+    def __init__(
+        self, target: ModelTarget, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        self.target = target
+        self._call = functools.partial(target.model, *args, **(kwargs or {}))
+
+    def posterior(self, samples: Mapping[str, Tensor], num_draws: int, given_data: bool = False) -> dict[str, Tensor]:
+        """Draws of everything that is not a continuous latent: observed sites, discrete latents, deterministic values.
+
+        Discrete latents are drawn given the continuous ones; so observations are those of new rows, not of the same
+        rows once more.
+
+        Arguments:
+            samples: Posterior draws of the continuous latents by site, ``(num_draws, *shape)``.
+            num_draws: How many there are.
+            given_data: Whether discrete latents are drawn given the observations, too.
+
+        Returns:
+            ``{site: (num_draws, *shape)}``, in the order of the model.
+
+        Raises:
+            ValueError: If a site cannot be drawn, or has another shape than its draws.
+        """
+        rows = [{name: value[i] for name, value in samples.items()} for i in range(num_draws)]
+        needs_decoding = given_data or self.target.has_latents_below_discrete
+        if needs_decoding and self.target.discrete_sites:
+            rows = [row | self._discrete(row, given_data) for row in rows]
+        drawn = {name: value for name, value in _predictive_runs(self._call, rows).items() if name not in samples}
+        if not drawn:
+            raise ValueError(
+                "The model has no observed sites, so there is nothing to predict. Write its likelihood as "
+                "pyro.sample(..., obs=...) rather than as pyro.factor."
+            )
+
+        return drawn
+
+    def prior(self, num_draws: int) -> dict[str, Tensor]:
+        """Draws of all sites from the prior, ``{site: (num_draws, *shape)}``."""
+        return prior_predictive(self._call, num_draws)
+
+    def _discrete(self, row: Mapping[str, Tensor], given_data: bool) -> dict[str, Tensor]:
+        """One draw of the discrete latents given the continuous ones, by forward filtering and backward sampling."""
+        model = self._call if given_data else _hidden(self._call)
+        given = poutine.condition(poutine.infer_config(model, _enumerate), data=dict(row))
+        decoded = infer_discrete(given, first_available_dim=-1 - self.target.nesting, strict_enumeration_warning=False)
+        try:
+            with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
+                nodes: Any = poutine.trace(decoded).get_trace().nodes
+        except ValueError as error:
+            raise ValueError(
+                f"The discrete latents {list(self.target.discrete_sites)} cannot be drawn given the continuous ones: "
+                f"{first_line(error)}. Pyro's infer_discrete wants scalar values: Categorical instead of "
+                "OneHotCategorical, for instance."
+            ) from error
+
+        return {name: nodes[name]["value"] for name in self.target.discrete_sites if name in nodes}
+
+
+def prior_predictive(call: Callable[[], Any], num_draws: int) -> dict[str, Tensor]:
+    """Draws of all sites of a model from its prior, deterministic values among them.
+
+    Arguments:
+        call: Runs the model.
+        num_draws: How many.
+
+    Returns:
+        ``{site: (num_draws, *shape)}``, in the order of the model.
+
+    Raises:
+        ValueError: If a site cannot be drawn.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model():
+        ...     rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        ...     pyro.sample("y", dist.Poisson(rate), obs=torch.tensor(3.0))
+        >>> {name: value.shape for name, value in prior_predictive(model, 10).items()}
+        {'rate': torch.Size([10]), 'y': torch.Size([10])}
+    """
+    return _predictive_runs(call, [{}] * num_draws)
+
+
+def _predictive_runs(call: Callable[[], Any], rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Run the model once for each row of given latents; what was drawn, stacked, with deterministic values."""
+    drawn = list(_runs(call, rows))
+    first = {name: value.shape for name, value in drawn[0].items()}
+    for values in drawn:
+        shapes = {name: value.shape for name, value in values.items()}
+        if shapes != first:
+            name = sorted(set(shapes.items()) ^ set(first.items()))[0][0]
+            raise ValueError(
+                f"Site {name!r} differs from draw to draw, in shape {_shape(first.get(name))} and "
+                f"{_shape(shapes.get(name))}: such draws are no array. Make the site unconditional, of one size."
+            )
+
+    return {name: torch.stack([values[name] for values in drawn]) for name in first}
+
+
+def _runs(call: Callable[[], Any], rows: Sequence[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
+        for row in rows:
+            run = PredictiveRun(row)
+            try:
+                with run:
+                    call()
+            except RuntimeError as error:
+                if not is_numerical(error):
+                    raise
+                raise ValueError(
+                    f"The model failed at one of the draws: {first_line(error)}. Check it for values that overflow, or "
+                    "add a jitter to the matrix."
+                ) from error
+            yield run.values
+
+
+class PredictiveRun(Messenger):
+    """Gives latents their values and draws everything else, observed or not.
+
+    As the outermost handler it sees each site after plates and the user's own handlers, so values that
+    ``poutine.condition`` observes are drawn, too, and those that ``poutine.do`` fixes are kept.
+
+    Arguments:
+        given: Values by site.
+    """
+
+    def __init__(self, given: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.given = given
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if _is_computed(msg):
+            return
+        msg["value"] = self._given(msg) if msg["name"] in self.given else _draw(msg)
+        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not isinstance(msg["fn"], (_Subsample, Unit)):
+            self.values[msg["name"]] = msg["value"]
+
+    def _given(self, msg: Any) -> Tensor:
+        name, shape = msg["name"], msg["fn"].shape()
+        value = self.given[name]
+        if value.shape != shape:
+            try:
+                return value.reshape(value.shape[max(0, value.dim() - len(shape)) :]).expand(shape)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"Latent site {name!r} has shape {tuple(shape)} with these arguments and {tuple(value.shape)} in "
+                    "the posterior draws. Predict for arguments with the same groups, or make this site a part of "
+                    "the model that new arguments leave alone."
+                ) from error
+
+        return value
+
+
+def _draw(msg: Any) -> Tensor:
+    fn = msg["fn"]
+    try:
+        if msg["is_observed"] and isinstance(msg["value"], Tensor):
+            # Where one distribution stands for all values that were observed, each of them is drawn.
+            batch = msg["value"].shape[: max(0, msg["value"].dim() - fn.event_dim)]
+            fn = fn.expand(torch.broadcast_shapes(batch, fn.batch_shape)) if batch != fn.batch_shape else fn
+        return fn(*msg["args"], **msg["kwargs"])
+    except (NotImplementedError, RuntimeError, ValueError, AssertionError) as error:
+        why = type(error).__name__ + (f": {first_line(error)}" if str(error).strip() else "")
+        raise ValueError(
+            f"Site {msg['name']!r} cannot be drawn from its distribution {type(fn).__name__} ({why}). Give it a "
+            "distribution that has a sampler and a proper density (a hidden Markov one needs duration=); for "
+            "new inputs, pass observations of their length or None."
+        ) from error
+
+
+def _is_computed(msg: Any) -> bool:
+    """Whether a site's value is no draw: indices of a plate, a factor's nothing, what the model computes."""
+    return isinstance(msg["fn"], (_Subsample, Unit)) or bool(msg["infer"].get("_deterministic"))
+
+
+def _enumerate(site: Any) -> Any:
+    if site["type"] != "sample" or not is_enumerable(site):
+        return {}
+    return {"enumerate": "parallel", "num_samples": None}
+
+
+class _Hide(Messenger):
+    """Observations count for nothing."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"]:
+            msg["mask"] = False
+
+
+def _hidden(call: Callable[[], Any]) -> Any:
+    def model() -> Any:
+        with _Hide():
+            return call()
+
+    return model
+
+
+def _shape(shape: Collection[int] | None) -> str:
+    return "none at all" if shape is None else str(tuple(shape))
