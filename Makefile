@@ -1,5 +1,5 @@
 # A virtual environment in .venv is made once and renewed when pyproject.toml or constraints.txt change.
-#   make demo | test | test-long | lint | types | imports | examples | bench | clean
+#   make demo | test | test-long | test-oldest | lint | types | imports | examples | docs | docs-quick | bench | clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if s
 EXAMPLES := $(wildcard examples/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-long lint types imports examples bench clean
+.PHONY: demo test test-long test-oldest lint types imports examples docs docs-quick bench clean
 
 demo: $(VENV)/with-examples
 	@$(BIN)/python examples/eight_schools.py
@@ -34,11 +34,18 @@ imports: $(VENV)/with-dev
 examples: $(VENV)/with-examples
 	@for example in $(EXAMPLES); do echo "$$example --smoke-test"; $(BIN)/python $$example --smoke-test || exit 1; done
 
+# The pages, in docs/_build/html; the short examples run for it. docs-quick shows their code only.
+docs: $(VENV)/with-docs
+	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html $(SPHINX_ARGS)
+
+docs-quick: SPHINX_ARGS = --define plot_gallery=0
+docs-quick: docs
+
 bench: $(VENV)/with-bench
 	@$(BIN)/pytest benchmarks $(PYTEST_ARGS)
 
 clean:
-	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) build dist docs/_build docs/gallery docs/rooms .pytest_cache .ruff_cache .import_linter_cache
 
 $(VENV)/made: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv --clear $(VENV)

@@ -20,7 +20,6 @@ from pyro_osds.arguments import check_choices, check_counts, kept_arguments, sam
 from pyro_osds.evidence import Evidence
 from pyro_osds.fit import AnyTrainer, Fit
 from pyro_osds.importance import WeightedDraws, weigh
-from pyro_osds.inference_data import to_inference_data
 from pyro_osds.leap import Leap
 from pyro_osds.model import CAPTURE, VECTORIZE, ModelTarget, PotentialTarget, one_point
 from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
@@ -285,7 +284,7 @@ class OSDS:
 
     @property
     def run_report(self) -> tuple[str, ...]:
-        """What the last run climbed, a sentence for each rung: its evidence, its weights and its verdict.
+        """What the last run climbed, with a sentence for each rung about its evidence, weights and verdict.
 
         Example:
             >>> import pyro
@@ -304,7 +303,7 @@ class OSDS:
 
     @property
     def rung(self) -> str:
-        """How the density is evaluated: ``"captured"``, ``"vmap"``, ``"loop"``, or ``"given"`` for a log density."""
+        """How the density is evaluated, ``"captured"``, ``"vmap"`` or ``"loop"``; ``"given"`` for a log density."""
         return getattr(self.fit.model_target, "rung", "given")
 
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
@@ -393,6 +392,8 @@ class OSDS:
             log_likelihood: Whether to compute the pointwise log likelihood, ``num_chains * num_samples`` values for
                 each observation.
         """
+        from pyro_osds.inference_data import to_inference_data  # here, since xarray takes half a second
+
         fitted, draws = self.fit, self.fit.draws
         target, recipe = fitted.model_target, fitted.recipe
         history, taught = self.trainer.history, recipe.teacher_history
@@ -421,7 +422,7 @@ class OSDS:
 
     @property
     def fit(self) -> Fit:
-        """The present fit: target, survey, trained leap, draws.
+        """The present fit, with its target, survey, trained leap and draws.
 
         Raises:
             RuntimeError: Before the first ``run`` or ``step``.
