@@ -21,6 +21,17 @@ test: $(VENV)/with-test $(VENV)/with-examples
 test-long: $(VENV)/with-test $(VENV)/with-examples
 	@$(BIN)/pytest -m long $(PYTEST_ARGS)
 
+# The oldest versions that are promised, on the oldest Python: a part of the tests, in an environment of their own.
+test-oldest: .venv-oldest/made
+	@.venv-oldest/bin/pytest --quiet tests/test_importance.py tests/test_capture.py tests/test_compat.py \
+		tests/test_inference_data.py tests/test_flow_map.py tests/test_kernel.py $(PYTEST_ARGS)
+
+.venv-oldest/made: pyproject.toml constraints-oldest.txt
+	@python3.10 -m venv --clear .venv-oldest
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,plot]' \
+		-c constraints-oldest.txt
+	@touch $@
+
 lint: $(VENV)/with-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -45,7 +56,7 @@ bench: $(VENV)/with-bench
 	@$(BIN)/pytest benchmarks $(PYTEST_ARGS)
 
 clean:
-	@rm -rf $(VENV) build dist docs/_build docs/gallery docs/rooms .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) .venv-oldest build dist docs/_build docs/gallery docs/rooms .pytest_cache .ruff_cache .import_linter_cache
 
 $(VENV)/made: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv --clear $(VENV)

@@ -24,6 +24,7 @@ extensions = [
 exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
 myst_heading_anchors = 4
+myst_enable_extensions = ["dollarmath"]
 
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Main arguments", "params_style"), ("Other Arguments", "params_style")]
@@ -38,7 +39,7 @@ html_title = f"pyro_osds {release}"
 
 # ---- the gallery ----
 
-# These take minutes, so their pages show the code and say where their output is; all others run when the pages are built.
+# These take minutes, so their pages show code only; all others run when the pages are built.
 NOT_EXECUTED = ("german_credit", "hidden_markov", "one_giant_leap")
 
 

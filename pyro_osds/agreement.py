@@ -53,6 +53,11 @@ class Agreement:
         forward_std_error: Its standard error, nats.
         parameters: A row for each number at each site: ``mean_error`` in standard deviations of the reference, its
             ``std_error``, and ``sd_ratio``, the flow's standard deviation over the reference's.
+
+    Example:
+        >>> import pandas as pd
+        >>> print(Agreement(True, "Flow and reference agree.", -2.1, -2.0, 0.01, -1.9, 0.1, -2.0, 0.1, pd.DataFrame()))
+        Flow and reference agree.
     """
 
     agrees: bool

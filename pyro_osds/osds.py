@@ -87,6 +87,30 @@ class OSDS:
         >>> osds.run(torch.tensor([1.2, 0.4, 2.1, 1.7, 0.9]))
         >>> print(f"{osds.log_evidence:.2f}")  # exact: -7.19
         -7.19
+        >>> osds.evidence.reliable, osds.log_evidence_se < 0.01
+        (True, True)
+
+        Draws, as ``MCMC`` gives them, and for ArviZ:
+
+        >>> osds.num_chains, osds.num_samples, osds.get_samples(group_by_chain=True)["mu"].shape
+        (4, 250, torch.Size([4, 250]))
+        >>> list(osds.diagnostics())
+        ['mu', 'divergences', 'acceptance rate']
+        >>> osds.summary()
+        <BLANKLINE>
+        ...
+        >>> dict(osds.to_inference_data()["posterior"].sizes)
+        {'chain': 4, 'draw': 250}
+
+        The flow stays: more draws cost a network evaluation each.
+
+        >>> osds.draw(100).samples["mu"].shape
+        torch.Size([100])
+        >>> osds.redraw()
+        >>> osds.is_trained_on(torch.zeros(5)), list(osds.observed_data), osds.rung
+        (False, ['y'], 'captured')
+        >>> type(osds.fit.leap).__name__, len(osds.trainer.history.elbo) > 0
+        ('Leap', True)
     """
 
     def __init__(
@@ -221,6 +245,17 @@ class OSDS:
         """One optimiser step, as ``SVI.step``; the first one explores. Returns the loss, nats.
 
         The loss is the negative mean log weight of the batch, an upper bound of minus the log evidence on average.
+
+        Arguments:
+            args: Positional arguments of the model.
+            kwargs: Keyword arguments of the model.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), disable_progbar=True)
+            >>> abs(osds.step()) < 1.0, abs(osds.evaluate_loss()) < 1.0  # exact: 0
+            (True, True)
         """
         self._set_up(args, kwargs, keep=True)
 
@@ -228,13 +263,23 @@ class OSDS:
 
     @poutine.block
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
-        """The negative ELBO on a fresh batch, nats, as ``SVI.evaluate_loss``; nothing is trained."""
+        """The negative ELBO on a fresh batch, nats, as ``SVI.evaluate_loss``; nothing is trained.
+
+        Arguments:
+            args: Positional arguments of the model.
+            kwargs: Keyword arguments of the model.
+        """
         self._set_up(args, kwargs, keep=True)
 
         return self.trainer.evaluate()
 
     def is_trained_on(self, *args: Any, **kwargs: Any) -> bool:
-        """Whether there is a flow for these arguments of the model."""
+        """Whether there is a flow for these arguments of the model.
+
+        Arguments:
+            args: Positional arguments of the model.
+            kwargs: Keyword arguments of the model.
+        """
         return self._fit is not None and same_arguments((args, kwargs), (self._args, self._kwargs))
 
     def redraw(self) -> None:
