@@ -2,8 +2,8 @@
 Two moons: a density without a model
 ====================================
 
-``OSDS.from_log_prob`` takes any unnormalised log density. This one has two crescents, eight standard deviations apart,
-that hold a fifth and four fifths of the mass. A chain of NUTS stays in the crescent in which it began and has no way
+``OSDS.from_log_prob`` takes any unnormalised log density. This one has two crescents, far apart, that hold a fifth
+and four fifths of the mass. A chain of NUTS stays in the crescent in which it began and has no way
 to know of the other one; R-hat, of that chain, is fine. ``OSDS`` finds both, with their shares. The evidence is known
 by quadrature on a grid.
 """
