@@ -1,13 +1,13 @@
 """How Sphinx builds the pages: `make docs`, or `make docs-quick` without running the examples."""
 
 import builtins
-import os
 from pathlib import Path
+
+from tqdm import tqdm
 
 import pyro_osds
 
 HERE = Path(__file__).parent
-os.environ["TQDM_DISABLE"] = "1"
 
 project = "pyro_osds"
 author = copyright = "The pyro_osds founders"
@@ -41,6 +41,11 @@ html_title = f"pyro_osds {release}"
 
 # These take minutes, so their pages show code only; all others run when the pages are built.
 NOT_EXECUTED = ("german_credit", "hidden_markov", "one_giant_leap")
+
+
+_shown = tqdm.__init__
+# A page has no use for a progress bar, and the examples ask for theirs.
+tqdm.__init__ = lambda self, *args, **options: _shown(self, *args, **{**options, "disable": True})
 
 
 def prepare(gallery_conf, example):

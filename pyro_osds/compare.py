@@ -166,7 +166,7 @@ def _log_prior(names: list[str], prior: Mapping[str, float] | None) -> dict[str,
 
 
 def _posterior(log_bayes_factor: pd.Series, log_prior: Mapping[str, float]) -> pd.Series:
-    log_joint = log_bayes_factor + log_bayes_factor.index.map(log_prior)
+    log_joint = log_bayes_factor + log_bayes_factor.index.map(dict(log_prior))
     if log_joint.notna().any() and not log_joint.max() > -math.inf:
         raise ValueError("prior gives no probability to any model that has a log evidence.")
     weight = (log_joint - log_joint.max()).map(math.exp)
