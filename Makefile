@@ -1,5 +1,5 @@
 # A virtual environment in .venv is made once and renewed when pyproject.toml or constraints.txt change.
-#   make demo | test | test-arviz1 | test-long | lint | types | imports | examples | bench | clean
+#   make demo | test | test-arviz1 | test-long | test-oldest | lint | types | imports | examples | docs | docs-quick | bench | clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ PYTHON312 ?= $(shell for python in python3.12 python3.13 python3.14 python3 $$HO
 EXAMPLES := $(wildcard examples/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-arviz1 test-long lint types imports examples bench clean
+.PHONY: demo test test-arviz1 test-long test-oldest lint types imports examples docs docs-quick bench clean
 
 demo: $(VENV)/with-examples
 	@$(BIN)/python examples/eight_schools.py
@@ -34,6 +34,17 @@ test-arviz1:
 test-long: $(VENV)/with-test $(VENV)/with-examples
 	@$(BIN)/pytest -m long $(PYTEST_ARGS)
 
+# The oldest versions that are promised, on the oldest Python: a part of the tests, in an environment of their own.
+test-oldest: .venv-oldest/made
+	@.venv-oldest/bin/pytest --quiet tests/test_importance.py tests/test_capture.py tests/test_compat.py \
+		tests/test_inference_data.py tests/test_flow_map.py tests/test_kernel.py $(PYTEST_ARGS)
+
+.venv-oldest/made: pyproject.toml constraints-oldest.txt
+	@python3.10 -m venv --clear .venv-oldest
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,plot]' \
+		-c constraints-oldest.txt
+	@touch $@
+
 lint: $(VENV)/with-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -47,11 +58,19 @@ imports: $(VENV)/with-dev
 examples: $(VENV)/with-examples
 	@for example in $(EXAMPLES); do echo "$$example --smoke-test"; $(BIN)/python $$example --smoke-test || exit 1; done
 
+# The pages, in docs/_build/html; the short examples run for it. docs-quick shows their code only.
+docs: $(VENV)/with-docs
+	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html $(SPHINX_ARGS)
+
+docs-quick: SPHINX_ARGS = --define plot_gallery=0
+docs-quick: docs
+
 bench: $(VENV)/with-bench
 	@$(BIN)/pytest benchmarks $(PYTEST_ARGS)
 
 clean:
-	@rm -rf $(VENV) $(VENV_ARVIZ1) build dist .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) $(VENV_ARVIZ1) .venv-oldest build dist docs/_build docs/gallery docs/rooms .pytest_cache .ruff_cache \
+		.import_linter_cache
 
 $(VENV)/made: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv --clear $(VENV)

@@ -78,7 +78,6 @@ def plot(posteriors, path):
     middle.set(xlabel="tau", title="spread of effects")
     right.set(xlabel="school", ylabel="theta", title="effects: median and 90 % interval")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main(args):

@@ -129,8 +129,9 @@ def main(args):
         )
         for reason in evidence.reasons:
             print(f"  NOT reliable: {reason}")
+    figure = plot_evidence(table).figure
     if args.figure:
-        plot_evidence(table).figure.savefig(args.figure, dpi=150)
+        figure.savefig(args.figure, dpi=150)
         print(f"wrote {args.figure}")
 
 

@@ -9,7 +9,15 @@ four Gaussians on a circle with weights 0.1, 0.2, 0.3 and 0.4, whose log evidenc
 2. what is left of the evidence bound when there are fewer and fewer steps: the weights of the diffusion's paths, the
    published one-step network with the published and with the exact volume, and the bijective flow;
 3. how the leap stretches space, which is what makes its weights exact.
+
+It takes some minutes. These figures are of a run that is stored with the pages.
+
+.. image:: /figures/one_giant_leap_paths.png
+.. image:: /figures/one_giant_leap_steps.png
+.. image:: /figures/one_giant_leap_stretch.png
 """
+
+# sphinx_gallery_thumbnail_path = "figures/one_giant_leap_paths.png"
 
 import argparse
 import tempfile

@@ -19,13 +19,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
 from pyro_osds.importance import log_mean_weight, lower_bound, pareto_k
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _MAX_SIGMAS = 3.0
 # Differences below these do not matter, however sure they are: nats, and standard deviations of the reference.
@@ -50,6 +53,11 @@ class Agreement:
         forward_std_error: Its standard error, nats.
         parameters: A row for each number at each site: ``mean_error`` in standard deviations of the reference, its
             ``std_error``, and ``sd_ratio``, the flow's standard deviation over the reference's.
+
+    Example:
+        >>> import pandas as pd
+        >>> print(Agreement(True, "Flow and reference agree.", -2.1, -2.0, 0.01, -1.9, 0.1, -2.0, 0.1, pd.DataFrame()))
+        Flow and reference agree.
     """
 
     agrees: bool
@@ -155,9 +163,9 @@ def _worst(parameters: pd.DataFrame) -> str | None:
     bad_mean = mean[mean > np.maximum(_SMALL_ERROR, _MAX_SIGMAS * parameters["std_error"])]
     # The log of a ratio of standard deviations has about the standard error of a mean over the square root of two.
     bad_scale = scale[scale > np.maximum(_SMALL_ERROR, _MAX_SIGMAS * parameters["std_error"])]
-    both = pd.concat([bad_mean, bad_scale])
+    worst = max((bad_mean, bad_scale), key=lambda bad: -math.inf if bad.empty else bad.max())
 
-    return None if both.empty else str(both.idxmax())
+    return None if worst.empty else str(worst.idxmax())
 
 
 def parameter_errors(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> pd.DataFrame:
@@ -167,6 +175,8 @@ def parameter_errors(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor
         draws: Posterior draws by site, ``(S, *shape)``.
         reference: Reference draws by site, ``(R, *shape)``, in the order in which they were made.
     """
+    import pandas as pd  # here, since it takes half a second
+
     rows = {}
     for name in reference:
         if name not in draws:

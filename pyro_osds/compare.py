@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from torch import Tensor
 
 from pyro_osds.trouble import UnreliableEvidenceWarning, warn
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Sites = Mapping[str, np.ndarray]
 
@@ -60,7 +62,7 @@ def compare_evidence(
             sites may: the values count.
 
     Returns:
-        A table indexed by model name, best first:
+        A table indexed by model name, best first, whose columns are
 
         * ``log_evidence`` and ``std_error``, nats;
         * ``log_bayes_factor`` of the model against the best: 0 for the best, negative below;
@@ -89,6 +91,8 @@ def compare_evidence(
         >>> table.loc["a", ["evidence_against", "flag"]].tolist()
         ['positive', "between 'positive' and 'strong' within 2 standard errors"]
     """
+    import pandas as pd  # here, since it takes half a second
+
     if not models:
         raise ValueError("compare_evidence needs at least one model; got an empty mapping.")
     rows = {name: _evidence(name, fitted) for name, fitted in models.items()}
@@ -159,7 +163,7 @@ def _log_prior(names: list[str], prior: Mapping[str, float] | None) -> dict[str,
 
 
 def _posterior(log_bayes_factor: pd.Series, log_prior: Mapping[str, float]) -> pd.Series:
-    log_joint = log_bayes_factor + pd.Series(log_prior)[log_bayes_factor.index]
+    log_joint = log_bayes_factor + log_bayes_factor.index.map(dict(log_prior))
     if log_joint.notna().any() and not log_joint.max() > -math.inf:
         raise ValueError("prior gives no probability to any model that has a log evidence.")
     weight = (log_joint - log_joint.max()).map(math.exp)

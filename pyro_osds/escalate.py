@@ -1,10 +1,12 @@
 """What a run does while its verdict is bad and there is time: rung by rung, each of them reported.
 
-| rung | what | when |
-|---|---|---|
-| flow | the leap that the recipe trained, judged by its weights | always |
-| larger flow | a new base on the particles of a short bridge, and a wider flow from it | few draws effective |
-| bridge | draws and evidence of an annealed bridge from the better of the two flows | verdict still bad |
+===========  ===========================================================================  ===================
+rung         what                                                                         when
+===========  ===========================================================================  ===================
+flow         the leap that the recipe trained, judged by its weights                      always
+larger flow  a new base on the particles of a short bridge, and a wider flow from it      few draws effective
+bridge       draws and evidence of an annealed bridge from the better of the two flows    verdict still bad
+===========  ===========================================================================  ===================
 
 The first two give draws in one network evaluation. The last one gives right draws and a right evidence from a flow that
 is only nearly right; the flow, for further draws with weights, stays as it is.

@@ -38,6 +38,10 @@ class EvidenceCheck:
     Arguments:
         log_evidence: The other estimate, nats.
         std_error: Its standard error, nats.
+
+    Example:
+        >>> EvidenceCheck(-31.3, 0.05).std_error
+        0.05
     """
 
     log_evidence: float
@@ -59,6 +63,11 @@ class Evidence:
         reasons: What speaks against it: sentences, each with what was seen and the cure; empty when reliable.
         check: Log evidence of the annealed exploration, if there was one.
         bridge: Log evidence of a short annealed bridge from the flow, if the weights asked for one.
+
+    Example:
+        >>> evidence = Evidence(-2.0, 0.01, -2.1, 40.0, 0.8, 1000, False, ("pareto k is 0.80 ...",))
+        >>> evidence.reliable or evidence.reasons[0]
+        'pareto k is 0.80 ...'
     """
 
     log_evidence: float

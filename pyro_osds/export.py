@@ -19,7 +19,6 @@ from torch import Tensor
 
 from pyro_osds.arguments import check_counts
 from pyro_osds.fit import Fit
-from pyro_osds.inference_data import to_inference_data
 from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
 
 # Predictive draws of each chain, unless the user says how many: the largest number that takes no longer than this.
@@ -89,6 +88,8 @@ def export(
     sampled |= _of_each_draw(fit, groups)
     predicted, labels = _predicted(fit, groups, source, sampled["posterior"])
     found = fit_group(draws.evidence, recipe.found, recipe.name, getattr(target, "rung", "given"), fit.run_report)
+
+    from pyro_osds.inference_data import to_inference_data  # here, since xarray takes half a second
 
     return to_inference_data(
         {group: arrays(values) for group, values in (sampled | predicted).items()},

@@ -44,6 +44,12 @@ class WeightedDraws(LogWeightsMixin):
         log_prob: Unnormalised log density of the target in unconstrained space, ``(num_draws,)``.
         log_abs_det: Log-determinant of the leap from the base, ``(num_draws,)``.
         z: The draws in unconstrained space, ``(num_draws, D)``.
+
+    Example:
+        >>> x, zeros = torch.randn(100, 1), torch.zeros(100)
+        >>> draws = WeightedDraws({"x": x}, zeros - 2.0, zeros, zeros, x)
+        >>> round(draws.get_log_normalizer().item(), 3), round(draws.get_ESS().item())
+        (-2.0, 100)
     """
 
     samples: dict[str, Tensor]

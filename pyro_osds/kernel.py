@@ -35,10 +35,19 @@ class OSDSKernel(MCMCKernel):
         >>> def model():
         ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(2.0))
-        >>> mcmc = MCMC(OSDSKernel(model), num_samples=300, warmup_steps=0, disable_progbar=True)
+        >>> kernel = OSDSKernel(model)
+        >>> mcmc = MCMC(kernel, num_samples=300, warmup_steps=0, disable_progbar=True)
         >>> mcmc.run()
         >>> print(f"{mcmc.get_samples()['x'].mean():.0f}")
         1
+
+        What ``MCMC`` does with it:
+
+        >>> kernel.setup(0)  # trained already: a fresh chain
+        >>> list(kernel.sample(kernel.initial_params)), list(kernel.logging())
+        (['x'], ['log evidence'])
+        >>> kernel.diagnostics()["reliable"]
+        True
     """
 
     def __init__(self, model: Callable[..., Any] | None = None, **options: Any) -> None:
@@ -54,7 +63,13 @@ class OSDSKernel(MCMCKernel):
         self._queue: list[dict[str, Tensor]] = []
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Train, unless the same arguments have been trained on, and start a chain."""
+        """Train, unless the same arguments have been trained on, and start a chain.
+
+        Arguments:
+            warmup_steps: What ``MCMC`` was given; nothing depends on it.
+            args: Positional arguments of the model.
+            kwargs: Keyword arguments of the model.
+        """
         if self.osds is None or not self.osds.is_trained_on(*args, **kwargs):
             options = {"disable_progbar": True, **self._options}
             self.osds = OSDS(
@@ -80,7 +95,11 @@ class OSDSKernel(MCMCKernel):
         self._initial_params = params
 
     def sample(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The chain's next state, by site; it does not depend on how the last one is given."""
+        """The chain's next state, by site.
+
+        Arguments:
+            params: The last state. The next one does not depend on how it is given.
+        """
         if not self._queue:
             self._refill()
 

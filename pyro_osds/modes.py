@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from pyro_osds.moments import weighted_moments
@@ -100,6 +98,10 @@ def spread_out(z: Tensor, count: int = 1024) -> Tensor:
 
 def _components(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tensor]) -> Tensor:
     """Connected components of the graph that joins each particle to its nearest neighbours, ``(N,)``."""
+    # Here, since a run with one mode never comes by, and the import takes a fifth of a second.
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     # Neighbours in the given units and in whitened ones: whitening squeezes the axis along which modes lie apart.
     loc, scale_tril = weighted_moments(z, torch.zeros_like(log_prob))
     whitened = torch.linalg.solve_triangular(scale_tril, (z - loc).mT, upper=False).mT

@@ -95,7 +95,7 @@ def exact_volume(
         num_steps: If given, each evaluation leaps in one of these numbers of steps, with probability ``1 / steps``.
 
     Returns:
-        The objective. Its total is a surrogate: only its gradient means something.
+        The objective. Its total is a surrogate, of which only the gradient means something.
 
     Raises:
         ValueError: If a share is out of range.

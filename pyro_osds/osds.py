@@ -119,6 +119,30 @@ class OSDS:
         >>> osds.run(torch.tensor([1.2, 0.4, 2.1, 1.7, 0.9]))
         >>> print(f"{osds.log_evidence:.2f}")  # exact: -7.19
         -7.19
+        >>> osds.evidence.reliable, osds.log_evidence_se < 0.01
+        (True, True)
+
+        Draws, as ``MCMC`` gives them, and for ArviZ:
+
+        >>> osds.num_chains, osds.num_samples, osds.get_samples(group_by_chain=True)["mu"].shape
+        (4, 250, torch.Size([4, 250]))
+        >>> list(osds.diagnostics())
+        ['mu', 'divergences', 'acceptance rate']
+        >>> osds.summary()
+        <BLANKLINE>
+        ...
+        >>> dict(osds.to_inference_data()["posterior"].sizes)
+        {'chain': 4, 'draw': 250}
+
+        The flow stays: more draws cost a network evaluation each.
+
+        >>> osds.draw(100).samples["mu"].shape
+        torch.Size([100])
+        >>> osds.redraw()
+        >>> osds.is_trained_on(torch.zeros(5)), list(osds.observed_data), osds.rung
+        (False, ['y'], 'captured')
+        >>> type(osds.fit.leap).__name__, len(osds.trainer.history.elbo) > 0
+        ('Leap', True)
     """
 
     def __init__(
@@ -301,6 +325,17 @@ class OSDS:
         """One optimiser step, as ``SVI.step``; the first one explores. Returns the loss, nats.
 
         The loss is the negative mean log weight of the batch, an upper bound of minus the log evidence on average.
+
+        Arguments:
+            args: Positional arguments of the model.
+            kwargs: Keyword arguments of the model.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), disable_progbar=True)
+            >>> abs(osds.step()) < 1.0, abs(osds.evaluate_loss()) < 1.0  # exact: 0
+            (True, True)
         """
         with run_bar(self.settings.disable_progbar or self.is_trained_on(*args, **kwargs)):
             self._set_up(args, kwargs, keep=True)
@@ -309,13 +344,23 @@ class OSDS:
 
     @poutine.block
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
-        """The negative ELBO on a fresh batch, nats, as ``SVI.evaluate_loss``; nothing is trained."""
+        """The negative ELBO on a fresh batch, nats, as ``SVI.evaluate_loss``; nothing is trained.
+
+        Arguments:
+            args: Positional arguments of the model.
+            kwargs: Keyword arguments of the model.
+        """
         self._set_up(args, kwargs, keep=True)
 
         return self.trainer.evaluate()
 
     def is_trained_on(self, *args: Any, **kwargs: Any) -> bool:
-        """Whether there is a flow for these arguments of the model."""
+        """Whether there is a flow for these arguments of the model.
+
+        Arguments:
+            args: Positional arguments of the model.
+            kwargs: Keyword arguments of the model.
+        """
         return self._fit is not None and same_arguments((args, kwargs), (self._args, self._kwargs))
 
     def redraw(self) -> None:
@@ -479,7 +524,7 @@ class OSDS:
 
     @property
     def run_report(self) -> tuple[str, ...]:
-        """What the last run climbed, a sentence for each rung: its evidence, its weights and its verdict.
+        """What the last run climbed, with a sentence for each rung about its evidence, weights and verdict.
 
         Example:
             >>> import pyro
@@ -498,7 +543,7 @@ class OSDS:
 
     @property
     def rung(self) -> str:
-        """How the density is evaluated: ``"captured"``, ``"vmap"``, ``"loop"``, or ``"given"`` for a log density."""
+        """How the density is evaluated, ``"captured"``, ``"vmap"`` or ``"loop"``; ``"given"`` for a log density."""
         return getattr(self.fit.model_target, "rung", "given")
 
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
@@ -816,7 +861,7 @@ class OSDS:
 
     @property
     def fit(self) -> Fit:
-        """The present fit: target, survey, trained leap, draws.
+        """The present fit, with its target, survey, trained leap and draws.
 
         Raises:
             RuntimeError: Before the first ``run`` or ``step``.

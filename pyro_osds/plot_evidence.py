@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from pyro_osds.compare import compare_evidence
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 # Okabe and Ito's blue and red, which the colour-blind tell apart.
@@ -36,12 +35,13 @@ def plot_evidence(models: Mapping[str, Any] | pd.DataFrame, ax: Axes | None = No
         ValueError: If a table lacks a column, or :func:`~pyro_osds.compare_evidence` refuses the models.
 
     Example:
+        >>> import pandas as pd
         >>> table = pd.DataFrame({"log_evidence": [-2.0, -3.0], "std_error": 0.1, "reliable": True}, index=["b", "a"])
         >>> ax = plot_evidence(table)
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['b', 'a']
     """
-    table = models if isinstance(models, pd.DataFrame) else compare_evidence(models)
+    table = compare_evidence(models) if isinstance(models, Mapping) else models
     if missing := _COLUMNS - set(table.columns):
         raise ValueError(
             f"The table lacks the columns {sorted(missing)}; pass what compare_evidence returned, or the models."

@@ -1,10 +1,8 @@
 """What runs when: from what the survey found to a trained leap.
 
-| recipe | flow | before | then |
-|---|---|---|---|
-| ``calibrate`` | lean, from a Gaussian or a mixture base | - | its own exact weights |
-| ``cover`` | splines, from a Gaussian base | forward KL on particles | exact weights, log-variance on particles |
-| ``distill`` | as ``cover`` | teacher, then state and volume consistency | as ``cover``, in all dyadic steps |
+* ``calibrate``: a lean flow, from a Gaussian or a mixture base, on its own exact weights.
+* ``cover``: splines, from a Gaussian base; forward KL on particles, then exact weights with log-variance on particles.
+* ``distill``: a flow as of ``cover``; teacher, state and volume consistency, then as ``cover`` in all dyadic steps.
 
 ``auto`` takes ``calibrate`` for one mode and for modes that can be counted, and ``cover`` for a posterior with valleys
 that no mixture base takes care of. Where the lean flow leaves the ELBO far from the log evidence, a larger one follows.

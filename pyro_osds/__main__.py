@@ -1,0 +1,28 @@
+"""``python -m pyro_osds --version``: which versions are installed, for bug reports."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from importlib.metadata import version
+
+_SHOWN = ("torch", "pyro-ppl", "arviz", "zuko")
+
+
+def versions() -> str:
+    """The version of this package, of Python, and of what it stands on.
+
+    Example:
+        >>> versions().split()[0]
+        'pyro_osds'
+    """
+    others = ", ".join(f"{name} {version(name)}" for name in _SHOWN)
+
+    return f"pyro_osds {version('pyro-osds')} (Python {platform.python_version()}, {others})"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m pyro_osds", description="One-step diffusion samplers for Pyro")
+    parser.add_argument("--version", action="version", version=versions())
+    parser.parse_args()
+    parser.print_help()
