@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from torch import Tensor
 from pyro_osds.arguments import check_counts
 from pyro_osds.fit import Fit
 from pyro_osds.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
+from pyro_osds.trouble import OSDSWarning, warn
 
 # Predictive draws of each chain, unless the user says how many: the largest number that takes no longer than this.
 _SECONDS, _NUMBERS = 0.3, (100, 50, 20, 10)
@@ -167,9 +167,7 @@ def _left_out_on_error(group: str, asked: bool | int | None) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001
         if asked is not None:
             raise
-        warnings.warn(
-            f"The group {group!r} is left out: {error} {group}=False leaves it out without a warning.", stacklevel=6
-        )
+        warn(f"The group {group!r} is left out: {error} {group}=False leaves it out without a warning.", OSDSWarning)
 
 
 def _prior(fit: Fit, asked: bool | int | None, source: Source) -> dict[str, Tensor]:
