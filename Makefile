@@ -35,9 +35,11 @@ test-long: $(VENV)/with-test $(VENV)/with-examples
 	@$(BIN)/pytest -m long $(PYTEST_ARGS)
 
 # The oldest versions that are promised, on the oldest Python: a part of the tests, in an environment of their own.
+# Left out: what torch 2.6 cannot do, see docs/installing.md.
 test-oldest: .venv-oldest/made
 	@.venv-oldest/bin/pytest --quiet tests/test_importance.py tests/test_capture.py tests/test_compat.py \
-		tests/test_inference_data.py tests/test_flow_map.py tests/test_kernel.py $(PYTEST_ARGS)
+		tests/test_inference_data.py tests/test_flow_map.py tests/test_kernel.py tests/test_compare.py \
+		-k "not check_their_arguments and not one_bad_argument and not bernoulli_has_its_density" $(PYTEST_ARGS)
 
 .venv-oldest/made: pyproject.toml constraints-oldest.txt
 	@python3.10 -m venv --clear .venv-oldest
