@@ -201,12 +201,12 @@ def test_elbo(simple, schools, groups):
         assert_within_standard_error(-loss, osds.evidence.elbo, spread / math.sqrt(elbo.num_particles) + 1e-3)
 
 
-def test_particles_in_a_batch(schools, mixed):
-    # In an outermost plate, over supports, plates and event dimensions.
-    spread = schools.draw(1000).log_weights.std().item()
-    elbo = Trace_ELBO(num_particles=500, vectorize_particles=True, max_plate_nesting=1)
-    loss = elbo.loss(schools_centred, schools.guide)
-    assert_within_standard_error(-loss, schools.evidence.elbo, spread / math.sqrt(500) + 1e-3)
+def test_particles_in_a_batch(schools, mixed, groups):
+    # In an outermost plate: over supports, plates, event dimensions, and dimensions that Pyro enumerates.
+    for osds, elbo in ((schools, Trace_ELBO), (groups, TraceEnum_ELBO)):
+        spread = osds.draw(1000).log_weights.std().item()
+        loss = elbo(num_particles=500, vectorize_particles=True, max_plate_nesting=1).loss(osds.model, osds.guide)
+        assert_within_standard_error(-loss, osds.evidence.elbo, spread / math.sqrt(500) + 1e-3)
     with pyro.plate("outer", 4, dim=-3):
         draw = mixed.guide()
     shapes = {"p": (4, 1, 1, 3), "rate": (4, 1, 2), "share": (4, 2, 2), "factor": (4, 1, 1, 2, 2), "width": (4, 1, 1)}

@@ -21,6 +21,7 @@ from pyro import poutine
 from pyro.distributions.util import is_identically_one
 from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from torch import Tensor
 
 
@@ -33,6 +34,19 @@ class Enumerate(EnumMessenger):
 
     def __init__(self, max_plate_nesting: int) -> None:
         super().__init__(first_available_dim=-1 - max_plate_nesting)
+        self._outer: dict[str, Any] = {}
+
+    def __enter__(self) -> Any:
+        # Pyro allots dimensions in one place for everybody: whoever enumerates around this run gets it back as it was.
+        self._outer = dict(vars(_ENUM_ALLOCATOR))
+
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> Any:
+        vars(_ENUM_ALLOCATOR).clear()
+        vars(_ENUM_ALLOCATOR).update(self._outer)
+
+        return super().__exit__(*exception)
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_enumerable(msg) and not msg["done"]:
