@@ -647,6 +647,7 @@ def check_labels(osds):
         assert_within_standard_error(difference.mean(), 0.0, (difference.std() / n_eff.sqrt()).item())
 
 
+@pytest.mark.long
 def test_hidden_markov_model_with_two_unknowns(fitted):
     # Thirty steps of two states with unknown locations only, which Pyro does not have: against quadrature.
     start, moves = torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.3, 0.7]])
@@ -790,7 +791,9 @@ PAIRS = {
     "beta_binomial": Pair(beta_binomial, compound_binomial, binomial_data, log_binomials, "probs", PROBS, 0.05),
     "gamma_poisson": Pair(gamma_poisson, compound_poisson, poisson_data, log_poissons, "rate", RATES, 0.3),
 }
-HYPERPRIORS = pytest.mark.parametrize("hyperpriors", [False, True], ids=["fixed", "hyperpriors"])
+HYPERPRIORS = pytest.mark.parametrize(
+    "hyperpriors", [False, pytest.param(True, marks=pytest.mark.long)], ids=["fixed", "hyperpriors"]
+)
 
 
 @HYPERPRIORS
