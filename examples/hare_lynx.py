@@ -106,6 +106,7 @@ def plot(years, pelts, samples, steps_per_year):
         left.plot(years, median, color=f"C{index}", label=name)
         left.plot(years, pelts[:, index], "o", color=f"C{index}", markersize=4)
     left.set(xlabel="year", ylabel="pelts (thousands)", title="median and 90 % interval of the populations")
+    left.set_xticks(years[::5])
     left.legend()
     right.plot(*curves[:60].permute(2, 1, 0).numpy(), color="0.6", linewidth=0.6)
     right.plot(*pelts.T.numpy(), "o-", color="C3", markersize=3, linewidth=0.5)

@@ -7,8 +7,14 @@ another: smoothly (squared exponential), roughly (exponential), not at all beyon
 1898 on which it lies, when the first dam was begun. Their evidences say which one foretold the data.
 
 There are three hyperparameters at most, so each log evidence can be had by quadrature as well, and is printed beside
-the one of the run.
+the one of the run. The bands of the figure are what the hyperparameters leave open of the mean.
+
+It takes some minutes. This figure is of a run that is stored with the pages.
+
+.. image:: /figures/nile.png
 """
+
+# sphinx_gallery_thumbnail_path = "figures/nile.png"
 
 import argparse
 from pathlib import Path
