@@ -68,6 +68,10 @@ class Evidence:
         >>> evidence = Evidence(-2.0, 0.01, -2.1, 40.0, 0.8, 1000, False, ("pareto k is 0.80 ...",))
         >>> evidence.reliable or evidence.reasons[0]
         'pareto k is 0.80 ...'
+        >>> evidence.headline
+        ('log evidence -2.0000 +- 0.0100', 'NOT reliable')
+        >>> type(evidence.card()).__name__
+        'Card'
     """
 
     log_evidence: float

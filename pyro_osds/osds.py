@@ -141,8 +141,10 @@ class OSDS:
         >>> osds.redraw()
         >>> osds.is_trained_on(torch.zeros(5)), list(osds.observed_data), osds.rung
         (False, ['y'], 'captured')
-        >>> type(osds.fit.leap).__name__, len(osds.trainer.history.elbo) > 0
-        ('Leap', True)
+        >>> type(osds.fit.leap).__name__, len(osds.trainer.history.elbo) > 0, osds.is_interrupted
+        ('Leap', True, False)
+        >>> osds.kernel.model is model  # for arviz.from_pyro
+        True
     """
 
     def __init__(
@@ -786,7 +788,6 @@ class OSDS:
         write(place, content)
 
     @classmethod
-    @poutine.block
     def load(cls, path: str | os.PathLike[str], model: Callable[..., Any] | OSDS, *args: Any, **kwargs: Any) -> OSDS:
         """The sampler that :meth:`save` wrote, with the same draws, and the same ones to come.
 
@@ -821,10 +822,12 @@ class OSDS:
         content = read(path)
         osds = cls._like(content, model)
         check_arguments(content["identity"], args, kwargs)
-        target = osds._make_target(*args, **kwargs)
-        check_model(content["identity"], target)
-        osds._fit = Fit.restored(target, osds.settings, unpack(content["fit"], target.device))
-        check_density(unpack(content["identity"], target.device), osds._fit.target)
+        # Not as a decorator: under classmethod that would hide the text above.
+        with poutine.block():
+            target = osds._make_target(*args, **kwargs)
+            check_model(content["identity"], target)
+            osds._fit = Fit.restored(target, osds.settings, unpack(content["fit"], target.device))
+            check_density(unpack(content["identity"], target.device), osds._fit.target)
         osds._args, osds._kwargs = kept_arguments(args), kept_arguments(kwargs)
         set_random_state(content["random"])
 
