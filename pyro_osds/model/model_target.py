@@ -332,9 +332,13 @@ class ModelTarget:
 
         return {name: value for name, value in values.items() if value.shape == self._value_shapes[name]}
 
-    def _call(self) -> Any:
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """The model with any arguments, and with its parameters as they were in the run."""
         with self._constants:
-            return self.model(*self.args, **self.kwargs)
+            return self.model(*args, **kwargs)
+
+    def _call(self) -> Any:
+        return self.call(*self.args, **self.kwargs)
 
     def _layout(self, latents: list[Any]) -> tuple[LatentSite, ...]:
         sites, start = [], 0

@@ -54,7 +54,7 @@ class Predictive:
         self, target: ModelTarget, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> None:
         self.target = target
-        self._call = functools.partial(target.model, *args, **(kwargs or {}))
+        self._call = functools.partial(target.call, *args, **(kwargs or {}))
 
     def posterior(self, samples: Mapping[str, Tensor], num_draws: int, given_data: bool = False) -> dict[str, Tensor]:
         """Draws of everything that is not a continuous latent: observed sites, discrete latents, deterministic values.
