@@ -109,12 +109,14 @@ def test_training_trouble_and_interruption(monkeypatch):
     trainer.disable_progbar = True
     with caught_on_the_next_line(TrainingWarning):
         trainer.run()
-    trainer.history.num_skipped = 0
+    # What has ended is not run again: another sampler is interrupted.
+    osds = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), 1, **TINY)
+    osds.step()
 
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "step", interrupt)
+    monkeypatch.setattr(osds.trainer, "step", interrupt)
     with caught_on_the_next_line(InterruptedWarning):
         osds.fit.run()
 
