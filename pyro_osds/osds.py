@@ -467,7 +467,6 @@ class OSDS:
 
         return FlowReparam(leap, target, self.fit.constrain)
 
-    @poutine.block()
     def infer_discrete(self, num_draws: int | None = None, temperature: int = 1) -> dict[str, Tensor]:
         """Posterior draws together with the discrete latents, which were summed out; a run of the model for each.
 
@@ -505,7 +504,8 @@ class OSDS:
         samples = {name: value[rows] for name, value in self.get_samples().items()}
         decoded, progress = [], progress_bar(count, "Infer", self.settings.disable_progbar)
         for i in range(count):
-            decoded.append(target.infer_discrete({name: value[i] for name, value in samples.items()}, temperature))
+            with poutine.block():
+                decoded.append(target.infer_discrete({name: value[i] for name, value in samples.items()}, temperature))
             progress.update()
         progress.close()
 
