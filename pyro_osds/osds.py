@@ -504,8 +504,7 @@ class OSDS:
         samples = {name: value[rows] for name, value in self.get_samples().items()}
         decoded, progress = [], progress_bar(count, "Infer", self.settings.disable_progbar)
         for i in range(count):
-            with poutine.block():
-                decoded.append(target.infer_discrete({name: value[i] for name, value in samples.items()}, temperature))
+            decoded.append(target.infer_discrete({name: value[i] for name, value in samples.items()}, temperature))
             progress.update()
         progress.close()
 

@@ -12,6 +12,7 @@ from pyro.infer import infer_discrete
 from torch import Tensor
 
 from pyro_osds.model.enumeration import is_enumerable
+from pyro_osds.model.source import first_line
 
 TEMPERATURES = (0, 1)
 
@@ -28,6 +29,12 @@ def decode(
         nesting: How many dimensions from the right belong to plates.
         temperature: 1 for a draw, 0 for the most probable values together.
 
+    Returns:
+        A value for each of the discrete latents that the run reaches.
+
+    Raises:
+        ValueError: If Pyro cannot draw them.
+
     Example:
         >>> import pyro.distributions as dist
         >>> def model():
@@ -36,12 +43,25 @@ def decode(
         >>> decode(model, {}, ["z"], nesting=0)
         {'z': tensor(1.)}
     """
-    enumerated = poutine.infer_config(
-        poutine.condition(run, data=dict(given)),
-        config_fn=lambda site: {"enumerate": "parallel"} if is_enumerable(site) else {},
+    enumerated = poutine.infer_config(poutine.condition(run, data=dict(given)), config_fn=_enumerate)
+    # A run whose observations count for nothing may have nothing left to enumerate; that is no mistake.
+    inferred: Any = infer_discrete(
+        enumerated, first_available_dim=-1 - nesting, temperature=temperature, strict_enumeration_warning=False
     )
-    inferred: Any = infer_discrete(enumerated, first_available_dim=-1 - nesting, temperature=temperature)
-    with torch.no_grad(), pyro.validation_enabled(False):
-        nodes = poutine.trace(inferred).get_trace().nodes
+    try:
+        with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
+            nodes = poutine.trace(inferred).get_trace().nodes
+    except ValueError as error:
+        raise ValueError(
+            f"The discrete latents {list(names)} cannot be drawn given the continuous ones: {first_line(error)}. Pyro's "
+            "infer_discrete wants scalar values: Categorical instead of OneHotCategorical, for instance."
+        ) from error
 
-    return {name: nodes[name]["value"] for name in names}
+    return {name: nodes[name]["value"] for name in names if name in nodes}
+
+
+def _enumerate(site: Any) -> dict[str, Any]:
+    if site["type"] != "sample" or not is_enumerable(site):
+        return {}
+
+    return {"enumerate": "parallel", "num_samples": None}

@@ -18,13 +18,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
-from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_osds.model.compat import is_numerical
-from pyro_osds.model.enumeration import is_enumerable
+from pyro_osds.model.decode import decode
 from pyro_osds.model.model_target import ModelTarget
 from pyro_osds.model.source import first_line
 
@@ -93,19 +92,8 @@ class Predictive:
     def _discrete(self, row: Mapping[str, Tensor], given_data: bool) -> dict[str, Tensor]:
         """One draw of the discrete latents given the continuous ones, by forward filtering and backward sampling."""
         model = self._call if given_data else _hidden(self._call)
-        given = poutine.condition(poutine.infer_config(model, _enumerate), data=dict(row))
-        decoded = infer_discrete(given, first_available_dim=-1 - self.target.nesting, strict_enumeration_warning=False)
-        try:
-            with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
-                nodes: Any = poutine.trace(decoded).get_trace().nodes
-        except ValueError as error:
-            raise ValueError(
-                f"The discrete latents {list(self.target.discrete_sites)} cannot be drawn given the continuous ones: "
-                f"{first_line(error)}. Pyro's infer_discrete wants scalar values: Categorical instead of "
-                "OneHotCategorical, for instance."
-            ) from error
 
-        return {name: nodes[name]["value"] for name in self.target.discrete_sites if name in nodes}
+        return decode(model, row, self.target.discrete_sites, self.target.nesting)
 
 
 def prior_predictive(call: Callable[[], Any], num_draws: int) -> dict[str, Tensor]:
@@ -226,12 +214,6 @@ def _draw(msg: Any) -> Tensor:
 def _is_computed(msg: Any) -> bool:
     """Whether a site's value is no draw: indices of a plate, a factor's nothing, what the model computes."""
     return isinstance(msg["fn"], (_Subsample, Unit)) or bool(msg["infer"].get("_deterministic"))
-
-
-def _enumerate(site: Any) -> Any:
-    if site["type"] != "sample" or not is_enumerable(site):
-        return {}
-    return {"enumerate": "parallel", "num_samples": None}
 
 
 class _Hide(Messenger):
