@@ -192,7 +192,6 @@ class OSDS:
         check_choices({"vectorize": (vectorize, VECTORIZE), "capture": (capture, CAPTURE)})
         self.model = model
         self._given: Any = potential_fn if model is None else model
-        self._is_pyro_model = model is not None
         self.settings = Settings(
             num_samples=num_samples,
             num_chains=num_chains,
@@ -267,7 +266,6 @@ class OSDS:
         osds._make_target = partial(_given_target, target)
         shape = {"dim": dim, "dtype": str(target.dtype).removeprefix("torch."), "device": str(target.device)}
         osds._source = {"kind": "log_prob_fn", "options": {"initial_params": osds._initial_params}, "shape": shape}
-        osds._is_pyro_model = False
 
         return osds
 
@@ -693,12 +691,13 @@ class OSDS:
             (torch.Size([100]), torch.Size([100, 2]))
         """
         check_counts({"num_draws": num_draws})
-        if self.model is None or not self._is_pyro_model:
+        if self._source["kind"] != "model":
             raise ValueError("prior_predictive needs a Pyro model; this sampler has a density only.")
-        if not (args or kwargs):
-            args, kwargs = self._args, self._kwargs
+        if self._fit is not None:
+            # With the parameters of the run, whatever the parameter store holds by now.
+            return self._predictive(args, kwargs).prior(num_draws)
 
-        return prior_predictive(partial(self.model, *args, **kwargs), num_draws)
+        return prior_predictive(partial(self._given, *args, **kwargs), num_draws)
 
     def to_inference_data(
         self,
@@ -756,7 +755,7 @@ class OSDS:
     @property
     def kernel(self) -> Any:
         """What ``arviz.from_pyro`` asks a fitted ``MCMC`` for: ``kernel.model``, the Pyro model or None."""
-        return SimpleNamespace(model=self.model if self._is_pyro_model else None)
+        return SimpleNamespace(model=self.model if self._source["kind"] == "model" else None)
 
     # ---- a file ----
 

@@ -404,6 +404,8 @@ def test_parameters_keep_the_values_of_the_run():
         change()
         estimate, std_error = log_mean_weight(osds.draw(50).log_weights)
         assert_within_standard_error(estimate, log_evidence(2.0), std_error + 1e-4)
+        prior = osds.prior_predictive(num_draws=200)["x"].log()
+        assert_within_standard_error(prior.mean().item(), 2.0, 2.0 / math.sqrt(200))
         read = osds.to_inference_data().log_likelihood["y"].values.reshape(-1)
         assert read == pytest.approx(dist.Normal(draws.log(), 1.0).log_prob(y).numpy(), abs=1e-4)
     pyro.param("loc", torch.tensor(5.0))

@@ -53,14 +53,14 @@ def decode(
             nodes = poutine.trace(inferred).get_trace().nodes
     except ValueError as error:
         raise ValueError(
-            f"The discrete latents {list(names)} cannot be drawn given the continuous ones: {first_line(error)}. Pyro's "
-            "infer_discrete wants scalar values: Categorical instead of OneHotCategorical, for instance."
+            f"The discrete latents {list(names)} cannot be drawn given the continuous ones: {first_line(error)}. "
+            "Pyro's infer_discrete wants scalar values: Categorical instead of OneHotCategorical, for instance."
         ) from error
 
     return {name: nodes[name]["value"] for name in names if name in nodes}
 
 
-def _enumerate(site: Any) -> dict[str, Any]:
+def _enumerate(site: Any) -> Any:
     if site["type"] != "sample" or not is_enumerable(site):
         return {}
 
