@@ -5,7 +5,7 @@
 Each run is a process of its own with one thread, which compiles what it has to compile; a run that is not done after
 `--limit` seconds is ended, and counts as that long at least. Runs are lines of benchmarks/results/peers.jsonl; what is
 there already is not run again, and `--report` writes all of it into docs/performance.md. Peers that are not installed
-are left out (`pip install '.[peers]'` installs them). `--quick`: four small posteriors, once, a limit of a minute.
+are left out (`pip install '.[peers]'` installs them). `--quick`: three small posteriors, four methods.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from peer_methods import METHODS, applies, min_effective_size, quiet
 from peer_models import all_models
 
 OUT = Path(__file__).parent / "results" / "peers.jsonl"
-QUICK_MODELS = ("eight schools", "gp_regr", "four Gaussians", "arK")
+QUICK_MODELS = ("eight schools", "gp_regr", "four Gaussians")
+QUICK_METHODS = ("OSDS", "NumPyro NUTS", "bridge sampling", "nautilus")
 NEEDS = {
     "NumPyro NUTS": "numpyro",
     "bridge sampling": "numpyro",
@@ -86,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     methods = [
         name
         for name in METHODS
-        if name in (args.methods or METHODS) and importlib.util.find_spec(NEEDS.get(name, "pyro")) is not None
+        if name in (args.methods or (QUICK_METHODS if args.quick else METHODS)) and importlib.util.find_spec(NEEDS.get(name, "pyro")) is not None
     ]
     repeats, limit = (1, min(args.limit, 60.0)) if args.quick else (args.repeats, args.limit)
     done = {(record["method"], record["model"], record["seed"]) for record in read()}
