@@ -84,11 +84,9 @@ def read() -> list[dict[str, Any]]:
 def main(args: argparse.Namespace) -> None:
     """Run what is missing, then report."""
     models = [name for name in all_models() if name in (args.only or (QUICK_MODELS if args.quick else all_models()))]
-    methods = [
-        name
-        for name in METHODS
-        if name in (args.methods or (QUICK_METHODS if args.quick else METHODS)) and importlib.util.find_spec(NEEDS.get(name, "pyro")) is not None
-    ]
+    chosen = args.methods or (QUICK_METHODS if args.quick else METHODS)
+    installed = [name for name in METHODS if importlib.util.find_spec(NEEDS.get(name, "pyro")) is not None]
+    methods = [name for name in installed if name in chosen]
     repeats, limit = (1, min(args.limit, 60.0)) if args.quick else (args.repeats, args.limit)
     done = {(record["method"], record["model"], record["seed"]) for record in read()}
     OUT.parent.mkdir(exist_ok=True)
