@@ -3,7 +3,7 @@
 Running a Pyro model is mostly Python: handlers, distribution objects, transforms. All of it is done once, while the
 tensor operations of densities and scores are recorded (``recorder``), and never again. The record is traced and frozen
 by TorchScript where that holds. It belongs to one batch size, so batches are cut into blocks; and to one run, whose
-data are constants in it.
+data are constants in it. Where there are very many observations, blocks are what keeps memory bounded.
 """
 
 from __future__ import annotations
@@ -19,16 +19,39 @@ from torch import Tensor
 from pyro_osds.model.recorder import record_operations
 
 BLOCK_SIZE = 256
-"""Points that a graph evaluates at once."""
+"""Points that a graph evaluates at once, where the density is not large."""
 
 MIN_BATCH = 64
 """A smaller batch is not worth a whole block."""
+
+_MIN_BLOCK_SIZE = 16
+# Numbers in one tensor of a block, with an entry for each term of the density or for each coordinate: what fits into
+# the memory near the processor, and little of the rest. Coordinates cost more, since matrices come with them.
+_MAX_TERMS, _MAX_COORDINATES = 2**19, 2**17
 
 Densities = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps points ``(B, D)`` to log priors and log likelihoods, ``(B,)`` each."""
 
 Graph = Callable[[Tensor], tuple[Tensor, ...]]
 """Maps a block of points to densities ``(B,), (B,)`` and, if asked for, their scores ``(B, D), (B, D)``."""
+
+
+def block_size(dim: int, num_terms: int) -> int:
+    """Points that are evaluated at once: fewer where there are many observations or many dimensions.
+
+    Arguments:
+        dim: The number of dimensions.
+        num_terms: Terms of the log density.
+
+    Example:
+        >>> block_size(dim=20, num_terms=1000), block_size(dim=20, num_terms=100_000)
+        (256, 16)
+    """
+    size = BLOCK_SIZE
+    while size > _MIN_BLOCK_SIZE and (size * num_terms > _MAX_TERMS or size * dim > _MAX_COORDINATES):
+        size //= 2
+
+    return size
 
 
 def with_scores(densities: Densities) -> Graph:
@@ -62,7 +85,7 @@ def record(function: Graph, z: Tensor) -> Graph:
 
     Arguments:
         function: What to record; it must do the same operations at every point.
-        z: The block, ``(BLOCK_SIZE, D)``.
+        z: The block, ``(S, D)``.
 
     Returns:
         The recorded function, for blocks of the same size.
@@ -82,19 +105,20 @@ def _freeze(graph: Any, z: Tensor) -> Graph:
         return graph
 
 
-def in_blocks(graph: Graph, z: Tensor) -> tuple[Tensor, ...]:
-    """A recorded function on any number of points; the last block is filled up with copies of the last point.
+def in_blocks(graph: Graph, z: Tensor, size: int = BLOCK_SIZE) -> tuple[Tensor, ...]:
+    """A function on any number of points, block by block; the last block is filled up with copies of the last point.
 
     Arguments:
-        graph: The function, for blocks.
+        graph: The function, recorded for blocks or not.
         z: Points, ``(B, D)``.
+        size: Points of a block.
     """
-    if len(z) == BLOCK_SIZE:
+    if len(z) == size:
         with torch.no_grad():
             return tuple(graph(z))
-    num_blocks = math.ceil(len(z) / BLOCK_SIZE)
-    filling = z[-1:].expand(num_blocks * BLOCK_SIZE - len(z), -1)
-    blocks = torch.cat([z, filling]).split(BLOCK_SIZE)
+    num_blocks = math.ceil(len(z) / size)
+    filling = z[-1:].expand(num_blocks * size - len(z), -1)
+    blocks = torch.cat([z, filling]).split(size)
     with torch.no_grad():
         results = zip(*[graph(block) for block in blocks], strict=True)
 
@@ -105,26 +129,28 @@ class DensitiesWithScores(torch.autograd.Function):
     """Densities whose gradients are scores that a graph has computed already."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, graph: Graph, densities: Densities) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, z: Tensor, graph: Graph, densities: Densities, size: int = BLOCK_SIZE
+    ) -> tuple[Tensor, Tensor]:
         """Densities at ``z``, ``(B, D) -> (B,), (B,)``; the scores are kept."""
-        log_prior, log_likelihood, *scores = in_blocks(graph, z)
+        log_prior, log_likelihood, *scores = in_blocks(graph, z, size)
         ctx.save_for_backward(z, *scores)
         ctx.densities = densities
 
         return log_prior, log_likelihood
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """Gradients of the densities times their scores; where they are to be differentiated again, without a graph."""
         z, *scores = ctx.saved_tensors
         if torch.is_grad_enabled():
             log_prior, log_likelihood = ctx.densities(z)
             total = gradients[0] @ log_prior + gradients[1] @ log_likelihood
             if not total.requires_grad:
-                return torch.zeros_like(z), None, None
-            return torch.autograd.grad(total, z, create_graph=True, materialize_grads=True)[0], None, None
+                return torch.zeros_like(z), None, None, None
+            return torch.autograd.grad(total, z, create_graph=True, materialize_grads=True)[0], None, None, None
         # A density that nobody asked for must not bring in its infinities.
         pairs = zip(gradients, scores, strict=True)
         parts = [torch.where(gradient[:, None] == 0, 0.0, gradient[:, None] * score) for gradient, score in pairs]
 
-        return parts[0] + parts[1], None, None
+        return parts[0] + parts[1], None, None, None

@@ -46,6 +46,7 @@ class Ladder:
         example: A point ``(D,)``, if possible one where the density is finite.
         vectorize: ``"auto"``, ``"vmap"`` (an error where vmap fails) or ``"loop"``.
         capture: ``"auto"``, or False for no graphs.
+        block_size: Points that are evaluated at once.
 
     Raises:
         ValueError: If an option is unknown, or ``vectorize="vmap"`` and vmap fails or is wrong.
@@ -58,13 +59,22 @@ class Ladder:
         (tensor([-1., -1., -1.]), tensor([2., 2., 2.]))
     """
 
-    def __init__(self, single: Single, example: Tensor, vectorize: str = "auto", capture: str | bool = "auto") -> None:
+    def __init__(
+        self,
+        single: Single,
+        example: Tensor,
+        vectorize: str = "auto",
+        capture: str | bool = "auto",
+        block_size: int = BLOCK_SIZE,
+    ) -> None:
         for name, value, allowed in (("vectorize", vectorize, VECTORIZE), ("capture", capture, CAPTURE)):
             if value not in allowed or isinstance(value, int) != isinstance(value, bool):
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
         self.single = single
         self.reason = ""
         self._options = vectorize, capture
+        self._block_size = block_size
+        self._min_batch = min(MIN_BATCH, block_size // 2)
         self._example = example
         self._batched_factories = False
         self._graphs: dict[bool, Graph] = {}
@@ -84,7 +94,7 @@ class Ladder:
         vectorize, capture = self._options
 
         # What does not run in batches here does not there either, and was warned of.
-        return Ladder(single, self._example, vectorize if self.vectorized else "loop", capture)
+        return Ladder(single, self._example, vectorize if self.vectorized else "loop", capture, self._block_size)
 
     @property
     def rung(self) -> str:
@@ -102,8 +112,8 @@ class Ladder:
             # Without coordinates all points are the same.
             log_prior, log_likelihood = self.densities(z[:1])
             return log_prior.expand(len(z)), log_likelihood.expand(len(z))
-        if self._may_capture and len(z) >= MIN_BATCH and z.dtype == self._example.dtype:
-            scores = torch.is_grad_enabled() and z.requires_grad
+        scores = torch.is_grad_enabled() and z.requires_grad
+        if self._may_capture and len(z) >= self._min_batch and z.dtype == self._example.dtype:
             graph = self._graphs.get(scores) or self._capture(scores)
             try:
                 if graph is not None:
@@ -112,13 +122,21 @@ class Ladder:
                 if not is_numerical(error):
                     raise
 
+        if self.vectorized and self._block_size < BLOCK_SIZE and len(z) > self._block_size:
+            # Without a graph, what a large density leaves behind for its gradient would fill the memory.
+            return self._by_graph(with_scores(self._in_python) if scores else self._in_python, z, scores)
+
+        return self._in_python(z)
+
+    def _in_python(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.map(self.single, z)
 
     def _by_graph(self, graph: Graph, z: Tensor, scores: bool) -> tuple[Tensor, Tensor]:
-        def in_python(z: Tensor) -> tuple[Tensor, Tensor]:
-            return self.map(self.single, z)
+        size = self._block_size
+        if scores:
+            return DensitiesWithScores.apply(z, graph, self._in_python, size)  # type: ignore[return-value]
+        log_prior, log_likelihood = in_blocks(graph, z, size)
 
-        log_prior, log_likelihood = DensitiesWithScores.apply(z, graph, in_python) if scores else in_blocks(graph, z)
         return log_prior, log_likelihood
 
     def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
@@ -174,11 +192,11 @@ class Ladder:
         """A graph that agrees with the loop, or None, after which there will be no other attempt."""
         self._may_capture = False
         function = with_scores(self.densities) if scores else self.densities
-        filling = self._points[:1].expand(BLOCK_SIZE - len(self._points), -1)
+        filling = self._points[:1].expand(self._block_size - len(self._points), -1)
         block = torch.cat([self._points, filling])
         try:
             graph = record(function, block.roll(1, 0))
-            got = in_blocks(graph, block[:MIN_BATCH])
+            got = in_blocks(graph, block[: self._min_batch], self._block_size)
         except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
             self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
             return None
