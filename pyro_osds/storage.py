@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pyro_osds.base import Base
+from pyro_osds.base import Base, normal
 from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.exchange import Exchange
 from pyro_osds.explore import Exploration
@@ -137,7 +137,8 @@ def pack(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: pack(part) for key, part in value.items()}
     if isinstance(value, (MultivariateNormal, MixtureSameFamily)):
-        return {_KIND: type(value).__name__, **_pack_density(value)}
+        kind = MultivariateNormal if isinstance(value, MultivariateNormal) else MixtureSameFamily
+        return {_KIND: kind.__name__, **_pack_density(value)}
     if type(value).__name__ not in _RECORDS:
         raise TypeError(f"{type(value).__name__} has no place in a file; got {value!r}.")
     fields = value._asdict() if isinstance(value, (FlowDraws, Modes)) else _shallow(value)
@@ -186,11 +187,11 @@ def _pack_density(density: MultivariateNormal | MixtureSameFamily) -> dict[str, 
 
 
 def _density(loc: Tensor, scale_tril: Tensor, probs: Tensor | None) -> MultivariateNormal | MixtureSameFamily:
-    normal = MultivariateNormal(loc, scale_tril=scale_tril, validate_args=False)
+    components = normal(loc, scale_tril)
     if probs is None:
-        return normal
+        return components
     mixture = Categorical(probs=probs, validate_args=False)
     # Normalised a second time, they could differ in their last bit.
     mixture.__dict__.update(probs=probs, _param=probs)
 
-    return MixtureSameFamily(mixture, normal, validate_args=False)
+    return MixtureSameFamily(mixture, components, validate_args=False)
