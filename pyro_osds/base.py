@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from pyro_osds.gaussian import Gaussian
 from pyro_osds.importance import effective_sample_size
 from pyro_osds.moments import fisher_moments, weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks
@@ -84,9 +85,7 @@ def gaussian_base(z: Tensor, score: Tensor | None = None) -> Base:
     """
     loc, scale_tril = weighted_moments(z, z.new_zeros(len(z))) if score is None else fisher_moments(z, score)
     dim = z.shape[1]
-    standard = MultivariateNormal(
-        z.new_zeros(dim), scale_tril=torch.eye(dim, dtype=z.dtype, device=z.device), validate_args=False
-    )
+    standard = Gaussian(z.new_zeros(dim), torch.eye(dim, dtype=z.dtype, device=z.device))
 
     return Base(loc, scale_tril, standard)
 
@@ -202,7 +201,7 @@ def _weighted_draws(base: Base, target: Target) -> tuple[Tensor, Tensor]:
 def _widened(mixture: MixtureSameFamily) -> MixtureSameFamily:
     """A little wider than fitted: where a mixture is too narrow the weights have no bound, where it is wide they do."""
     components = _components(mixture)
-    wider = MultivariateNormal(components.loc, scale_tril=_WIDENING * components.scale_tril, validate_args=False)
+    wider = Gaussian(components.loc, _WIDENING * components.scale_tril)
 
     return MixtureSameFamily(mixture.mixture_distribution, wider, validate_args=False)
 
@@ -234,7 +233,7 @@ def _maximisation(u: Tensor, responsibilities: Tensor) -> MixtureSameFamily:
     shrinkage = (dim / (dim + counts))[:, None, None]
     eye = torch.eye(dim, dtype=u.dtype, device=u.device)
     covariances = (1 - shrinkage) * covariances + (shrinkage * 0.5 + 1e-6) * variance * eye
-    components = MultivariateNormal(locs, scale_tril=torch.linalg.cholesky(covariances), validate_args=False)
+    components = Gaussian(locs, torch.linalg.cholesky(covariances))
 
     return MixtureSameFamily(Categorical(probs=counts / counts.sum()), components, validate_args=False)
 

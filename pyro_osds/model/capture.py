@@ -3,23 +3,27 @@
 Running a Pyro model is mostly Python: handlers, distribution objects, transforms. All of it is done once, while the
 tensor operations of densities and scores are recorded (``recorder``), and never again. The record is traced and frozen
 by TorchScript where that holds. It belongs to one batch size, so batches are cut into blocks; and to one run, whose
-data are constants in it.
+data are constants in it. A small operation takes as long for 512 points as for 256, so large batches get a graph of
+their own where that is soon recorded.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_osds.model.recorder import record_operations
+from pyro_osds.recorder import freeze, record_operations
 
 BLOCK_SIZE = 256
 """Points that a graph evaluates at once."""
+
+LARGE_BLOCK_SIZE = 512
+"""Points that another graph evaluates at once in larger batches, where the first one has few operations."""
 
 MIN_BATCH = 64
 """A smaller batch is not worth a whole block."""
@@ -27,11 +31,26 @@ MIN_BATCH = 64
 Densities = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps points ``(B, D)`` to log priors and log likelihoods, ``(B,)`` each."""
 
-Graph = Callable[[Tensor], tuple[Tensor, ...]]
-"""Maps a block of points to densities ``(B,), (B,)`` and, if asked for, their scores ``(B, D), (B, D)``."""
+Scored = Callable[[Tensor], tuple[Tensor, ...]]
+"""Maps points to densities ``(B,), (B,)`` and, if asked for, their scores ``(B, D), (B, D)``."""
 
 
-def with_scores(densities: Densities) -> Graph:
+@dataclass(frozen=True)
+class Graph:
+    """A recorded function.
+
+    Arguments:
+        run: The function, for blocks of this size.
+        block_size: Points that it evaluates at once.
+        num_operations: Tensor operations of a run.
+    """
+
+    run: Scored
+    block_size: int
+    num_operations: int
+
+
+def with_scores(densities: Densities) -> Scored:
     """Log prior, log likelihood, and the score of each.
 
     Example:
@@ -57,29 +76,20 @@ def _gradient(values: Tensor, z: Tensor) -> Tensor:
     return torch.autograd.grad(values.sum(), z, retain_graph=True, materialize_grads=True)[0]
 
 
-def record(function: Graph, z: Tensor) -> Graph:
+def record(function: Scored, z: Tensor) -> Graph:
     """The tensor operations of a function, recorded at a block of points.
 
     Arguments:
         function: What to record; it must do the same operations at every point.
-        z: The block, ``(BLOCK_SIZE, D)``.
+        z: The block, ``(block_size, D)``.
 
     Returns:
         The recorded function, for blocks of the same size.
     """
     with torch.no_grad():
-        return _freeze(record_operations(function, z).eval(), z)
+        operations = record_operations(function, z)
 
-
-def _freeze(graph: Any, z: Tensor) -> Graph:
-    """The graph without Python between its operations, or as it is where TorchScript cannot hold it."""
-    try:
-        with warnings.catch_warnings():
-            # torch >= 2.13 announces the end of TorchScript; traced values that became constants are checked later.
-            warnings.simplefilter("ignore")
-            return torch.jit.freeze(torch.jit.trace(graph, (z,), check_trace=False))
-    except Exception:  # noqa: BLE001 - whatever TorchScript objects to, the graph itself still works
-        return graph
+    return Graph(freeze(operations, (z,)), len(z), len(operations.graph.nodes))
 
 
 def in_blocks(graph: Graph, z: Tensor) -> tuple[Tensor, ...]:
@@ -89,14 +99,14 @@ def in_blocks(graph: Graph, z: Tensor) -> tuple[Tensor, ...]:
         graph: The function, for blocks.
         z: Points, ``(B, D)``.
     """
-    if len(z) == BLOCK_SIZE:
+    if len(z) == graph.block_size:
         with torch.no_grad():
-            return tuple(graph(z))
-    num_blocks = math.ceil(len(z) / BLOCK_SIZE)
-    filling = z[-1:].expand(num_blocks * BLOCK_SIZE - len(z), -1)
-    blocks = torch.cat([z, filling]).split(BLOCK_SIZE)
+            return tuple(graph.run(z))
+    num_blocks = math.ceil(len(z) / graph.block_size)
+    filling = z[-1:].expand(num_blocks * graph.block_size - len(z), -1)
+    blocks = torch.cat([z, filling]).split(graph.block_size)
     with torch.no_grad():
-        results = zip(*[graph(block) for block in blocks], strict=True)
+        results = zip(*[graph.run(block) for block in blocks], strict=True)
 
     return tuple(torch.cat(parts)[: len(z)] for parts in results)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyro_osds.model.capture import (
     BLOCK_SIZE,
+    LARGE_BLOCK_SIZE,
     MIN_BATCH,
     DensitiesWithScores,
     Graph,
@@ -33,6 +34,8 @@ from pyro_osds.trouble import VectorizationWarning, warn
 
 VECTORIZE = ("auto", "vmap", "loop")
 CAPTURE = ("auto", False)
+# Where one graph takes longer to record than a second one would save.
+_MANY_OPERATIONS = 2000
 
 Single = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps one point ``(D,)`` to its log prior and log likelihood, two scalars."""
@@ -67,7 +70,7 @@ class Ladder:
         self._options = vectorize, capture
         self._example = example
         self._batched_factories = False
-        self._graphs: dict[bool, Graph] = {}
+        self._graphs: dict[tuple[bool, int], Graph] = {}
         self._points = check_points(example)
         # The foot of the ladder: what all rungs have to agree with.
         self.vectorized = self._may_capture = False
@@ -92,7 +95,7 @@ class Ladder:
         if not self.vectorized:
             return "loop"
         if self._may_capture and not self._graphs:
-            self._capture(scores=True)
+            self._capture(scores=True, block_size=BLOCK_SIZE)
 
         return "captured" if self._may_capture else "vmap"
 
@@ -104,7 +107,7 @@ class Ladder:
             return log_prior.expand(len(z)), log_likelihood.expand(len(z))
         if self._may_capture and len(z) >= MIN_BATCH and z.dtype == self._example.dtype:
             scores = torch.is_grad_enabled() and z.requires_grad
-            graph = self._graphs.get(scores) or self._capture(scores)
+            graph = self._graph(scores, len(z))
             try:
                 if graph is not None:
                     return self._by_graph(graph, z, scores)
@@ -113,6 +116,17 @@ class Ladder:
                     raise
 
         return self.map(self.single, z)
+
+    def _graph(self, scores: bool, num_points: int) -> Graph | None:
+        """The graph for a batch of this size, recorded when it is first needed; None where there is none."""
+        block_size = BLOCK_SIZE
+        if num_points > BLOCK_SIZE:
+            first = self._graphs.get((True, BLOCK_SIZE)) or self._capture(True, BLOCK_SIZE)
+            block_size = LARGE_BLOCK_SIZE if first and first.num_operations < _MANY_OPERATIONS else BLOCK_SIZE
+        if not self._may_capture:
+            return None
+
+        return self._graphs.get((scores, block_size)) or self._capture(scores, block_size)
 
     def _by_graph(self, graph: Graph, z: Tensor, scores: bool) -> tuple[Tensor, Tensor]:
         def in_python(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,11 +184,11 @@ class Ladder:
 
         return False
 
-    def _capture(self, scores: bool) -> Graph | None:
+    def _capture(self, scores: bool, block_size: int) -> Graph | None:
         """A graph that agrees with the loop, or None, after which there will be no other attempt."""
         self._may_capture = False
         function = with_scores(self.densities) if scores else self.densities
-        filling = self._points[:1].expand(BLOCK_SIZE - len(self._points), -1)
+        filling = self._points[:1].expand(block_size - len(self._points), -1)
         block = torch.cat([self._points, filling])
         try:
             graph = record(function, block.roll(1, 0))
@@ -186,7 +200,7 @@ class Ladder:
         if not agree(tuple(part[:count] for part in got), self._expected):
             self.reason = "the captured graph differs from single runs"
             return None
-        self._graphs[scores] = graph
+        self._graphs[scores, block_size] = graph
         self._may_capture = True
 
         return graph
