@@ -82,7 +82,7 @@ class _Frozen:
         self.script = script
 
     def __call__(self, *arguments: Tensor) -> Any:
-        with torch.jit.optimized_execution(False):
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             return self.script(*arguments)
 
 
