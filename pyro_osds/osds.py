@@ -6,7 +6,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from pyro_osds.arguments import (
     kept_arguments,
     same_arguments,
 )
+from pyro_osds.chunks import chunk_sizes
 from pyro_osds.evidence import Evidence
 from pyro_osds.export import Groups, export
 from pyro_osds.fit import AnyTrainer, Fit
@@ -547,6 +548,9 @@ class OSDS:
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.
 
+        Memory beyond that of the draws themselves does not grow with their number. Ctrl-C loses these draws and
+        nothing else.
+
         Arguments:
             num_draws: How many.
             num_steps: Network evaluations per draw, a power of two; default: as given to ``OSDS``. The first time that
@@ -561,11 +565,42 @@ class OSDS:
             ValueError: If ``num_draws`` is not positive or ``num_steps`` is no power of two.
         """
         check_counts({"num_draws": num_draws})
-        leap = self.fit.leap_in(self.settings.num_steps if num_steps is None else num_steps)
-        draws = weigh(leap, self.fit.target, num_draws)
-        samples = self.fit.constrain(draws.z)
 
-        return WeightedDraws(samples, draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
+        return self.fit.draw(num_draws, self.settings.num_steps if num_steps is None else num_steps)
+
+    def draw_batches(
+        self, num_draws: int, batch_size: int = 100_000, num_steps: int | None = None
+    ) -> Iterator[WeightedDraws]:
+        """The draws of :meth:`draw` in batches, made one after the other: more of them than memory holds.
+
+        Arguments:
+            num_draws: How many in all.
+            batch_size: How many at a time; the last batch may be smaller.
+            num_steps: As for :meth:`draw`.
+
+        Returns:
+            An iterator over batches. Log weights of all batches are on one scale.
+
+        Raises:
+            ValueError: If a number is not positive or ``num_steps`` is no power of two.
+
+        Example:
+            >>> import pyro
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), dim=2, disable_progbar=True)
+            >>> osds.run()
+            >>> total = weight = 0.0
+            >>> for draws in osds.draw_batches(500_000):
+            ...     weight += draws.log_weights.exp().sum()
+            ...     total += (draws.log_weights.exp() * draws.samples["z"][:, 0].square()).sum()
+            >>> print(f"{total / weight:.2f}")  # the second moment of a standard normal
+            1.00
+        """
+        check_counts({"num_draws": num_draws, "batch_size": batch_size})
+        steps = self.settings.num_steps if num_steps is None else num_steps
+        _ = self.fit.leap_in(steps)
+
+        return (self.fit.draw(size, steps) for size in chunk_sizes(num_draws, batch_size))
 
     @property
     def evidence(self) -> Evidence:
