@@ -9,7 +9,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from pyro_osds.evidence import EvidenceCheck
 from pyro_osds.exchange import OrderedTarget
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.leap import Leap
+from pyro_osds.parallel import by_rows
 from pyro_osds.point import PointLeap, PointRecipe, PointTrainer
 from pyro_osds.posterior import PosteriorDraws, bridge_posterior, draw_posterior
 from pyro_osds.recipe import Recipe
@@ -417,14 +418,13 @@ class Fit:
         chunk_size = max(_MIN_CHUNK, min(_MAX_CHUNK, _VALUES_AT_ONCE // max(size, 1)))
         names: list[Any] = []
 
-        def chunks() -> Iterator[tuple[Tensor, ...]]:
-            for chunk in z.split(chunk_size):
-                with torch.no_grad():
-                    values = function(chunk)
-                names[:] = values
-                yield tuple(values.values())
+        @torch.no_grad()
+        def evaluate(chunk: Tensor) -> tuple[Tensor, ...]:
+            values = function(chunk)
+            names[:] = values
+            return tuple(values.values())
 
-        columns = stack_chunks(chunks(), len(z))
+        columns = stack_chunks((by_rows(evaluate, chunk) for chunk in z.split(chunk_size)), len(z))
 
         return dict(zip(names, columns, strict=True))
 

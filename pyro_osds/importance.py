@@ -23,6 +23,7 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 from pyro_osds.chunks import chunk_sizes, stack_chunks
+from pyro_osds.parallel import by_rows
 from pyro_osds.target import Target, finite_log_prob
 
 _MIN_TAIL = 5
@@ -123,7 +124,7 @@ def join(parts: Sequence[FlowDraws]) -> FlowDraws:
 @torch.no_grad()
 def _weigh_chunk(leap: Proposal, target: Target, num_draws: int) -> FlowDraws:
     z, log_q, log_abs_det = leap.sample(num_draws)
-    log_prob = target.log_prob(z)
+    (log_prob,) = by_rows(lambda z: (target.log_prob(z),), z)
     num_not_finite = int((log_prob.isnan() | (log_prob == torch.inf)).sum())
     log_prob = finite_log_prob(log_prob)
 
