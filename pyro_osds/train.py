@@ -25,6 +25,7 @@ from pyro_osds.importance import effective_sample_size, log_mean_weight, lower_b
 from pyro_osds.leap import Leap
 from pyro_osds.objective import Objective, exact_volume, reverse_kl
 from pyro_osds.optimizer import chosen, clip, one_cycle, step_schedule
+from pyro_osds.parallel import is_together, mean_gradients
 from pyro_osds.pause import random_state, set_random_state, uncut
 from pyro_osds.progress import progress_bar
 from pyro_osds.replay import ReplayedFlow
@@ -213,6 +214,7 @@ class Trainer:
     def _step(self, objective: Objective) -> float:
         loss = objective(self._replayed, self.averaged())
         gradients = torch.autograd.grad(loss.total, self._parameters, allow_unused=True, materialize_grads=True)
+        gradients = mean_gradients(gradients)
         finite = loss.log_weight[loss.log_weight.isfinite()]
         value = -finite.mean().item() if len(finite) else loss.total.item() if not len(loss.log_weight) else math.nan
         self.history.record(value, loss.terms)
@@ -278,6 +280,9 @@ class Trainer:
                 self._keep_late()
         except KeyboardInterrupt:
             self._pause(random)
+            if is_together():
+                # The other processes are elsewhere and cannot be asked to judge what there is.
+                raise
             self._keep_interrupted()
         finally:
             progress.close()
