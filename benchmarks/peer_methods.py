@@ -111,7 +111,7 @@ def pyro_nuts(model: PeerModel, seed: int, jit: bool = False) -> Outcome:
     """Pyro's NUTS, chain after chain; a model that is a log density as a potential function."""
     import pyro
     import torch
-    from pyro.infer import MCMC, NUTS
+    from pyro.infer import NUTS
     from pyro.ops import integrator
 
     calls = 0
@@ -133,41 +133,29 @@ def pyro_nuts(model: PeerModel, seed: int, jit: bool = False) -> Outcome:
         initial = {"z": torch.randn(NUM_CHAINS, model.dim)}
     else:
         options |= {"model": model.pyro}
-    mcmc = MCMC(
-        NUTS(**options),
-        NUM_SAMPLES,
-        NUM_WARMUP,
-        initial_params=initial,
-        num_chains=NUM_CHAINS,
-        disable_progbar=True,
-        mp_context="fork",
-    )
-    # Chains after each other: MCMC would start one process for each.
-    samples, sampling = _one_by_one(mcmc)
+    samples, sampling = _one_by_one(lambda: NUTS(**options), initial)
     seconds = time.perf_counter() - start
 
     return Outcome(seconds, samples, further=min_effective_size(samples) / sampling, evaluations=calls)
 
 
-def _one_by_one(mcmc: Any) -> tuple[dict[str, np.ndarray], float]:
-    """Chains one after the other in this process, `(chains, draws, ...)` by site, and the seconds of their draws."""
+def _one_by_one(make_kernel: Callable[[], Any], initial: dict[str, Any] | None) -> tuple[dict[str, np.ndarray], float]:
+    """Chains after each other, where MCMC starts processes: draws `(chains, draws, ...)`, and seconds of drawing."""
     from pyro.infer import MCMC
 
     chains, sampling = [], 0.0
-    for chain in range(mcmc.num_chains):
-        initial = None if mcmc.initial_params is None else {k: v[chain] for k, v in mcmc.initial_params.items()}
+    for chain in range(NUM_CHAINS):
+        start = None if initial is None else {name: value[chain] for name, value in initial.items()}
         warmed: list[float] = []
 
         def hook(kernel: Any, params: Any, stage: str, i: int, warmed: list[float] = warmed) -> None:
             if stage.startswith("Sample") and not warmed:
                 warmed.append(time.perf_counter())
 
-        alone = MCMC(
-            mcmc.kernel, mcmc.num_samples, NUM_WARMUP, initial_params=initial, disable_progbar=True, hook_fn=hook
-        )
-        alone.run()
+        mcmc = MCMC(make_kernel(), NUM_SAMPLES, NUM_WARMUP, initial_params=start, disable_progbar=True, hook_fn=hook)
+        mcmc.run()
         sampling += time.perf_counter() - warmed[0]
-        chains.append({name: value.numpy() for name, value in alone.get_samples().items()})
+        chains.append({name: value.numpy() for name, value in mcmc.get_samples().items()})
 
     return {name: np.stack([chain[name] for chain in chains]) for name in chains[0]}, sampling
 
@@ -217,7 +205,8 @@ def _as_model(model: PeerModel) -> Callable[[], None]:
     import pyro.distributions as dist
 
     def function() -> None:
-        z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real_vector, (), (model.dim,)))
+        # Not improper: a guide begins from a draw.
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([model.dim]).to_event(1).mask(False))
         pyro.factor("density", model.pyro(z[None])[0])
 
     return function

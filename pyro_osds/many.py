@@ -1,8 +1,8 @@
 """Many fits at once, on the cores of one machine or on a cluster; joblib does the sending.
 
-Each fit has a seed of its own, drawn from the caller's random numbers before any of them starts, the parameters of the
-caller and a fixed number of threads. So its numbers depend neither on how many run at once, nor where, nor on the order
-in which they come to their end.
+Each fit has a seed of its own, drawn from the caller's random numbers before any of them starts, and the parameters of
+the caller. So its numbers depend neither on how many run at once, nor where, nor on the order in which they come to
+their end; only rounding depends on the number of threads that each has, which is joblib's business too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 
-from pyro_osds.arguments import check_counts
 from pyro_osds.osds import OSDS
 from pyro_osds.progress import progress_bar
 from pyro_osds.trouble import InterruptedWarning, OSDSWarning, warn
@@ -61,7 +60,6 @@ class _Job:
     kwargs: dict[str, Any]
     seed: int
     parameters: Any
-    num_threads: int
     read: Callable[[OSDS], Any] | None
 
 
@@ -79,7 +77,6 @@ def fit_many(
     samplers: Mapping[str, OSDS | tuple[Any, ...]],
     *args: Any,
     num_jobs: int | None = -1,
-    num_threads: int = 1,
     read: Callable[[OSDS], Any] | None = None,
     disable_progbar: bool = False,
     **kwargs: Any,
@@ -88,7 +85,7 @@ def fit_many(
 
     Where they run is for joblib to say: on the cores of this machine by default, on a Dask cluster within
     ``with joblib.parallel_config("dask"):``; see docs/many.md. Set the seed once before the call: what comes out
-    depends on it, on the fit's place in the mapping and on ``num_threads`` (by rounding), and on nothing else.
+    depends on it and on the fit's place in the mapping, and on nothing else but, by rounding, the number of threads.
 
     Ctrl-C returns the fits that are done, with a warning.
 
@@ -98,7 +95,6 @@ def fit_many(
         args: Positional arguments of the models.
         num_jobs: Fits at once; -1 for as many as there are cores, or workers of the cluster; None for what
             ``joblib.parallel_config`` says.
-        num_threads: Threads of torch in each fit. Small posteriors gain nothing from a second one.
         read: What to keep of each fit, a function of the fitted sampler that is called where the fit is. Default: the
             sampler itself, which takes some megabytes.
         disable_progbar: Whether to hide the progress bar, which counts fits.
@@ -124,12 +120,11 @@ def fit_many(
         >>> {name: round(osds.log_evidence, 1) for name, osds in fits.items()}  # ready for compare_evidence
         {'wide': -3.2, 'narrow': -1.3}
     """
-    check_counts({"num_threads": num_threads})
     try:
         from joblib import Parallel, delayed
     except ImportError as error:
         raise ImportError("fit_many needs joblib: pip install 'pyro-osds[many]'.") from error
-    jobs = _jobs(samplers, args, kwargs, num_threads, read)
+    jobs = _jobs(samplers, args, kwargs, read)
     parallel = Parallel(n_jobs=num_jobs, return_as="generator_unordered")
     progress = progress_bar(len(jobs), "Fit", disable_progbar)
     done: dict[str, _Done] = {}
@@ -154,7 +149,6 @@ def _jobs(
     samplers: Mapping[str, OSDS | tuple[Any, ...]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    num_threads: int,
     read: Callable[[OSDS], Any] | None,
 ) -> list[_Job]:
     """Everything that is sent, each with the next seed."""
@@ -169,23 +163,22 @@ def _jobs(
                 f"fit_many takes samplers, or tuples (sampler, *args), by name; {name!r} is {type(sampler).__name__}. "
                 "Pass OSDS(model)."
             )
-        jobs.append(_Job(name, sampler, tuple(own), kwargs, seed, parameters, num_threads, read))
+        jobs.append(_Job(name, sampler, tuple(own), kwargs, seed, parameters, read))
 
     return jobs
 
 
 def _run(job: _Job) -> _Done:
-    """One fit, wherever it is; random numbers, parameters and threads of this process are put back."""
+    """One fit, wherever it is; random numbers and parameters of this process are put back."""
     done = _Done(job.name)
     sampler = copy.copy(job.sampler)
     sampler.settings = replace(sampler.settings, disable_progbar=True)
     with _turn:
-        random, num_threads = get_rng_state(), torch.get_num_threads()
+        random = get_rng_state()
         try:
             parameters = pyro.get_param_store().scope(copy.copy(job.parameters))
             with warnings.catch_warnings(record=True) as caught, parameters:
                 warnings.simplefilter("always")
-                torch.set_num_threads(job.num_threads)
                 pyro.set_rng_seed(job.seed)
                 sampler.run(*job.args, **job.kwargs)
                 sampler.settings = job.sampler.settings
@@ -194,7 +187,6 @@ def _run(job: _Job) -> _Done:
             done.error = traceback.format_exc()
         finally:
             set_rng_state(random)
-            torch.set_num_threads(num_threads)
     done.warnings = [(warning.category, str(warning.message)) for warning in caught]
 
     return done
