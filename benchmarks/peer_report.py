@@ -13,7 +13,7 @@ from document import DOCS, FIGURES, table, write_block
 PAGE = DOCS / "performance.md"
 # Effective draws that everybody is brought to, at the speed of further draws.
 ENOUGH = 4000
-EVIDENCE_METHODS = ("OSDS", "bridge sampling", "nautilus", "dynesty")
+EVIDENCE_METHODS = ("OSDS", "bridge sampling", "tempered SMC", "nautilus", "dynesty")
 
 Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
@@ -46,7 +46,7 @@ def write_report(records: Sequence[dict[str, Any]]) -> None:
     _figure(runs, models)
 
 
-_ALONE = ("bridge sampling", "nautilus", "dynesty")
+_ALONE = ("bridge sampling", "tempered SMC", "nautilus", "dynesty")
 
 
 def _by_method(runs: Runs, models: list[str], methods: Iterable[str], cell: Callable[[list[Any]], str]) -> str:

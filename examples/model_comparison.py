@@ -25,7 +25,7 @@ import pyro.distributions as dist
 import torch
 from scipy.special import betaln, logsumexp
 
-from pyro_osds import OSDS, compare_evidence, plot_evidence
+from pyro_osds import OSDS, compare_evidence, fit_many, plot_evidence
 
 DATA = Path(__file__).parent / "data" / "baseball.csv"
 FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "model_comparison.png"
@@ -111,11 +111,9 @@ def exact(at_bats, hits, num_nodes=200):
 
 def main(args):
     data = load()
-    pyro.set_rng_seed(args.seed)  # once: the errors of the runs must be independent
-    runs = {}
-    for name, model in MODELS.items():
-        runs[name] = OSDS(model, num_samples=args.num_samples, num_chains=4, num_iterations=args.num_iterations)
-        runs[name].run(*data)
+    pyro.set_rng_seed(args.seed)
+    options = {"num_samples": args.num_samples, "num_iterations": args.num_iterations}
+    runs = fit_many({name: OSDS(model, **options) for name, model in MODELS.items()}, *data, num_jobs=args.num_jobs)
 
     table = compare_evidence(runs)
     print(table.drop(columns="pareto_k").to_string(float_format="{:.4f}".format))
@@ -139,6 +137,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Baseball: the evidence of four ways to pool players")
     parser.add_argument("--num-samples", type=int, default=1000, help="posterior draws per chain")
     parser.add_argument("--num-iterations", type=int, default=1000, help="optimiser steps at most")
+    parser.add_argument("--num-jobs", type=int, default=1, help="fits at once; -1 for as many as there are cores")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", nargs="?", const=FIGURE, help="save the forest plot, here or in docs/figures")
     parser.add_argument(

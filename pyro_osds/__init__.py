@@ -7,6 +7,7 @@ from pyro_osds.compare import compare_evidence
 from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.importance import WeightedDraws
 from pyro_osds.kernel import OSDSKernel
+from pyro_osds.many import FitManyError, fit_many
 from pyro_osds.osds import OSDS
 from pyro_osds.plot_evidence import plot_evidence
 from pyro_osds.plot_fit import plot_fit
@@ -30,6 +31,7 @@ __all__ = [
     "AmbiguousArgumentWarning",
     "Evidence",
     "EvidenceCheck",
+    "FitManyError",
     "InterruptedWarning",
     "OSDSKernel",
     "OSDSWarning",
@@ -39,6 +41,7 @@ __all__ = [
     "WeightedDraws",
     "__version__",
     "compare_evidence",
+    "fit_many",
     "plot_evidence",
     "plot_fit",
     "plot_leap",

@@ -8,21 +8,17 @@ before children. The density of the base is exact, so a mixture changes nothing 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from pyro_osds.gaussian import MANY_DIMENSIONS, Gaussian, gaussian
 from pyro_osds.importance import effective_sample_size
 from pyro_osds.moments import fisher_moments, weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks
-
-MANY_DIMENSIONS = 129
-"""From so many on, products of matrices are avoided, and a flow works on the coordinates of the model."""
 
 _EM_ITERATIONS = 60
 _SHORT = 15
@@ -115,7 +111,7 @@ def coordinatewise(base: Base) -> Base:
     scale_tril = _whole_scale(base)
     scale = scale_tril.square().sum(-1).sqrt()
 
-    return Base(base.loc, scale.diag(), normal(torch.zeros_like(base.loc), scale_tril / scale[:, None]))
+    return Base(base.loc, scale.diag(), gaussian(torch.zeros_like(base.loc), scale_tril / scale[:, None]))
 
 
 def whitened(base: Base) -> Base:
@@ -154,48 +150,9 @@ def standard_base(loc: Tensor, scale_tril: Tensor) -> Base:
         loc: Its mean, ``(D,)``.
         scale_tril: Its lower triangular scale, ``(D, D)``.
     """
-    return Base(loc, scale_tril, normal(torch.zeros_like(loc), torch.eye(len(loc), dtype=loc.dtype, device=loc.device)))
-
-
-class LargeNormal(MultivariateNormal):
-    """A normal distribution in many dimensions: one product of matrices for all draws, none where it is standard.
-
-    Arguments:
-        loc: Its mean, ``(D,)``.
-        scale_tril: Its lower triangular scale, ``(D, D)``.
-    """
-
-    def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
-        super().__init__(loc, scale_tril=scale_tril, validate_args=False)
-        self._is_standard = not loc.any() and _is_unit(scale_tril)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, ``(*sample_shape, D)``."""
-        noise = torch.randn(
-            self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device
-        )
-
-        return noise if self._is_standard else self.loc + noise @ self.scale_tril.mT
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, ``(*, D) -> (*,)``."""
-        if not self._is_standard:
-            return super().log_prob(value)
-
-        return -0.5 * value.square().sum(-1) - 0.5 * value.shape[-1] * math.log(2 * math.pi)
-
-
-def normal(loc: Tensor, scale_tril: Tensor) -> MultivariateNormal:
-    """A normal distribution, of the kind that suits its dimension.
-
-    Arguments:
-        loc: Its mean, ``(D,)``, or with a leading dimension of components.
-        scale_tril: Its lower triangular scale.
-    """
-    if loc.dim() == 1 and len(loc) >= MANY_DIMENSIONS:
-        return LargeNormal(loc, scale_tril)
-
-    return MultivariateNormal(loc, scale_tril=scale_tril, validate_args=False)
+    return Base(
+        loc, scale_tril, gaussian(torch.zeros_like(loc), torch.eye(len(loc), dtype=loc.dtype, device=loc.device))
+    )
 
 
 def _is_unit(matrix: Tensor) -> bool:
@@ -313,7 +270,7 @@ def _weighted_draws(base: Base, target: Target) -> tuple[Tensor, Tensor]:
 def _widened(mixture: MixtureSameFamily) -> MixtureSameFamily:
     """A little wider than fitted: where a mixture is too narrow the weights have no bound, where it is wide they do."""
     components = _components(mixture)
-    wider = MultivariateNormal(components.loc, scale_tril=_WIDENING * components.scale_tril, validate_args=False)
+    wider = Gaussian(components.loc, _WIDENING * components.scale_tril)
 
     return MixtureSameFamily(mixture.mixture_distribution, wider, validate_args=False)
 
@@ -345,7 +302,7 @@ def _maximisation(u: Tensor, responsibilities: Tensor) -> MixtureSameFamily:
     shrinkage = (dim / (dim + counts))[:, None, None]
     eye = torch.eye(dim, dtype=u.dtype, device=u.device)
     covariances = (1 - shrinkage) * covariances + (shrinkage * 0.5 + 1e-6) * variance * eye
-    components = MultivariateNormal(locs, scale_tril=torch.linalg.cholesky(covariances), validate_args=False)
+    components = Gaussian(locs, torch.linalg.cholesky(covariances))
 
     return MixtureSameFamily(Categorical(probs=counts / counts.sum()), components, validate_args=False)
 

@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from pyro_osds.arguments import check_powers_of_two
+from pyro_osds.chunks import stack_chunks
 from pyro_osds.coordinates import coordinates_of, in_coordinates
 from pyro_osds.escalate import Escalation
 from pyro_osds.evidence import EvidenceCheck
 from pyro_osds.exchange import OrderedTarget
+from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.leap import Leap
+from pyro_osds.parallel import by_rows
 from pyro_osds.point import PointLeap, PointRecipe, PointTrainer
 from pyro_osds.posterior import PosteriorDraws, bridge_posterior, draw_posterior
 from pyro_osds.recipe import Recipe
@@ -35,7 +38,9 @@ from pyro_osds.warm import FarOffError, survey_from
 AnyLeap = Leap | VelocityLeap | PointLeap
 AnyTrainer = Trainer | VelocityTrainer | PointTrainer
 
-_CHUNK_SIZE = 2048
+# A run of the model for many draws at once makes tensors as large as this, or a few times as large.
+_VALUES_AT_ONCE = 2**22
+_MIN_CHUNK, _MAX_CHUNK = 64, 8192
 _log = logging.getLogger(__name__)
 
 
@@ -323,6 +328,17 @@ class Fit:
 
         return self._few_steps[num_steps]
 
+    def draw(self, num_draws: int, num_steps: int) -> WeightedDraws:
+        """Fresh weighted draws of the leap in so many steps; they become no part of the fit.
+
+        Arguments:
+            num_draws: How many.
+            num_steps: Network evaluations per draw, a power of two.
+        """
+        draws = weigh(self.leap_in(num_steps), self.target, num_draws)
+
+        return WeightedDraws(self.constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
+
     def _keep(self, draws: PosteriorDraws) -> None:
         """Make these the posterior draws."""
         self._draws = draws
@@ -396,11 +412,21 @@ class Fit:
         return self.target.to_target(z) if isinstance(self.target, OrderedTarget) else z
 
     def in_chunks(self, function: Callable[[Tensor], dict[str, Tensor]], z: Tensor) -> dict[str, Tensor]:
-        """What a function makes of draws, some thousand at a time."""
-        with torch.no_grad():
-            parts = [function(chunk) for chunk in z.split(_CHUNK_SIZE)]
+        """What a function makes of draws, some at a time: the fewer, the more observations the model has."""
+        observed = getattr(self.model_target, "observed", {})
+        size = self.target.dim + sum(torch.as_tensor(value).numel() for value in observed.values())
+        chunk_size = max(_MIN_CHUNK, min(_MAX_CHUNK, _VALUES_AT_ONCE // max(size, 1)))
+        names: list[Any] = []
 
-        return {name: torch.cat([part[name] for part in parts]).detach() for name in parts[0]}
+        @torch.no_grad()
+        def evaluate(chunk: Tensor) -> tuple[Tensor, ...]:
+            values = function(chunk)
+            names[:] = values
+            return tuple(values.values())
+
+        columns = stack_chunks((by_rows(evaluate, chunk) for chunk in z.split(chunk_size)), len(z))
+
+        return dict(zip(names, columns, strict=True))
 
     def by_chain(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """``(num_chains * num_samples, ...)`` to ``(num_chains, num_samples, ...)``."""

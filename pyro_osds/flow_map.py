@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pyro_osds.base import MANY_DIMENSIONS
+from pyro_osds.gaussian import MANY_DIMENSIONS
 from pyro_osds.network import Conditioner, zuko
 from pyro_osds.tail import TailTransform
 
@@ -30,6 +30,20 @@ _SPLINE_BOUND = 6.0
 _TAIL_OFFSET = 4.0
 # In many dimensions even a little of a tail in each adds up, so there it begins with next to none.
 _SMALL_TAIL_OFFSET = 8.0
+
+
+class Spline(zuko.transforms.MonotonicRQSTransform):
+    """Zuko's spline, whose way to broadcast makes torch import its symbolic algebra, a second at the first use."""
+
+    def bin(self, k: Tensor) -> tuple[Tensor, ...]:
+        """Whether bins ``k``, as many as points, are bins; their corners, the slopes there, and the mean slope."""
+        inside = (k >= 0) & (k < self.bins)
+        k = k % self.bins
+        ends = torch.stack((k, k + 1))[..., None]
+        knots = (self.horizontal, self.vertical, self.derivatives)
+        x, y, d = (values.expand(*ends.shape[:-1], -1).gather(-1, ends).squeeze(-1) for values in knots)
+
+        return inside, *x, *y, *d, (y[1] - y[0]) / (x[1] - x[0])
 
 
 class CouplingBlock(nn.Module):
@@ -82,7 +96,7 @@ class CouplingBlock(nn.Module):
             return shift, log_scale, None
         bins = self.num_bins
         widths, heights, slopes, tails = rest.unflatten(-1, (self.num_moving, -1)).split([bins, bins, bins - 1, 2], -1)
-        spline = zuko.transforms.MonotonicRQSTransform(widths, heights, slopes, bound=_SPLINE_BOUND)
+        spline = Spline(widths, heights, slopes, bound=_SPLINE_BOUND)
         # Softplus keeps the tails' weights positive; the offset starts them near zero, the factor ends them at d = 0.
         weights = d[..., None] * nn.functional.softplus(tails - self.tail_offset)
 
@@ -199,10 +213,9 @@ class FlowMap(nn.Module):
                 (curvature,) = torch.autograd.grad(log_slope.sum(), moving, retain_graph=True)
                 score_moving = score_moving - curvature * (-log_slope.detach()).exp()
             if block.num_fixed:
-                pull = torch.autograd.grad(
-                    [moved, log_slope], fixed, [score_moving, torch.ones_like(log_slope)], retain_graph=True
-                )
-                score_fixed = score_fixed - pull[0]
+                # As a sum: gradients that are given as tensors make torch import its symbolic algebra.
+                pulled = (moved * score_moving).sum() + log_slope.sum()
+                score_fixed = score_fixed - torch.autograd.grad(pulled, fixed, retain_graph=True)[0]
             x, score = torch.cat([fixed, moved], -1), torch.cat([score_fixed, score_moving], -1)
             log_slopes.append(log_slope)
 

@@ -22,6 +22,8 @@ from pyro.infer.importance import LogWeightsMixin
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
+from pyro_osds.chunks import chunk_sizes, stack_chunks
+from pyro_osds.parallel import by_rows
 from pyro_osds.target import Target, finite_log_prob
 
 _MIN_TAIL = 5
@@ -89,15 +91,25 @@ class FlowDraws(NamedTuple):
 
 
 def weigh(leap: Proposal, target: Target, num_draws: int) -> FlowDraws:
-    """Draw afresh and weigh, chunk by chunk.
+    """Draw afresh and weigh, chunk by chunk: beside the draws themselves, a chunk is all that is in memory.
 
     Arguments:
         leap: The leap that proposes.
         target: The target that weighs.
         num_draws: How many draws.
     """
-    with torch.no_grad():
-        return join([_weigh_chunk(leap, target, size) for size in _chunks(num_draws)])
+    num_not_finite = 0
+
+    def chunks() -> Iterator[tuple[Tensor, ...]]:
+        nonlocal num_not_finite
+        for size in chunk_sizes(num_draws, _CHUNK_SIZE):
+            *columns, count = _weigh_chunk(leap, target, size)
+            num_not_finite += count
+            yield tuple(columns)
+
+    z, log_weight, log_prob, log_abs_det = stack_chunks(chunks(), num_draws)
+
+    return FlowDraws(z, log_weight, log_prob, log_abs_det, num_not_finite)
 
 
 def join(parts: Sequence[FlowDraws]) -> FlowDraws:
@@ -109,19 +121,14 @@ def join(parts: Sequence[FlowDraws]) -> FlowDraws:
     )
 
 
+@torch.no_grad()
 def _weigh_chunk(leap: Proposal, target: Target, num_draws: int) -> FlowDraws:
     z, log_q, log_abs_det = leap.sample(num_draws)
-    log_prob = target.log_prob(z)
+    (log_prob,) = by_rows(lambda z: (target.log_prob(z),), z)
     num_not_finite = int((log_prob.isnan() | (log_prob == torch.inf)).sum())
     log_prob = finite_log_prob(log_prob)
 
     return FlowDraws(z, finite_log_prob(log_prob - log_q), log_prob, log_abs_det, num_not_finite)
-
-
-def _chunks(total: int) -> Iterator[int]:
-    while total > 0:
-        yield min(total, _CHUNK_SIZE)
-        total -= _CHUNK_SIZE
 
 
 def log_mean_weight(log_weight: Tensor) -> tuple[float, float]:

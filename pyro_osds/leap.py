@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_osds.base import Base
 from pyro_osds.flow_map import FlowMap
+from pyro_osds.parallel import by_rows
 from pyro_osds.target import log_prob_and_score
 
 
@@ -40,11 +41,14 @@ class Leap(nn.Module):
 
     def sample(self, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draws ``(n, D)``, their log densities ``(n,)`` and the log-determinants ``(n,)`` of the whole leap."""
-        x = self.base.density.sample(torch.Size([num_draws]))
-        log_base = self.base.density.log_prob(x)
+        z, log_prob, log_abs_det = by_rows(self._weighed, self.base.density.sample(torch.Size([num_draws])))
+
+        return z, log_prob, log_abs_det
+
+    def _weighed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, log_abs_det = self(x)
 
-        return z, log_base - log_abs_det, log_abs_det
+        return z, self.base.density.log_prob(x) - log_abs_det, log_abs_det
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From whitened base draws to ``z``, with the log-determinants of the whole map."""

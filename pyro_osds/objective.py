@@ -27,6 +27,7 @@ consistency, arXiv 2512.05251, section 3.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ from torch.nn.functional import huber_loss
 
 from pyro_osds.diffusion import Diffusion
 from pyro_osds.leap import Leap
+from pyro_osds.parallel import by_rows
 from pyro_osds.target import Target, finite_log_prob, log_prob_and_score
 
 _STRETCH = 2.0
@@ -111,8 +113,8 @@ def exact_volume(
         num_tail = int(tail_share * batch_size) if leap.base.num_components == 1 else 0
         num_body = batch_size - num_tail
         x = leap.base.density.sample(torch.Size([batch_size]))
-        z, log_q, score_q = leap.with_score(torch.cat([x[:num_body], _stretch(x[num_body:])]))
-        log_p, score_p = log_prob_and_score(target.log_prob, z)
+        x = torch.cat([x[:num_body], _stretch(x[num_body:])])
+        z, log_q, score_q, log_p, score_p = by_rows(partial(_both_scores, leap, target), x)
         log_weight = (log_p - log_q).detach()
         body = log_weight[:num_body]
         # Truncated (Ionides 2008): early on, one draw would otherwise carry the whole batch.
@@ -128,7 +130,8 @@ def exact_volume(
             total = total + weight_of_tail * tail[num_body:].mean()
             terms["tail_log_variance"] = _huber(excess[num_body:]).mean()
         if points is not None:
-            cover = log_variance(_log_weight_at(leap, target, _pick(points, batch_size)))
+            (at_points,) = by_rows(partial(_log_weight_at, leap, target), _pick(points, batch_size))
+            cover = log_variance(at_points)
             total = total + _COVER_WEIGHT * cover
             terms["cover_log_variance"] = cover.detach()
 
@@ -149,8 +152,8 @@ def reverse_kl(target: Target, batch_size: int) -> Objective:
     """
 
     def loss(leap: Leap, average: Leap) -> Loss:
-        z, log_q, _ = leap.sample(batch_size)
-        log_weight = target.log_prob(z) - log_q
+        x = leap.base.density.sample(torch.Size([batch_size]))
+        (log_weight,) = by_rows(partial(_log_weight_from, leap, target), x)
         usable = finite_log_prob(log_weight.detach()).isfinite()
         total = -torch.where(usable, log_weight, 0.0).sum() / usable.sum().clamp(min=1)
 
@@ -174,7 +177,8 @@ def forward_kl(points: Tensor, batch_size: int) -> Objective:
     """
 
     def loss(leap: Leap, average: Leap) -> Loss:
-        total = -leap.log_prob(_pick(points, batch_size)).mean()
+        (log_prob,) = by_rows(lambda z: (leap.log_prob(z),), _pick(points, batch_size))
+        total = -log_prob.mean()
 
         return Loss(total, {"forward_kl": total.detach()}, points.new_zeros(0))
 
@@ -201,12 +205,26 @@ def log_variance(log_weight: Tensor) -> Tensor:
     return (_huber(excess) * usable).sum() / count
 
 
-def _log_weight_at(leap: Leap, target: Target, z: Tensor) -> Tensor:
+def _both_scores(leap: Leap, target: Target, x: Tensor) -> tuple[Tensor, ...]:
+    """From base points to draws, and the log densities and scores of the flow and of the target there."""
+    z, log_q, score_q = leap.with_score(x)
+
+    return z, log_q, score_q, *log_prob_and_score(target.log_prob, z)
+
+
+def _log_weight_from(leap: Leap, target: Target, x: Tensor) -> tuple[Tensor]:
+    """Log weights of the draws from base points, ``(B,)``, with gradients through the draws."""
+    z, log_abs_det = leap(x)
+
+    return (target.log_prob(z) - (leap.base.density.log_prob(x) - log_abs_det),)
+
+
+def _log_weight_at(leap: Leap, target: Target, z: Tensor) -> tuple[Tensor]:
     """Log weights of given points, ``(B,)``, with gradients for the flow."""
     with torch.no_grad():
         log_prob = finite_log_prob(target.log_prob(z))
 
-    return log_prob - leap.log_prob(z)
+    return (log_prob - leap.log_prob(z),)
 
 
 # ---- the teacher ----

@@ -6,7 +6,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from pyro_osds.arguments import (
     kept_arguments,
     same_arguments,
 )
+from pyro_osds.chunks import chunk_sizes
 from pyro_osds.evidence import Evidence
 from pyro_osds.export import Groups, export
 from pyro_osds.fit import AnyTrainer, Fit
@@ -45,6 +46,7 @@ from pyro_osds.model import (
     prior_predictive,
 )
 from pyro_osds.neutra import FlowReparam
+from pyro_osds.parallel import from_first, together
 from pyro_osds.pause import random_state, set_random_state
 from pyro_osds.progress import progress_bar, run_bar
 from pyro_osds.settings import Settings
@@ -100,6 +102,8 @@ class OSDS:
         hidden_features: Width of the networks; default: by the recipe.
         warm_start: Whether a run after the first one starts from the flow of the last one, for data that change a
             little; see docs/saving.md. Where that flow is far off, the run explores anew; :attr:`run_report` says why.
+        distributed: Whether processes started by ``torchrun`` share out training and drawing; see docs/many.md. All of
+            them then call the same methods with the same arguments.
         potential_fn: Instead of a model: minus a log density, of a dictionary of unconstrained values by site, as
             ``HMC`` takes it. ``initial_params`` then says which sites there are.
         vectorize: ``"auto"``, ``"vmap"`` or ``"loop"``: whether densities come in batches; see docs/models.md.
@@ -174,6 +178,7 @@ class OSDS:
         num_blocks: int | None = None,
         hidden_features: int | None = None,
         warm_start: bool = False,
+        distributed: bool = False,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         vectorize: str = "auto",
         capture: str | bool = "auto",
@@ -212,6 +217,7 @@ class OSDS:
             num_blocks=num_blocks,
             hidden_features=hidden_features,
             warm_start=warm_start,
+            distributed=distributed,
         )
         self._initial_params = initial_params
         self._has_strategy = init_strategy is not init_to_uniform
@@ -287,12 +293,13 @@ class OSDS:
         """
         seconds = self.settings.max_time
         deadline = math.inf if seconds is None else time.perf_counter() + seconds
-        with run_bar(self.settings.disable_progbar) as result:
-            self._set_up(args, kwargs, deadline=deadline)
-            self.fit.run()
-            result += self.evidence.headline
-        for reason in self.evidence.reasons:
-            warn(reason, UnreliableEvidenceWarning)
+        with together(self.settings.distributed):
+            with run_bar(self.settings.disable_progbar) as result:
+                self._set_up(args, kwargs, deadline=deadline)
+                self.fit.run()
+                result += self.evidence.headline
+            for reason in self.evidence.reasons:
+                warn(reason, UnreliableEvidenceWarning)
 
     @poutine.block
     def resume(self, max_time: float | None = None) -> None:
@@ -311,9 +318,10 @@ class OSDS:
         seconds = replace(self.settings, max_time=max_time).max_time
         if not self.fit.is_interrupted:
             raise RuntimeError("The last run came to its end by itself: there is nothing to resume. Use run or step.")
-        self.fit.resume(math.inf if seconds is None else time.perf_counter() + seconds)
-        for reason in self.evidence.reasons:
-            warn(reason, UnreliableEvidenceWarning)
+        with together(self.settings.distributed):
+            self.fit.resume(math.inf if seconds is None else time.perf_counter() + seconds)
+            for reason in self.evidence.reasons:
+                warn(reason, UnreliableEvidenceWarning)
 
     @property
     def is_interrupted(self) -> bool:
@@ -337,10 +345,11 @@ class OSDS:
             >>> abs(osds.step()) < 1.0, abs(osds.evaluate_loss()) < 1.0  # exact: 0
             (True, True)
         """
-        with run_bar(self.settings.disable_progbar or self.is_trained_on(*args, **kwargs)):
-            self._set_up(args, kwargs, keep=True)
+        with together(self.settings.distributed):
+            with run_bar(self.settings.disable_progbar or self.is_trained_on(*args, **kwargs)):
+                self._set_up(args, kwargs, keep=True)
 
-        return self.fit.step()
+            return self.fit.step()
 
     @poutine.block
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -350,9 +359,10 @@ class OSDS:
             args: Positional arguments of the model.
             kwargs: Keyword arguments of the model.
         """
-        self._set_up(args, kwargs, keep=True)
+        with together(self.settings.distributed):
+            self._set_up(args, kwargs, keep=True)
 
-        return self.trainer.evaluate()
+            return self.trainer.evaluate()
 
     def is_trained_on(self, *args: Any, **kwargs: Any) -> bool:
         """Whether there is a flow for these arguments of the model.
@@ -547,6 +557,9 @@ class OSDS:
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.
 
+        Memory beyond that of the draws themselves does not grow with their number. Ctrl-C loses these draws and
+        nothing else.
+
         Arguments:
             num_draws: How many.
             num_steps: Network evaluations per draw, a power of two; default: as given to ``OSDS``. The first time that
@@ -561,11 +574,43 @@ class OSDS:
             ValueError: If ``num_draws`` is not positive or ``num_steps`` is no power of two.
         """
         check_counts({"num_draws": num_draws})
-        leap = self.fit.leap_in(self.settings.num_steps if num_steps is None else num_steps)
-        draws = weigh(leap, self.fit.target, num_draws)
-        samples = self.fit.constrain(draws.z)
 
-        return WeightedDraws(samples, draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
+        with together(self.settings.distributed):
+            return self.fit.draw(num_draws, self.settings.num_steps if num_steps is None else num_steps)
+
+    def draw_batches(
+        self, num_draws: int, batch_size: int = 100_000, num_steps: int | None = None
+    ) -> Iterator[WeightedDraws]:
+        """The draws of :meth:`draw` in batches, made one after the other: more of them than memory holds.
+
+        Arguments:
+            num_draws: How many in all.
+            batch_size: How many at a time; the last batch may be smaller.
+            num_steps: As for :meth:`draw`.
+
+        Returns:
+            An iterator over batches. Log weights of all batches are on one scale.
+
+        Raises:
+            ValueError: If a number is not positive or ``num_steps`` is no power of two.
+
+        Example:
+            >>> import pyro
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), dim=2, disable_progbar=True)
+            >>> osds.run()
+            >>> total = weight = 0.0
+            >>> for draws in osds.draw_batches(500_000):
+            ...     weight += draws.log_weights.exp().sum()
+            ...     total += (draws.log_weights.exp() * draws.samples["z"][:, 0].square()).sum()
+            >>> print(f"{total / weight:.2f}")  # the second moment of a standard normal
+            1.00
+        """
+        check_counts({"num_draws": num_draws, "batch_size": batch_size})
+        with together(self.settings.distributed):
+            _ = self.fit.leap_in(self.settings.num_steps if num_steps is None else num_steps)
+
+        return (self.draw(size, num_steps) for size in chunk_sizes(num_draws, batch_size))
 
     @property
     def evidence(self) -> Evidence:
@@ -776,7 +821,7 @@ class OSDS:
         exploration = fitted.recipe.found.exploration if fitted.recipe.found else None
         z = torch.zeros(1, 0, dtype=fitted.given.dtype) if exploration is None else exploration.z
         content = {
-            "settings": self.settings.as_dict() | {"optim": None},
+            "settings": self.settings.as_dict() | {"optim": None, "distributed": False},
             "optim": "" if self.settings.optim is None else type(self.settings.optim).__name__,
             "source": self._source,
             "identity": identity(fitted.given, fitted.target, z, self._args, self._kwargs),
@@ -837,7 +882,9 @@ class OSDS:
         source, settings = content["source"], content["settings"]
         if isinstance(model, OSDS):
             osds = copy.copy(model)
-            osds.settings = Settings(**settings | {"optim": model.settings.optim})
+            osds.settings = Settings(
+                **settings | {"optim": model.settings.optim, "distributed": model.settings.distributed}
+            )
             return osds
         if content.get("optim"):
             raise ValueError(
@@ -902,10 +949,14 @@ class OSDS:
         target = self._make_target(*args, **kwargs)
         try:
             starts = self._starts(target)
-            if self.settings.warm_start and self._fit is not None:
-                self._fit = Fit.warm(self._fit, target, starts, deadline)
-            else:
-                self._fit = Fit(target, self.settings, starts, deadline)
+            before = self._fit if self.settings.warm_start else None
+            make = partial(Fit.warm, before) if before is not None else partial(Fit, settings=self.settings)
+            self._fit = from_first(
+                lambda: make(target=target, starts=starts, deadline=deadline),
+                Fit.state,
+                partial(Fit.restored, target, self.settings),
+                target.device,
+            )
         except NotFiniteError as error:
             sites = target.not_finite_sites(error.point) if isinstance(target, ModelTarget) else []
             named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""

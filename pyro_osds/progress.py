@@ -16,6 +16,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from pyro_osds.parallel import is_silent
+
 # Seconds between two pictures of the bar: on a screen, and in a file, where all of them stay.
 _ON_SCREEN, _IN_A_FILE = 0.1, 10.0
 _FORMAT = "{l_bar}{bar}| [{elapsed}<{remaining}{postfix}]"
@@ -119,7 +121,7 @@ def run_bar(disable: bool) -> Iterator[list[str]]:
         ...     result.append("log evidence 0")
     """
     result: list[str] = []
-    if disable or _run.get() is not None:
+    if disable or _run.get() is not None or is_silent():
         yield result
         return
     bar = RunBar()
@@ -143,7 +145,7 @@ def progress_bar(total: float, description: str, disable: bool = True) -> NoBar:
     if run is not None:
         return run.phase(total, description)
 
-    return NoBar(total) if disable else Phase(_tqdm(), total, description, alone=True)
+    return NoBar(total) if disable or is_silent() else Phase(_tqdm(), total, description, alone=True)
 
 
 def _tqdm() -> Any:

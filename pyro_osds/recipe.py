@@ -20,10 +20,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from pyro_osds.base import MANY_DIMENSIONS, Base, coordinatewise, gaussian_base
+from pyro_osds.base import Base, coordinatewise, gaussian_base
 from pyro_osds.diffusion import Diffusion
 from pyro_osds.distillation import Walks, dyadic, retrace, self_distillation
 from pyro_osds.flow_map import CouplingBlock, FlowMap
+from pyro_osds.gaussian import MANY_DIMENSIONS
 from pyro_osds.leap import Leap
 from pyro_osds.network import ControlNetwork
 from pyro_osds.objective import Objective, exact_volume, forward_kl

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+from torch.distributions import Categorical, MixtureSameFamily
 
+from pyro_osds.gaussian import Gaussian
 from pyro_osds.modes import find_modes, spread_out
 from pyro_osds.moments import weighted_moments
 from pyro_osds.target import NotFiniteError, Target, log_prob_and_score
@@ -122,7 +123,7 @@ def reference_of_modes(whole: tuple[Tensor, Tensor], z: Tensor, step: Tensor, la
 
     return MixtureSameFamily(
         Categorical(probs=probs / probs.sum()),
-        MultivariateNormal(torch.stack(locs), scale_tril=torch.stack(scales), validate_args=False),
+        Gaussian(torch.stack(locs), torch.stack(scales)),
         validate_args=False,
     )
 

@@ -15,6 +15,7 @@ from torch.distributions import MixtureSameFamily
 
 from pyro_osds.modes import find_modes, spread_out
 from pyro_osds.moments import weighted_moments
+from pyro_osds.optimizer import LightAdam
 from pyro_osds.reference import come_to_rest, num_affordable, reference_of_modes
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
 
@@ -72,7 +73,7 @@ def _climbed(target: Target, z: Tensor) -> Tensor:
     loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
     chosen = z[spread_out(z, _fewer(target, _NUM_CLIMBERS))]
     u = torch.linalg.solve_triangular(scale_tril, (chosen - loc).mT, upper=False).mT
-    optimizer = torch.optim.Adam([u], lr=_CLIMB / _NUM_CLIMBS)
+    optimizer = LightAdam([u], lr=_CLIMB / _NUM_CLIMBS)
     for _ in range(_NUM_CLIMBS):
         _, score = log_prob_and_score(target.log_prob, loc + u @ scale_tril.mT)
         u.grad = -score @ scale_tril

@@ -53,6 +53,7 @@ class Settings:
     num_blocks: int | None = None
     hidden_features: int | None = None
     warm_start: bool = False
+    distributed: bool = False
     optim: Any = None
 
     def __post_init__(self) -> None:
@@ -72,11 +73,19 @@ class Settings:
         check_optim(self.optim)
         if self.optim is not None and self.network == "velocity":
             raise ValueError("optim is for network='coupling'; the velocity network is trained as it was published.")
-        for name, switch in (("escalate", self.escalate), ("warm_start", self.warm_start)):
+        for name, switch in (
+            ("escalate", self.escalate),
+            ("warm_start", self.warm_start),
+            ("distributed", self.distributed),
+        ):
             if not isinstance(switch, bool):
                 raise ValueError(f"{name} must be True or False, got {switch!r}.")
         if self.max_time is not None and not (isinstance(self.max_time, (int, float)) and self.max_time > 0):
             raise ValueError(f"max_time must be a positive number of seconds or None, got {self.max_time!r}.")
+        if self.distributed and self.network == "velocity":
+            raise ValueError("distributed is for network='coupling'; the velocity network is trained in one process.")
+        if self.distributed and self.max_time is not None:
+            raise ValueError("distributed needs max_time=None: processes with clocks of their own would part ways.")
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name."""

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pyro_osds.base import Base, normal
+from pyro_osds.base import Base
 from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.exchange import Exchange
 from pyro_osds.explore import Exploration
+from pyro_osds.gaussian import gaussian
 from pyro_osds.importance import FlowDraws
 from pyro_osds.modes import Modes
 from pyro_osds.posterior import PosteriorDraws
@@ -48,6 +49,7 @@ _RECORDS: dict[str, Any] = {
     + (TeacherHistory, Course, History)
 }
 _KIND = "kind of record"
+_DENSITY = "density"
 
 
 def check_place(path: str | os.PathLike[str]) -> Path:
@@ -137,8 +139,7 @@ def pack(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: pack(part) for key, part in value.items()}
     if isinstance(value, (MultivariateNormal, MixtureSameFamily)):
-        kind = MultivariateNormal if isinstance(value, MultivariateNormal) else MixtureSameFamily
-        return {_KIND: kind.__name__, **_pack_density(value)}
+        return {_KIND: _DENSITY, **_pack_density(value)}
     if type(value).__name__ not in _RECORDS:
         raise TypeError(f"{type(value).__name__} has no place in a file; got {value!r}.")
     fields = value._asdict() if isinstance(value, (FlowDraws, Modes)) else _shallow(value)
@@ -167,7 +168,7 @@ def unpack(value: Any, device: torch.device | str = "cpu") -> Any:
     kind = parts.pop(_KIND, None)
     if kind is None:
         return parts
-    if kind in (MultivariateNormal.__name__, MixtureSameFamily.__name__):
+    if kind == _DENSITY:
         return _density(**parts)
 
     return _RECORDS[kind](**parts)
@@ -187,7 +188,7 @@ def _pack_density(density: MultivariateNormal | MixtureSameFamily) -> dict[str, 
 
 
 def _density(loc: Tensor, scale_tril: Tensor, probs: Tensor | None) -> MultivariateNormal | MixtureSameFamily:
-    components = normal(loc, scale_tril)
+    components = gaussian(loc, scale_tril)
     if probs is None:
         return components
     mixture = Categorical(probs=probs, validate_args=False)

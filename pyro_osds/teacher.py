@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyro_osds.diffusion import Diffusion, Paths
 from pyro_osds.objective import path_log_variance, path_reverse_kl, score_matching
+from pyro_osds.optimizer import LightAdam
 from pyro_osds.pause import random_state, set_random_state, uncut
 from pyro_osds.progress import progress_bar
 from pyro_osds.target import log_prob_and_score
@@ -126,7 +127,7 @@ class _Training:
         self._u = diffusion.base.to_whitened(z)
         self._score = log_prob_and_score(diffusion.log_prob, self._u)[1]
         self._parameters = list(diffusion.network.parameters())
-        self._optimizer = torch.optim.Adam(self._parameters, lr=budget.learning_rate, fused=True)
+        self._optimizer = LightAdam(self._parameters, lr=budget.learning_rate, fused=True)
         self._scheduler = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer, budget.learning_rate, total_steps=max(self.num_iterations, 20), pct_start=0.1
         )

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyro_osds.flow_map import FlowMap
@@ -25,13 +25,16 @@ from pyro_osds.importance import effective_sample_size, log_mean_weight, lower_b
 from pyro_osds.leap import Leap
 from pyro_osds.objective import Objective, exact_volume, reverse_kl
 from pyro_osds.optimizer import chosen, clip, one_cycle, step_schedule
+from pyro_osds.parallel import is_together, mean_gradients
 from pyro_osds.pause import random_state, set_random_state, uncut
 from pyro_osds.progress import progress_bar
+from pyro_osds.replay import ReplayedFlow
 from pyro_osds.target import Target
 from pyro_osds.trouble import InterruptedWarning, TrainingWarning, warn
 
 _EMA_DECAY = 0.98
 _MAX_GRADIENT_NORM = 1.0
+_update = get_ema_multi_avg_fn(_EMA_DECAY)
 _STALL = 0.8
 _log = logging.getLogger(__name__)
 
@@ -184,7 +187,8 @@ class Trainer:
         self._objective = objective or exact_volume(target, batch_size)
         self._warm_up = warm_up
         self._plain = reverse_kl(target, batch_size)
-        self._parameters = list(leap.flow.parameters())
+        self._parameters: list[Tensor] = list(leap.flow.parameters())
+        self._replayed = Leap(leap.base, cast("FlowMap", ReplayedFlow(leap.flow)), leap.num_steps)
         self._use_plain = False
         best = copy.deepcopy(leap.flow.state_dict())
         self._course = Course(self.budget.num_iterations, self.budget.first_round, best)
@@ -200,34 +204,47 @@ class Trainer:
         """
         if self.budget.optim is None:
             self._optimizer, self._scheduler = one_cycle(self.leap.flow, self.budget.learning_rate, num_steps)
-        self._average = AveragedModel(self.leap.flow, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
+        self._average = AveragedModel(self.leap.flow, multi_avg_fn=_update)
+        self._averaged_parameters: list[Tensor] = list(self._average.parameters())
 
     def step(self) -> float:
         """One optimiser step; returns the negative mean log weight of its batch, nats."""
         return self._step(self._plain if self._use_plain else self._objective)
 
     def _step(self, objective: Objective) -> float:
-        loss = objective(self.leap, self.averaged())
+        loss = objective(self._replayed, self.averaged())
         gradients = torch.autograd.grad(loss.total, self._parameters, allow_unused=True, materialize_grads=True)
+        gradients = mean_gradients(gradients)
         finite = loss.log_weight[loss.log_weight.isfinite()]
         value = -finite.mean().item() if len(finite) else loss.total.item() if not len(loss.log_weight) else math.nan
         self.history.record(value, loss.terms)
-        # One scalar tells whether any entry is not finite; such a step is skipped, and the next one is a plain one.
-        usable = bool(torch.stack([g.sum() for g in gradients]).sum().isfinite())
+        # The norm tells whether any entry is not finite; such a step is skipped, and the next one is a plain one.
+        norm = get_total_norm(gradients)
+        usable = bool(norm.isfinite())
         self._use_plain = not usable
         if usable:
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 parameter.grad = gradient
-            clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
+            clip_grads_with_norm_(self._parameters, _MAX_GRADIENT_NORM, norm)
             if self.budget.optim is not None:
                 clip(self.leap.flow, self.budget.optim)
             self._optimizer.step()
-            self._average.update_parameters(self.leap.flow)
+            self._update_average()
         else:
             self.history.num_skipped += 1
         step_schedule(self._scheduler, value)
 
         return value
+
+    def _update_average(self) -> None:
+        """As ``AveragedModel.update_parameters``, which looks through all modules for their parameters each time."""
+        average = self._average
+        if average.n_averaged == 0:
+            average.update_parameters(self.leap.flow)
+            return
+        with torch.no_grad():
+            _update(self._averaged_parameters, self._parameters, average.n_averaged)
+        average.n_averaged += 1
 
     def evaluate(self) -> float:
         """Negative ELBO on a fresh batch of the averaged weights, nats."""
@@ -263,6 +280,9 @@ class Trainer:
                 self._keep_late()
         except KeyboardInterrupt:
             self._pause(random)
+            if is_together():
+                # The other processes are elsewhere and cannot be asked to judge what there is.
+                raise
             self._keep_interrupted()
         finally:
             progress.close()

@@ -8,6 +8,8 @@ import sysconfig
 import warnings
 from importlib.util import find_spec
 
+from pyro_osds.parallel import is_silent
+
 # A warning belongs to the line that called us: our own files, Pyro's effect handlers and what wraps functions are
 # between that line and the place that noticed.
 _PACKAGES = ("pyro_osds", "pyro", "torch")
@@ -60,6 +62,8 @@ def warn(message: str, category: type[OSDSWarning]) -> None:
         >>> caught[0].category.__name__
         'TrainingWarning'
     """
+    if is_silent():
+        return
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_BETWEEN):
         level, frame = level + 1, frame.f_back

@@ -31,6 +31,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pyro_osds.diffusion import Diffusion
 from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_k, weigh
 from pyro_osds.objective import path_reverse_kl, state_consistency, two_half_steps, volume_consistency
+from pyro_osds.optimizer import LightAdam
 from pyro_osds.pause import random_state, set_random_state, uncut
 from pyro_osds.progress import progress_bar
 from pyro_osds.train import Budget, History
@@ -162,7 +163,7 @@ class VelocityTrainer:
         self.leap = VelocityLeap(diffusion, num_steps, volume)
         self.disable_progbar = disable_progbar
         self._parameters = list(diffusion.network.parameters())
-        self._optimizer = torch.optim.Adam(self._parameters, lr=self.budget.learning_rate)
+        self._optimizer = LightAdam(self._parameters, lr=self.budget.learning_rate)
         self._average = AveragedModel(diffusion.network, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
         self._is_done = False
         self.paused: dict[str, Any] | None = None

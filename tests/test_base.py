@@ -9,16 +9,15 @@ from models import mixture_draws, mixture_log_prob
 from torch.distributions import MultivariateNormal
 
 from pyro_osds.base import (
-    LargeNormal,
     adapt_mixture,
     coordinatewise,
     effective_share,
     gaussian_base,
     mixture_base,
-    normal,
     standard_base,
     whitened,
 )
+from pyro_osds.gaussian import LargeGaussian, gaussian
 from pyro_osds.target import FunctionTarget
 
 
@@ -190,8 +189,9 @@ def test_a_gaussian_taken_apart_is_the_same_gaussian(dim, float64):
 def test_a_normal_in_many_dimensions(scale_tril, float64):
     # The density and the moments of torch's own.
     scale_tril = scale_tril.double()
-    large, plain = normal(torch.zeros(200), scale_tril), MultivariateNormal(torch.zeros(200), scale_tril=scale_tril)
-    assert isinstance(large, LargeNormal) and not isinstance(normal(torch.zeros(3), torch.eye(3)), LargeNormal)
+    large, plain = gaussian(torch.zeros(200), scale_tril), MultivariateNormal(torch.zeros(200), scale_tril=scale_tril)
+    assert isinstance(large, LargeGaussian)
+    assert not isinstance(gaussian(torch.zeros(3), torch.eye(3)), LargeGaussian)
     draws = large.sample(torch.Size([2000]))
     torch.testing.assert_close(large.log_prob(draws), plain.log_prob(draws))
     distances = torch.linalg.solve_triangular(scale_tril, draws.mT, upper=False).square().sum(0)

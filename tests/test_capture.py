@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_osds.model.capture import BLOCK_SIZE, DensitiesWithScores, block_size, in_blocks, record, with_scores
+from pyro_osds.model.capture import BLOCK_SIZE, DensitiesWithScores, Graph, block_size, in_blocks, record, with_scores
 
 
 def densities(z):
@@ -64,18 +64,23 @@ def test_the_same_subexpression_in_both_densities(float64):
     torch.testing.assert_close(second, 2 * z.exp())
 
 
+def graph_of(run):
+    """A function that takes the place of a recorded one."""
+    return Graph(run, BLOCK_SIZE, num_operations=1)
+
+
 @pytest.mark.parametrize("size", [1, 255, 256, 257, 600])
 def test_batches_in_blocks(size):
     # Whole blocks only reach the graph; what comes back is the batch, in order.
     seen = []
 
-    def graph(z):
+    def run(z):
         seen.append(z.shape)
         assert not torch.is_grad_enabled()
         return z.sum(-1), 2 * z
 
     z = torch.randn(size, 3)
-    total, double = in_blocks(graph, z)
+    total, double = in_blocks(graph_of(run), z)
     assert seen == [(BLOCK_SIZE, 3)] * math.ceil(size / BLOCK_SIZE) and BLOCK_SIZE == 256
     assert torch.equal(total, z.sum(-1)) and torch.equal(double, 2 * z)
 
@@ -92,7 +97,7 @@ def test_a_record_is_the_function(float64, function):
     graph = record(counted, torch.randn(BLOCK_SIZE, 3))
     assert calls == [BLOCK_SIZE]
     z = 3 * torch.randn(BLOCK_SIZE, 3)
-    for got, expected in zip(graph(z), function(z), strict=True):
+    for got, expected in zip(graph.run(z), function(z), strict=True):
         torch.testing.assert_close(got, expected)
     assert calls == [BLOCK_SIZE]
 
@@ -103,7 +108,7 @@ def test_a_record_holds_constants(float64):
     graph = record(lambda z: (z[:, 0] * data["y"], z[:, 0] + data["y"]), torch.randn(BLOCK_SIZE, 1))
     data["y"] = torch.tensor(100.0)
     z = torch.randn(BLOCK_SIZE, 1)
-    product, total = graph(z)
+    product, total = graph.run(z)
     torch.testing.assert_close(product, 2 * z[:, 0])
     torch.testing.assert_close(total, z[:, 0] + 2)
 
@@ -116,7 +121,7 @@ def test_a_record_of_a_callable_object(float64):
 
     graph = record(Density(), torch.randn(BLOCK_SIZE, 2))
     z = torch.randn(BLOCK_SIZE, 2)
-    torch.testing.assert_close(graph(z)[1], densities(z)[1])
+    torch.testing.assert_close(graph.run(z)[1], densities(z)[1])
 
 
 def test_a_look_at_the_values_cannot_be_recorded():
@@ -127,7 +132,7 @@ def test_a_look_at_the_values_cannot_be_recorded():
 
 def by_graph(z):
     """Densities of which a graph knows the scores."""
-    return DensitiesWithScores.apply(z, everything, densities)
+    return DensitiesWithScores.apply(z, graph_of(everything), densities)
 
 
 @pytest.mark.parametrize(("first", "second"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (-2.0, 0.5)])
@@ -157,7 +162,7 @@ def test_gradients_take_no_second_evaluation():
         raise AssertionError("not needed")
 
     z = torch.randn(3, 2, requires_grad=True)
-    log_prior, _ = DensitiesWithScores.apply(z, everything, never)
+    log_prior, _ = DensitiesWithScores.apply(z, graph_of(everything), never)
     torch.testing.assert_close(torch.autograd.grad(log_prior.sum(), z)[0], -z.detach())
 
 
@@ -168,7 +173,7 @@ def infinite_likelihood(z):
 def test_an_infinite_score_that_nobody_asked_for():
     # Zero times infinity is zero here, for each point and each density; what is asked for stays infinite.
     z = torch.zeros(3, 2, requires_grad=True)
-    log_prior, log_likelihood = DensitiesWithScores.apply(z, infinite_likelihood, densities)
+    log_prior, log_likelihood = DensitiesWithScores.apply(z, graph_of(infinite_likelihood), densities)
     (gradient,) = torch.autograd.grad(log_prior.sum(), z, retain_graph=True)
     assert torch.equal(gradient, torch.ones(3, 2))
     (gradient,) = torch.autograd.grad((log_prior + log_likelihood * torch.tensor([0.0, 1.0, 0.0])).sum(), z)
@@ -199,7 +204,7 @@ def test_second_derivatives_beside_a_constant(float64):
     def graph(z):
         return *flat_prior(z), torch.zeros_like(z), scores(z)[1]
 
-    log_prior, log_likelihood = DensitiesWithScores.apply(z, graph, flat_prior)
+    log_prior, log_likelihood = DensitiesWithScores.apply(z, graph_of(graph), flat_prior)
     (gradient,) = torch.autograd.grad((log_prior + log_likelihood).sum(), z, create_graph=True)
     (curvature,) = torch.autograd.grad(gradient[:, 0].sum(), z)
     torch.testing.assert_close(curvature[:, 0], -12 * (z.detach()[:, 0] - 1) ** 2)
@@ -208,7 +213,7 @@ def test_second_derivatives_beside_a_constant(float64):
 def test_graphs_are_frozen():
     # Replayed without Python between the operations.
     graph = record(with_scores(lambda z: (-z.square().sum(-1), z.exp().sum(-1))), torch.zeros(BLOCK_SIZE, 2))
-    assert isinstance(graph, torch.jit.ScriptModule)
+    assert isinstance(graph.run.script, torch.jit.ScriptModule)
 
 
 @pytest.mark.parametrize(

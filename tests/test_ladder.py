@@ -161,7 +161,7 @@ def test_second_derivatives(float64, flat, size):
 
 
 def test_graphs_are_made_once():
-    # Python runs for graphs of values and of scores, and not again for any batch that is large enough.
+    # Python runs for graphs of values and of scores, of small batches and of large ones, and not again for any other.
     calls = []
 
     def single(row):
@@ -169,16 +169,34 @@ def test_graphs_are_made_once():
         return quartic(row)
 
     ladder = Ladder(single, torch.zeros(2))
-    z = torch.randn(MIN_BATCH, 2)
-    ladder.densities(z)
-    with_scores(ladder.densities)(z)
+    for size in (MIN_BATCH, BLOCK_SIZE + 1):
+        ladder.densities(torch.randn(size, 2))
+        with_scores(ladder.densities)(torch.randn(size, 2))
     made = len(calls)
-    for size in SIZES[2:]:
+    for size in (*SIZES[2:], 4 * BLOCK_SIZE):
         ladder.densities(torch.randn(size, 2))
         with_scores(ladder.densities)(torch.randn(size, 2))
     assert len(calls) == made
     ladder.densities(torch.randn(MIN_BATCH - 1, 2))
     assert len(calls) == made + 1
+
+
+def test_one_graph_for_many_operations():
+    # Where recording takes long, large batches go through the graph of small ones.
+    calls = []
+
+    def single(row):
+        calls.append(1)
+        total = row.sum()
+        for _ in range(1100):
+            total = total.sin() + 1.0
+        return total, total
+
+    ladder = Ladder(single, torch.zeros(1))
+    with_scores(ladder.densities)(torch.zeros(MIN_BATCH, 1))
+    made = len(calls)
+    with_scores(ladder.densities)(torch.zeros(4 * BLOCK_SIZE, 1))
+    assert len(calls) == made and ladder.rung == "captured"
 
 
 def test_another_type_than_that_of_the_example():

@@ -9,9 +9,10 @@ from models import log_gamma, mixture_draws, mixture_log_prob
 from torch.distributions import Gamma
 
 from pyro_osds import recipe
-from pyro_osds.base import MANY_DIMENSIONS, gaussian_base, mixture_base, standard_base
+from pyro_osds.base import gaussian_base, mixture_base, standard_base
 from pyro_osds.explore import Exploration
 from pyro_osds.flow_map import FlowMap
+from pyro_osds.gaussian import MANY_DIMENSIONS
 from pyro_osds.importance import weigh
 from pyro_osds.leap import Leap
 from pyro_osds.modes import Modes

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyro_osds.model.capture import (
     BLOCK_SIZE,
+    LARGE_BLOCK_SIZE,
     MIN_BATCH,
     DensitiesWithScores,
     Graph,
@@ -33,6 +34,8 @@ from pyro_osds.trouble import VectorizationWarning, warn
 
 VECTORIZE = ("auto", "vmap", "loop")
 CAPTURE = ("auto", False)
+# Where one graph takes longer to record than a second one would save.
+_MANY_OPERATIONS = 2000
 
 Single = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps one point ``(D,)`` to its log prior and log likelihood, two scalars."""
@@ -77,7 +80,7 @@ class Ladder:
         self._min_batch = min(MIN_BATCH, block_size // 2)
         self._example = example
         self._batched_factories = False
-        self._graphs: dict[bool, Graph] = {}
+        self._graphs: dict[tuple[bool, int], Graph] = {}
         self._points = check_points(example)
         # The foot of the ladder: what all rungs have to agree with.
         self.vectorized = self._may_capture = False
@@ -102,7 +105,7 @@ class Ladder:
         if not self.vectorized:
             return "loop"
         if self._may_capture and not self._graphs:
-            self._capture(scores=True)
+            self._capture(scores=True, block_size=BLOCK_SIZE)
 
         return "captured" if self._may_capture else "vmap"
 
@@ -114,7 +117,7 @@ class Ladder:
             return log_prior.expand(len(z)), log_likelihood.expand(len(z))
         scores = torch.is_grad_enabled() and z.requires_grad
         if self._may_capture and len(z) >= self._min_batch and z.dtype == self._example.dtype:
-            graph = self._graphs.get(scores) or self._capture(scores)
+            graph = self._graph(scores, len(z))
             try:
                 if graph is not None:
                     return self._by_graph(graph, z, scores)
@@ -124,18 +127,29 @@ class Ladder:
 
         if self.vectorized and self._block_size < BLOCK_SIZE and len(z) > self._block_size:
             # Without a graph, what a large density leaves behind for its gradient would fill the memory.
-            return self._by_graph(with_scores(self._in_python) if scores else self._in_python, z, scores)
+            run = with_scores(self._in_python) if scores else self._in_python
+            return self._by_graph(Graph(run, self._block_size, 0), z, scores)
 
         return self._in_python(z)
 
     def _in_python(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.map(self.single, z)
 
+    def _graph(self, scores: bool, num_points: int) -> Graph | None:
+        """The graph for a batch of this size, recorded when it is first needed; None where there is none."""
+        block_size = self._block_size
+        if num_points > BLOCK_SIZE == block_size:
+            first = self._graphs.get((True, BLOCK_SIZE)) or self._capture(True, BLOCK_SIZE)
+            block_size = LARGE_BLOCK_SIZE if first and first.num_operations < _MANY_OPERATIONS else BLOCK_SIZE
+        if not self._may_capture:
+            return None
+
+        return self._graphs.get((scores, block_size)) or self._capture(scores, block_size)
+
     def _by_graph(self, graph: Graph, z: Tensor, scores: bool) -> tuple[Tensor, Tensor]:
-        size = self._block_size
         if scores:
-            return DensitiesWithScores.apply(z, graph, self._in_python, size)  # type: ignore[return-value]
-        log_prior, log_likelihood = in_blocks(graph, z, size)
+            return DensitiesWithScores.apply(z, graph, self._in_python)  # type: ignore[return-value]
+        log_prior, log_likelihood = in_blocks(graph, z)
 
         return log_prior, log_likelihood
 
@@ -188,15 +202,15 @@ class Ladder:
 
         return False
 
-    def _capture(self, scores: bool) -> Graph | None:
+    def _capture(self, scores: bool, block_size: int) -> Graph | None:
         """A graph that agrees with the loop, or None, after which there will be no other attempt."""
         self._may_capture = False
         function = with_scores(self.densities) if scores else self.densities
-        filling = self._points[:1].expand(self._block_size - len(self._points), -1)
+        filling = self._points[:1].expand(block_size - len(self._points), -1)
         block = torch.cat([self._points, filling])
         try:
             graph = record(function, block.roll(1, 0))
-            got = in_blocks(graph, block[: self._min_batch], self._block_size)
+            got = in_blocks(graph, block[: self._min_batch])
         except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
             self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
             return None
@@ -204,7 +218,7 @@ class Ladder:
         if not agree(tuple(part[:count] for part in got), self._expected):
             self.reason = "the captured graph differs from single runs"
             return None
-        self._graphs[scores] = graph
+        self._graphs[scores, block_size] = graph
         self._may_capture = True
 
         return graph

@@ -7,13 +7,13 @@ where many posteriors take no longer in all, and describes every tensor on its w
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 # What brings a number from a tensor to Python, where no graph can follow it.
 _TO_PYTHON = {
@@ -42,7 +42,8 @@ def record_operations(function: Callable[[Tensor], Any], z: Tensor) -> fx.GraphM
         >>> graph(torch.ones(2))
         (tensor([5.4366, 5.4366]), tensor(2.))
     """
-    recorder = _Recorder(z)
+    recorder = Recorder()
+    recorder.add_input(z)
     with recorder:
         values = function(z)
     recorder.graph.output(tuple(recorder.node(value) for value in values))
@@ -51,22 +52,70 @@ def record_operations(function: Callable[[Tensor], Any], z: Tensor) -> fx.GraphM
     return fx.GraphModule(recorder.constants, recorder.graph)
 
 
-class _Recorder(TorchDispatchMode):
+def freeze(graph: fx.GraphModule, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """The graph without Python between its operations, or as it is where TorchScript cannot hold it.
+
+    Arguments:
+        graph: What was recorded.
+        arguments: Arguments of the shapes that it was recorded for.
+
+    Example:
+        >>> graph = record_operations(lambda z: (2 * z,), torch.zeros(2))
+        >>> freeze(graph, (torch.zeros(2),))(torch.ones(2))
+        (tensor([2., 2.]),)
+    """
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # torch >= 2.13 announces the end of TorchScript; traced values that became constants are checked later.
+            warnings.simplefilter("ignore")
+            script = torch.jit.freeze(torch.jit.trace(graph.eval(), arguments, check_trace=False))
+    except Exception:  # noqa: BLE001 - whatever TorchScript objects to, the graph itself still works
+        return graph
+
+    return _Frozen(script)
+
+
+class _Frozen:
+    """A script that runs its operations as they are: optimised ones are no faster, and differ in their last bit."""
+
+    def __init__(self, script: Any) -> None:
+        self.script = script
+
+    def __call__(self, *arguments: Tensor) -> Any:
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            return self.script(*arguments)
+
+
+class Recorder(TorchDispatchMode):
     """Writes down what passes the dispatcher, below vmap and autograd.
 
     Operations are replayed in their order, on tensors that share memory as they did when recorded, so views and changes
     in place need no care.
+
+    Example:
+        >>> recorder, x = Recorder(), torch.ones(2)
+        >>> recorder.add_input(x)
+        >>> with recorder:
+        ...     y = x.exp()
+        >>> [node.op for node in recorder.graph.nodes], recorder.node(y).target
+        (['placeholder', 'call_function'], <OpOverload(op='aten.exp', overload='default')>)
     """
 
-    def __init__(self, z: Tensor) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.constants = torch.nn.Module()
-        self._nodes = {id(z): self.graph.placeholder("z")}
+        self._nodes: dict[int, fx.Node] = {}
         # An id belongs to a tensor as long as the tensor lives.
-        self._alive: list[Any] = [z]
+        self._alive: list[Any] = []
         self._own_memory: set[int] = set()
-        self._depends = {_memory(z)}
+        self._depends: set[int] = set()
+
+    def add_input(self, tensor: Tensor) -> None:
+        """What stands for this tensor is given at each replay, in the order in which inputs were added."""
+        self._nodes[id(tensor)] = self.graph.placeholder(f"input_{len(self._alive)}")
+        self._alive.append(tensor)
+        self._depends.add(_memory(tensor))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -77,7 +126,7 @@ class _Recorder(TorchDispatchMode):
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = _tensors((args, kwargs))
         depends = any(_memory(tensor) in self._depends for tensor in tensors)
         if depends and operation in _TO_PYTHON:
             raise RuntimeError(f"{operation} brings a value that depends on the point to Python.")
@@ -85,9 +134,9 @@ class _Recorder(TorchDispatchMode):
             self._check_own(operation, args)
         result = operation(*args, **kwargs)
         if operation not in _TO_PYTHON:
-            inputs = tree_map_only(Tensor, self.node, (args, kwargs))
+            inputs = self._inputs(args), self._inputs(kwargs)
             self._write(self.graph.call_function(operation, *inputs), result, depends)
-            fresh = {_memory(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
+            fresh = {_memory(leaf) for leaf in _tensors(result)}
             self._own_memory |= fresh - set(map(_memory, tensors))
         if depends and operation._schema.is_mutable:
             self._depends.update(map(_memory, tensors))
@@ -106,6 +155,17 @@ class _Recorder(TorchDispatchMode):
 
         return self._nodes[id(tensor)]
 
+    def _inputs(self, value: Any) -> Any:
+        """Arguments with nodes in the place of tensors."""
+        if isinstance(value, Tensor):
+            return self.node(value)
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(self._inputs, value))
+        if isinstance(value, dict):
+            return {name: self._inputs(part) for name, part in value.items()}
+
+        return value
+
     def _write(self, node: fx.Node, result: Any, depends: bool) -> None:
         if isinstance(result, (tuple, list)):
             for index, part in enumerate(result):
@@ -122,6 +182,18 @@ class _Recorder(TorchDispatchMode):
             changed = parameter.alias_info is not None and parameter.alias_info.is_write
             if changed and isinstance(arg, Tensor) and _memory(arg) not in self._own_memory:
                 raise RuntimeError(f"{operation} changes a tensor that was there before.")
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in arguments or results of an operation; a general walk through trees takes ten times as long."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return []
+
+    return [tensor for part in value for tensor in _tensors(part)]
 
 
 def _memory(tensor: Tensor) -> int:

@@ -1,0 +1,81 @@
+"""Multivariate normal distributions from tensors that fit each other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal
+
+MANY_DIMENSIONS = 129
+"""From so many on, products of matrices are avoided, and a flow works on the coordinates of the model."""
+
+
+class Gaussian(MultivariateNormal):
+    """A multivariate normal from its location and lower triangular scale.
+
+    Torch's constructor broadcasts shapes by a function that imports symbolic algebra, a second at the first use.
+
+    Arguments:
+        loc: Locations, ``(*batch, D)``.
+        scale_tril: Lower triangular scales, ``(*batch, D, D)``.
+
+    Raises:
+        ValueError: If the shapes do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> Gaussian(torch.zeros(2), torch.eye(2)).log_prob(torch.zeros(2))
+        tensor(-1.8379)
+    """
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
+        if scale_tril.shape != (*loc.shape, loc.shape[-1]):
+            raise ValueError(
+                f"scale_tril must have shape {(*loc.shape, loc.shape[-1])}, got {tuple(scale_tril.shape)}: one "
+                "triangular matrix for each location."
+            )
+        # The scale is a lazy property, and the second name is the one that the density uses.
+        self.__dict__.update(loc=loc, scale_tril=scale_tril, _unbroadcasted_scale_tril=scale_tril)
+        Distribution.__init__(self, loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+
+class LargeGaussian(Gaussian):
+    """The same in many dimensions: one product of matrices for all draws, none where it is the standard normal.
+
+    Arguments:
+        loc: Its mean, ``(D,)``.
+        scale_tril: Its lower triangular scale, ``(D, D)``.
+    """
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
+        super().__init__(loc, scale_tril)
+        self._is_standard = not loc.any() and torch.equal(scale_tril, torch.eye(len(loc)).to(scale_tril))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, ``(*sample_shape, D)``."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
+        return noise if self._is_standard else self.loc + noise @ self.scale_tril.mT
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, ``(*, D) -> (*,)``."""
+        if not self._is_standard:
+            return super().log_prob(value)
+
+        return -0.5 * value.square().sum(-1) - 0.5 * value.shape[-1] * math.log(2 * math.pi)
+
+
+def gaussian(loc: Tensor, scale_tril: Tensor) -> Gaussian:
+    """A multivariate normal of the kind that suits its dimension.
+
+    Arguments:
+        loc: Locations, ``(*batch, D)``.
+        scale_tril: Lower triangular scales, ``(*batch, D, D)``.
+    """
+    is_large = loc.dim() == 1 and len(loc) >= MANY_DIMENSIONS
+
+    return (LargeGaussian if is_large else Gaussian)(loc, scale_tril)
