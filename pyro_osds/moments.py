@@ -23,6 +23,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ENOUGH_PARTICLES = 4
+"""With fewer for each dimension, the scale of particles is mostly noise."""
+
 # How far the Fisher scale may lie from the points' own, as a ratio of variances.
 _MIN_RATIO, _MAX_RATIO = 1e-2, 2.0
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
 from pyro_osds.modes import find_modes, spread_out
-from pyro_osds.moments import weighted_moments
+from pyro_osds.moments import ENOUGH_PARTICLES, weighted_moments
 from pyro_osds.optimizer import LightAdam
 from pyro_osds.reference import come_to_rest, num_affordable, reference_of_modes
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
@@ -47,8 +47,11 @@ def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> Mi
         log_prob: Their log densities, ``(N,)``.
 
     Returns:
-        The reference, or None where every scout came to rest among the particles.
+        The reference, or None where every scout came to rest among the particles; and None in many dimensions, where
+        the mass lies so far below its mode that whatever climbs would seem to have found another one.
     """
+    if len(z) < ENOUGH_PARTICLES * target.dim:
+        return None
     known = log_prob.isfinite()
     rest = come_to_rest(target, torch.cat([_chosen(target, start), _climbed(target, z[known])]))
     if not len(rest.z) or not known.any():

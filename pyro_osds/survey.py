@@ -18,7 +18,7 @@ from pyro_osds.exchange import find_exchanges, ordered
 from pyro_osds.explore import AnnealingPath, Exploration, PriorPath, ReferencePath, explore
 from pyro_osds.integrable import endless_coordinates
 from pyro_osds.modes import Modes, find_modes
-from pyro_osds.moments import weighted_moments
+from pyro_osds.moments import ENOUGH_PARTICLES, weighted_moments
 from pyro_osds.reference import throw, wide_reference
 from pyro_osds.scout import lost_modes
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
@@ -38,8 +38,6 @@ _POOR_BASE, _GOOD_BASE = 0.1, 0.5
 _MANY_PARTED = 0.02
 # From which on it is folded; a funnel, curved as it is, has fewer.
 _FOLDED = 0.25
-# With fewer particles for each dimension their scale is mostly noise.
-_ENOUGH_PARTICLES = 4
 
 
 @dataclass(frozen=True)
@@ -197,8 +195,7 @@ def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Explor
 
 def _with_lost_modes(target: Target, exploration: Exploration, num_particles: int, num_islands: int) -> Exploration:
     """The exploration, or a better one where scouts found a mode that holds none of its particles."""
-    # In many dimensions the mass lies far below the mode, so whatever climbs would seem to have found another one.
-    if not _is_vectorized(target) or _has_many_dimensions(target, exploration):
+    if not _is_vectorized(target):
         return exploration
     reference = lost_modes(target, exploration.start, exploration.z, exploration.log_prob)
     if reference is None:
@@ -274,7 +271,7 @@ def _affordable(target: Target, exploration: Exploration) -> int:
 
 def _has_many_dimensions(target: Target, exploration: Exploration) -> bool:
     """Whether particles are too few for the scale of the posterior, and densities fast enough for more draws."""
-    return _is_vectorized(target) and len(exploration.z) < _ENOUGH_PARTICLES * target.dim
+    return _is_vectorized(target) and len(exploration.z) < ENOUGH_PARTICLES * target.dim
 
 
 def _is_vectorized(target: Target) -> bool:

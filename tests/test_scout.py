@@ -261,3 +261,10 @@ def test_climbers_on_a_plateau_stay(float64):
     z = torch.randn(100, 2)
     climbed = _climbed(FunctionTarget(lambda z: torch.zeros(len(z)), 2), z)
     torch.testing.assert_close(torch.cdist(climbed, z).amin(1), torch.zeros(64), atol=1e-6, rtol=0)
+
+
+def test_no_scouts_in_many_dimensions(float64):
+    # A single mode of 100 dimensions, 50 nats above the mass: with 300 particles it would look like a lost one.
+    target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), 100)
+    z = torch.randn(300, 100)
+    assert lost_modes(target, z, z, target.log_prob(z)) is None
