@@ -9,12 +9,13 @@ before children. The density of the base is exact, so a mixture changes nothing 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pyro_osds.gaussian import Gaussian
+from pyro_osds.gaussian import MANY_DIMENSIONS, Gaussian, gaussian, is_unit
 from pyro_osds.importance import effective_sample_size
 from pyro_osds.moments import fisher_moments, weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks
@@ -43,6 +44,14 @@ class Base:
     scale_tril: Tensor
     density: MultivariateNormal | MixtureSameFamily
 
+    @cached_property
+    def _diagonal(self) -> Tensor | None:
+        """The scale of each coordinate, where in many dimensions it has no others."""
+        scale = self.scale_tril.diagonal()
+        many = len(scale) >= MANY_DIMENSIONS
+
+        return scale if many and torch.equal(scale.diag(), self.scale_tril) else None
+
     @property
     def num_components(self) -> int:
         """Components of the density; 1 for a Gaussian."""
@@ -55,11 +64,32 @@ class Base:
 
     def to_whitened(self, z: Tensor) -> Tensor:
         """Whitened coordinates of points, ``(B, D) -> (B, D)``."""
+        if self._diagonal is not None:
+            return (z - self.loc) / self._diagonal
+
         return torch.linalg.solve_triangular(self.scale_tril, (z - self.loc).mT, upper=False).mT
 
     def from_whitened(self, u: Tensor) -> Tensor:
         """Original coordinates of whitened points, ``(B, D) -> (B, D)``."""
+        if self._diagonal is not None:
+            return self.loc + u * self._diagonal
+
         return self.loc + u @ self.scale_tril.mT
+
+    def score_from_whitened(self, score: Tensor) -> Tensor:
+        """Scores in original coordinates of those in whitened ones, ``(B, D) -> (B, D)``."""
+        if self._diagonal is not None:
+            return score / self._diagonal
+
+        return torch.linalg.solve_triangular(self.scale_tril.mT, score.mT, upper=True).mT
+
+    @cached_property
+    def noise_scale(self) -> Tensor | None:
+        """Scale from standard normal noise to draws of the density, ``(D, D)``; None where a draw is its own noise."""
+        if isinstance(self.density, MixtureSameFamily) or is_unit(self.density.scale_tril):
+            return None
+
+        return self.density.scale_tril
 
     def sample(self, num_draws: int) -> Tensor:
         """Draws in original coordinates, ``(num_draws, D)``."""
@@ -68,6 +98,33 @@ class Base:
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density in original coordinates, ``(B, D) -> (B,)``."""
         return self.density.log_prob(self.to_whitened(z)) - self.log_abs_det
+
+
+def coordinatewise(base: Base) -> Base:
+    """The same Gaussian, whitened coordinate by coordinate; its density keeps the correlations.
+
+    A flow on such coordinates shapes those that the model has, one by one, rather than mixtures of them.
+
+    Arguments:
+        base: A Gaussian base.
+    """
+    scale_tril = _whole_scale(base)
+    scale = scale_tril.square().sum(-1).sqrt()
+
+    return Base(base.loc, scale.diag(), gaussian(torch.zeros_like(base.loc), scale_tril / scale[:, None]))
+
+
+def whitened(base: Base) -> Base:
+    """The same Gaussian with the standard normal as its density; what :func:`coordinatewise` takes apart.
+
+    Arguments:
+        base: A Gaussian base, or a mixture, which stays as it is.
+    """
+    return base if base.num_components > 1 else standard_base(base.loc, _whole_scale(base))
+
+
+def _whole_scale(base: Base) -> Tensor:
+    return base.scale_tril if base.noise_scale is None else base.scale_tril @ base.noise_scale
 
 
 def gaussian_base(z: Tensor, score: Tensor | None = None) -> Base:
@@ -83,11 +140,19 @@ def gaussian_base(z: Tensor, score: Tensor | None = None) -> Base:
         >>> base.sample(3).shape
         torch.Size([3, 2])
     """
-    loc, scale_tril = weighted_moments(z, z.new_zeros(len(z))) if score is None else fisher_moments(z, score)
-    dim = z.shape[1]
-    standard = Gaussian(z.new_zeros(dim), torch.eye(dim, dtype=z.dtype, device=z.device))
+    return standard_base(*(weighted_moments(z, z.new_zeros(len(z))) if score is None else fisher_moments(z, score)))
 
-    return Base(loc, scale_tril, standard)
+
+def standard_base(loc: Tensor, scale_tril: Tensor) -> Base:
+    """A Gaussian: the standard normal in whitened coordinates.
+
+    Arguments:
+        loc: Its mean, ``(D,)``.
+        scale_tril: Its lower triangular scale, ``(D, D)``.
+    """
+    return Base(
+        loc, scale_tril, gaussian(torch.zeros_like(loc), torch.eye(len(loc), dtype=loc.dtype, device=loc.device))
+    )
 
 
 def mixture_base(z: Tensor, labels: Tensor) -> Base:

@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pyro_osds.base import whitened
 from pyro_osds.explore import Exploration, ReferencePath, explore
 from pyro_osds.leap import Leap
 from pyro_osds.target import Target
@@ -27,7 +28,7 @@ _MIN_TEMPERATURES = 5
 
 
 class LatentTarget:
-    """A posterior in the base coordinates of a leap.
+    """A posterior in the base coordinates of a leap; in those of the noise, where base draws are correlated.
 
     Arguments:
         leap: The leap.
@@ -41,9 +42,18 @@ class LatentTarget:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of the posterior at base coordinates, ``(B, D) -> (B,)``."""
-        z, log_abs_det = self._leap(z)
+        z, log_abs_det = self.leap(z)
 
         return self._target.log_prob(z) + log_abs_det
+
+    def leap(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """From base coordinates, or noise, to points of the posterior, with log-determinants."""
+        scale = self._leap.base.noise_scale
+        if scale is None:
+            return self._leap(x)
+        z, log_abs_det = self._leap(x @ scale.mT)
+
+        return z, log_abs_det + scale.diagonal().log().sum()
 
 
 def bridge(leap: Leap, target: Target, num_particles: int, num_islands: int = 8) -> Exploration:
@@ -58,8 +68,8 @@ def bridge(leap: Leap, target: Target, num_particles: int, num_islands: int = 8)
     Returns:
         Equally weighted particles at the target, in its own coordinates, and the islands' log evidences.
     """
-    base = leap.base.density
-    path = ReferencePath(LatentTarget(leap, target), lambda count: base.sample(torch.Size([count])), base.log_prob)
+    latent, base = LatentTarget(leap, target), whitened(leap.base).density
+    path = ReferencePath(latent, lambda count: base.sample(torch.Size([count])), base.log_prob)
     found = explore(
         path,
         num_particles,
@@ -70,6 +80,6 @@ def bridge(leap: Leap, target: Target, num_particles: int, num_islands: int = 8)
         phase="Bridge",
     )
     with torch.no_grad():
-        z, log_abs_det = leap(found.z)
+        z, log_abs_det = latent.leap(found.z)
 
     return replace(found, z=z, log_prob=found.log_prob - log_abs_det)

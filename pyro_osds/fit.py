@@ -80,11 +80,11 @@ class Fit:
         if target.dim == 0:
             self.recipe, self.target = PointRecipe(target), target
         else:
-            vectorized = getattr(target, "vectorized", True)
-            found = found or survey(target, settings.particles(vectorized), starts=starts)
+            vectorized, num_terms = getattr(target, "vectorized", True), getattr(target, "num_terms", 1)
+            found = found or survey(target, settings.particles(vectorized, num_terms), starts=starts)
             self.target = found.target
             groups = [site.stop - site.start for site in getattr(self.target, "sites", ())]
-            budget = settings.budget(vectorized, deadline)
+            budget = settings.budget(vectorized, deadline, num_terms)
             self.recipe = Recipe(found, budget=budget, groups=groups, **settings.recipe_options)
         self.trainer: AnyTrainer = self.recipe.trainer
         self.leap: AnyLeap = self.trainer.leap

@@ -15,19 +15,21 @@ Sources: coupling layers (Dinh et al. 2017), splines (Durkan et al. 2019), step 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from pyro_osds.gaussian import MANY_DIMENSIONS
 from pyro_osds.network import Conditioner, zuko
 from pyro_osds.tail import TailTransform
 
 _MAX_LOG_SCALE = 7.0
 _SPLINE_BOUND = 6.0
 _TAIL_OFFSET = 4.0
+# In many dimensions even a little of a tail in each adds up, so there it begins with next to none.
+_SMALL_TAIL_OFFSET = 8.0
 
 
 class Spline(zuko.transforms.MonotonicRQSTransform):
@@ -59,6 +61,7 @@ class CouplingBlock(nn.Module):
         self.num_fixed = num_fixed
         self.num_moving = num_moving
         self.num_bins = num_bins
+        self.tail_offset = _TAIL_OFFSET if num_fixed + num_moving < MANY_DIMENSIONS else _SMALL_TAIL_OFFSET
         per_coordinate = 2 + (2 + 3 * num_bins - 1 if num_bins else 0)
         self.network = Conditioner(num_fixed, num_moving * per_coordinate, hidden_features)
 
@@ -95,7 +98,7 @@ class CouplingBlock(nn.Module):
         widths, heights, slopes, tails = rest.unflatten(-1, (self.num_moving, -1)).split([bins, bins, bins - 1, 2], -1)
         spline = Spline(widths, heights, slopes, bound=_SPLINE_BOUND)
         # Softplus keeps the tails' weights positive; the offset starts them near zero, the factor ends them at d = 0.
-        weights = d[..., None] * nn.functional.softplus(tails - _TAIL_OFFSET)
+        weights = d[..., None] * nn.functional.softplus(tails - self.tail_offset)
 
         return shift, log_scale, zuko.transforms.ComposedTransform(spline, TailTransform(weights))
 
@@ -140,7 +143,7 @@ class FlowMap(nn.Module):
         )
         # Coordinates are laid out anew for each block, in one step from the layout of the block before.
         layouts = [list(range(dim)), *(fixed + moving for fixed, moving in splits), list(range(dim))]
-        steps = [[before.index(i) for i in after] for before, after in itertools.pairwise(layouts)]
+        steps = [[place[i] for i in after] for place, after in zip(map(_places, layouts), layouts[1:], strict=False)]
         self.register_buffer("layout_steps", torch.tensor(steps, dtype=torch.long))
 
     def forward(self, x: Tensor, t: float | Tensor = 0.0, d: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
@@ -262,6 +265,10 @@ def _site_boundary(dim: int, groups: Sequence[int]) -> int:
     largest = max(range(1, len(groups)), key=lambda index: groups[index])
 
     return sum(groups[:largest])
+
+
+def _places(layout: Sequence[int]) -> dict[int, int]:
+    return {index: place for place, index in enumerate(layout)}
 
 
 def _column(value: float | Tensor, like: Tensor) -> Tensor:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
+
+MANY_DIMENSIONS = 129
+"""From so many on, products of matrices are avoided, and a flow works on the coordinates of the model."""
 
 
 class Gaussian(MultivariateNormal):
@@ -19,7 +26,6 @@ class Gaussian(MultivariateNormal):
         ValueError: If the shapes do not fit each other.
 
     Example:
-        >>> import torch
         >>> Gaussian(torch.zeros(2), torch.eye(2)).log_prob(torch.zeros(2))
         tensor(-1.8379)
     """
@@ -33,3 +39,49 @@ class Gaussian(MultivariateNormal):
         # The scale is a lazy property, and the second name is the one that the density uses.
         self.__dict__.update(loc=loc, scale_tril=scale_tril, _unbroadcasted_scale_tril=scale_tril)
         Distribution.__init__(self, loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+
+class LargeGaussian(Gaussian):
+    """A normal distribution in many dimensions: one product of matrices for all draws, none where it is standard.
+
+    Arguments:
+        loc: Its mean, ``(D,)``.
+        scale_tril: Its lower triangular scale, ``(D, D)``.
+    """
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
+        super().__init__(loc, scale_tril)
+        self._is_standard = not loc.any() and is_unit(scale_tril)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, ``(*sample_shape, D)``."""
+        noise = torch.randn(
+            self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device
+        )
+
+        return noise if self._is_standard else self.loc + noise @ self.scale_tril.mT
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, ``(*, D) -> (*,)``."""
+        if not self._is_standard:
+            return super().log_prob(value)
+
+        return -0.5 * value.square().sum(-1) - 0.5 * value.shape[-1] * math.log(2 * math.pi)
+
+
+def gaussian(loc: Tensor, scale_tril: Tensor) -> Gaussian:
+    """A normal distribution, of the kind that suits its dimension.
+
+    Arguments:
+        loc: Its mean, ``(D,)``, or with a leading dimension of components.
+        scale_tril: Its lower triangular scale.
+    """
+    if loc.dim() == 1 and len(loc) >= MANY_DIMENSIONS:
+        return LargeGaussian(loc, scale_tril)
+
+    return Gaussian(loc, scale_tril)
+
+
+def is_unit(matrix: Tensor) -> bool:
+    """Whether a matrix is the identity."""
+    return torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))

@@ -68,9 +68,12 @@ class Leap(nn.Module):
         for step in range(self.num_steps):
             x, log_abs_det, score = self.flow.forward_with_score(x, score, step / self.num_steps, 1.0 / self.num_steps)
             log_prob = log_prob - log_abs_det
-        score = torch.linalg.solve_triangular(self.base.scale_tril.mT, score.mT, upper=True).mT
 
-        return self.base.from_whitened(x), log_prob - self.base.log_abs_det, score
+        return (
+            self.base.from_whitened(x),
+            log_prob - self.base.log_abs_det,
+            self.base.score_from_whitened(score),
+        )
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Exact log density of any points, through the inverse, ``(B, D) -> (B,)``."""

@@ -14,7 +14,8 @@ the geometric mean of the points' covariance and the inverse covariance of the s
     = C_z^{1/2} \big(C_z^{-1/2} C_g^{-1} C_z^{-1/2}\big)^{1/2} C_z^{1/2}, \qquad
     \mu = \bar z + LL^\top \bar g.
 
-If the target is Gaussian, this is its mean and covariance but for rounding and shrinkage, from some ten D points.
+If the target is Gaussian, this is its mean and covariance but for rounding and shrinkage, from some ten D points. From
+fewer than D points, only the scale of each coordinate by itself is taken.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def fisher_moments(z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     """
     points, scores = z.double(), score.double()
     num_points, dim = z.shape
+    if num_points < dim:
+        return _diagonal_fisher_moments(z, score)
     # The two estimates err in opposite directions, so far less shrinkage is needed than for either alone.
     shrinkage = 1.0 / (1.0 + (num_points / dim) ** 4)
     loc, mean_score = points.mean(0), scores.mean(0)
@@ -87,6 +90,16 @@ def fisher_moments(z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     scale_tril = scale[:, None] * torch.linalg.cholesky(half @ half.mT)
 
     return (loc + scale_tril @ (scale_tril.mT @ mean_score)).to(z.dtype), scale_tril.to(z.dtype)
+
+
+def _diagonal_fisher_moments(z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, coordinate by coordinate: noise of the correlations would be larger than the correlations."""
+    loc, mean_score = z.double().mean(0), score.double().mean(0)
+    variance = (z.double() - loc).square().mean(0).clamp(min=1e-30)
+    fisher = (score.double() - mean_score).square().mean(0) * variance
+    variance = variance * fisher.clamp(min=_MAX_RATIO**-2, max=_MIN_RATIO**-2).rsqrt()
+
+    return (loc + variance * mean_score).to(z.dtype), variance.sqrt().diag().to(z.dtype)
 
 
 def _correlation(covariance: Tensor, shrinkage: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@ r"""The network that steers a coupling block: a multilayer perceptron beside a l
 .. math:: f(x, t, d) = A\,(x, t, d) + \mathrm{MLP}(x, t, d)
 
 The linear part is what a hierarchical model needs where its scale goes to zero: the children's location then has to
-match the parents' far more closely than a network of kinks learns to.
+match the parents' far more closely than a network of kinks learns to. Between very many coordinates :math:`A` has a low
+rank, so that weights and time grow linearly with their number.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ _validate_args = Distribution._validate_args  # type: ignore[attr-defined]
 import zuko  # noqa: E402
 
 Distribution._validate_args = _validate_args  # type: ignore[attr-defined]
+
+
+# Weights from which on the linear part goes through as few features as the other one.
+_MAX_WEIGHTS = 2**17
 
 
 class Conditioner(nn.Module):
@@ -39,10 +44,10 @@ class Conditioner(nn.Module):
         super().__init__()
         # ReLU: on a CPU the smooth activations cost five times as much and did not raise the ELBO.
         self.curve = zuko.nn.MLP(in_features + 2, out_features, [hidden_features] * 2, activation=nn.ReLU)
-        self.line = nn.Linear(in_features + 2, out_features, bias=False)
+        self.line = _line(in_features + 2, out_features, hidden_features)
         # Zero heads: the untrained flow is the identity.
         head = cast("nn.Linear", self.curve[-1])
-        for parameter in (head.weight, head.bias, self.line.weight):
+        for parameter in (head.weight, head.bias, list(self.line.parameters())[-1]):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor, d: Tensor) -> Tensor:
@@ -54,6 +59,14 @@ class Conditioner(nn.Module):
         inputs = torch.cat([x[:rows], t.expand(rows, 1), d.expand(rows, 1)], -1)
 
         return self.curve(inputs) + self.line(inputs)
+
+
+def _line(in_features: int, out_features: int, rank: int) -> nn.Module:
+    """A linear map; of this rank at most, where it would be large."""
+    if in_features * out_features <= _MAX_WEIGHTS:
+        return nn.Linear(in_features, out_features, bias=False)
+
+    return nn.Sequential(nn.Linear(in_features, rank, bias=False), nn.Linear(rank, out_features, bias=False))
 
 
 class ControlNetwork(nn.Module):

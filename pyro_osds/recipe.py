@@ -5,8 +5,9 @@
 * ``distill``: a flow as of ``cover``; teacher, state and volume consistency, then as ``cover`` in all dyadic steps.
 
 ``auto`` takes ``calibrate`` for one mode and for modes that can be counted, and ``cover`` for a posterior with valleys
-that no mixture base takes care of. Where the lean flow leaves the ELBO far from the log evidence, a larger one follows.
-While the verdict is bad, :meth:`Recipe.run_larger` begins again from better particles.
+that no mixture base takes care of. In many dimensions ``calibrate`` shapes the model's own coordinates one by one, from
+correlated base draws, before parents steer children. Where the lean flow leaves the ELBO far from the log evidence, a
+larger one follows. While the verdict is bad, :meth:`Recipe.run_larger` begins again from better particles.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from pyro_osds.base import Base, gaussian_base
+from pyro_osds.base import Base, coordinatewise, gaussian_base
 from pyro_osds.diffusion import Diffusion
 from pyro_osds.distillation import Walks, dyadic, retrace, self_distillation
 from pyro_osds.flow_map import CouplingBlock, FlowMap
+from pyro_osds.gaussian import MANY_DIMENSIONS
 from pyro_osds.leap import Leap
 from pyro_osds.network import ControlNetwork
 from pyro_osds.objective import Objective, exact_volume, forward_kl
@@ -42,6 +44,10 @@ _PROGRESS = 0.7
 _RETRACING = 200
 # The first round of a flow that was trained before, and its learning rate as a share of the usual one.
 _WARM_ROUND, _WARM_RATE = 100, 0.3
+# In many dimensions: numbers in a batch at most, if that leaves 64 draws.
+_MAX_BATCH, _MIN_BATCH_SIZE = 2**17, 64
+# There, a larger flow follows where the tail of the weights is worse.
+_POOR_TAIL = 0.7
 _log = logging.getLogger(__name__)
 
 
@@ -74,6 +80,8 @@ def size_of(flow: FlowMap) -> FlowSize:
 
 
 LEAN = FlowSize(num_blocks=5, num_spline_blocks=1, hidden_features=64)
+ALIKE = FlowSize(num_blocks=1, num_spline_blocks=1, hidden_features=64)
+MANY = FlowSize(num_blocks=3, num_spline_blocks=1, hidden_features=64)
 LARGE = FlowSize(num_blocks=8, num_spline_blocks=0, hidden_features=128)
 COVERING = FlowSize(num_blocks=6, num_spline_blocks=2, hidden_features=64)
 LARGEST = FlowSize(num_blocks=8, num_spline_blocks=2, hidden_features=128)
@@ -165,7 +173,10 @@ class Recipe:
         self.num_time_steps = num_time_steps
         self.teacher: Diffusion | None = None
         self.teacher_history = TeacherHistory()
-        self._budget = budget or Budget()
+        self._has_many_dimensions = found.target.dim >= MANY_DIMENSIONS and found.base.num_components == 1
+        self._budget = (
+            _for_many(budget or Budget(), found.target.dim) if self._has_many_dimensions else budget or Budget()
+        )
         self._groups = groups
         self._num_steps = num_steps
         self._size = size
@@ -231,8 +242,8 @@ class Recipe:
 
     @property
     def iterations_left(self) -> int:
-        """Optimiser steps that :meth:`run_larger` may take; none for a network or a size that the user chose."""
-        if self._size is not None or not isinstance(self.trainer, Trainer):
+        """Optimiser steps that :meth:`run_larger` may take; none for what the user chose, nor in many dimensions."""
+        if self._size is not None or self._has_many_dimensions or not isinstance(self.trainer, Trainer):
             return 0
 
         return self._more_iterations
@@ -345,6 +356,8 @@ class Recipe:
         history = self.trainer.history
         if not self._may_grow or history.interrupted or num_iterations <= 0 or history.gap[-1] <= _LEAN_GAP:
             return False
+        if self._has_many_dimensions:
+            return history.pareto_k[-1] > _POOR_TAIL
 
         return self.found.base.num_components == 1 or history.gap[-1] <= _PROGRESS * history.gap[0]
 
@@ -353,18 +366,23 @@ class Recipe:
         return self.name == "calibrate" and self._size is None and self._plan.kind == "first"
 
     def _teach(self, teacher: Diffusion) -> bool:
-        """Train the teacher, unless that was done before; whether nobody interrupted."""
+        """Train the teacher, unless that was done before; whether it came to its end."""
         history = self.teacher_history
         if history.terms and history.paused is None:
             return True
         self.teacher_history = train_teacher(
-            teacher, self.found.exploration.z, self._teacher_budget, self._disable_progbar, history
+            teacher,
+            self.found.exploration.z,
+            self._teacher_budget,
+            self._disable_progbar,
+            history,
+            self._budget.deadline,
         )
         self.trainer.history.interrupted = self.teacher_history.interrupted
         if self.teacher_history.interrupted:
             warn("The teacher's training was interrupted; the flow is not trained.", InterruptedWarning)
 
-        return not self.teacher_history.interrupted
+        return self.teacher_history.paused is None
 
     def _build(self, plan: Plan) -> Trainer | VelocityTrainer:
         """An untrained flow with its trainer."""
@@ -384,12 +402,24 @@ class Recipe:
 
     def _lean(self) -> Trainer:
         budget = replace(self._budget, max_gap=_LEAN_GAP) if self._may_grow else self._budget
+        if self._has_many_dimensions:
+            return self._in_many_dimensions()
         found, size = self.found, self._size or LEAN
         if found.base.num_components > 1:
             # A mixture has shape enough; splines on top of it only made its tails lighter.
             size = replace(size, num_spline_blocks=0)
 
         return self._trainer(found.base, size, budget, exact_volume(found.target, budget.batch_size))
+
+    def _in_many_dimensions(self) -> Trainer:
+        """First of all, the shape of each of the model's coordinates; base draws bring the correlations along."""
+        found, budget = self.found, self._budget
+        # Parents steer their children; among coordinates of one kind nobody knows who should steer whom.
+        size = self._size or (MANY if len(self._groups) > 1 else ALIKE)
+        # Of many coordinates, one that is stretched teaches next to nothing.
+        objective = exact_volume(found.target, budget.batch_size, tail_share=0.0)
+
+        return self._trainer(coordinatewise(found.base), size, budget, objective)
 
     def _large(self, num_iterations: int) -> Trainer:
         budget = self._larger_budget(num_iterations)
@@ -473,6 +503,15 @@ class Recipe:
         leap = Leap(base, flow, self._num_steps)
 
         return Trainer(leap, target, budget, objective, warm_up, self._disable_progbar)
+
+
+def _for_many(budget: Budget, dim: int) -> Budget:
+    """Smaller batches, each draw of which says as much as several, and smaller steps, whose noise adds up."""
+    batch_size = budget.batch_size
+    while batch_size * dim > _MAX_BATCH and batch_size >= 2 * _MIN_BATCH_SIZE:
+        batch_size //= 2
+
+    return replace(budget, batch_size=batch_size, learning_rate=budget.learning_rate * (MANY_DIMENSIONS / dim) ** 0.5)
 
 
 def _untargeted(found: Survey) -> Survey:

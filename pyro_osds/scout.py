@@ -24,6 +24,8 @@ _MAX_TERMS = 5e7
 _NUM_CELLS = 256
 _NUM_OTHERS = 768
 _NUM_CLIMBERS, _NUM_CLIMBS = 64, 100
+# With more terms than this even those are too many.
+_MANY_TERMS = 20_000
 # As far as gradient ascent gets along each coordinate, in standard deviations of the particles.
 _CLIMB = 5.0
 # Smoothing of the draws that scouts are made of, in their standard deviations.
@@ -69,7 +71,7 @@ def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> Mi
 def _climbed(target: Target, z: Tensor) -> Tensor:
     """Some particles after gradient ascent: a spike within a broad mode may hold none, and lies uphill of all."""
     loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
-    chosen = z[spread_out(z, _NUM_CLIMBERS)]
+    chosen = z[spread_out(z, _fewer(target, _NUM_CLIMBERS))]
     u = torch.linalg.solve_triangular(scale_tril, (chosen - loc).mT, upper=False).mT
     optimizer = LightAdam([u], lr=_CLIMB / _NUM_CLIMBS)
     for _ in range(_NUM_CLIMBS):
@@ -92,21 +94,27 @@ def _is_far(points: Tensor, z: Tensor) -> Tensor:
 def _chosen(target: Target, start: Tensor) -> Tensor:
     """Points to follow: the best of very many in each cell, which find what is narrow, and some of the given ones."""
     num_terms = max(1, getattr(target, "num_terms", 1))
+    num_cells = _fewer(target, _NUM_CELLS)
     scouts = _smoothed(start, int(min(_NUM_SCOUTS, max(_MAX_TERMS / num_terms, 4 * _NUM_CELLS))))
     with torch.no_grad():
         density = finite_log_prob(in_chunks(target.log_prob, scouts))
     loc, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
     scale = scale_tril.diagonal()
-    centres = scouts[torch.randint(len(scouts), (_NUM_CELLS,), device=scouts.device)]
+    centres = scouts[torch.randint(len(scouts), (num_cells,), device=scouts.device)]
     cell = torch.cdist((scouts - loc) / scale, (centres - loc) / scale).argmin(1)
     order = density.argsort()
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    best = torch.full((_NUM_CELLS,), -1, dtype=torch.long, device=start.device)
+    best = torch.full((num_cells,), -1, dtype=torch.long, device=start.device)
     best = best.scatter_reduce(0, cell, rank, "amax")
     best = order[best[best >= 0]]
-    count = num_affordable(target, _NUM_OTHERS, at_least=_NUM_CELLS)
+    count = num_affordable(target, _NUM_OTHERS, at_least=num_cells)
 
     return torch.cat([scouts[best[density[best].isfinite()]], start[spread_out(start, count)]])
+
+
+def _fewer(target: Target, count: int) -> int:
+    """A number of points to follow, smaller where the density has very many terms."""
+    return max(16, int(count * min(1.0, _MANY_TERMS / max(1, getattr(target, "num_terms", 1)))))
 
 
 def _smoothed(start: Tensor, count: int) -> Tensor:

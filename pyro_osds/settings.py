@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pyro_osds.arguments import check_choices, check_counts, check_powers_of_two
@@ -17,6 +17,9 @@ from pyro_osds.velocity import VOLUMES
 _FIRST_ITERATIONS = 1000
 # Point by point, a density costs about a millisecond: a smaller run that still ends before NUTS does.
 _SLOW_BATCH, _SLOW_ROUND, _SLOW_VALIDATION, _SLOW_PARTICLES = 32, 150, 256, 16
+# With so many terms a density takes as long even in batches, and the posterior of so many data is close to a Gaussian.
+_MANY_TERMS = 20_000
+_LARGE_BATCH, _LARGE_VALIDATION, _LARGE_PARTICLES = 64, 1024, 32
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,23 @@ class Settings:
         """Those that the user changed, by name."""
         return {name: value for name, value in self.as_dict().items() if value != getattr(type(self), name)}
 
-    def particles(self, vectorized: bool) -> int:
-        """Particles on each island, fewer where densities come point by point."""
-        return self.num_particles if vectorized else _SLOW_PARTICLES
+    def particles(self, vectorized: bool, num_terms: int = 1) -> int:
+        """Particles on each island, fewer where densities come point by point or have very many terms."""
+        if not vectorized:
+            return _SLOW_PARTICLES
 
-    def budget(self, vectorized: bool, deadline: float = math.inf) -> Budget:
+        return self.num_particles if num_terms <= _MANY_TERMS else min(self.num_particles, _LARGE_PARTICLES)
+
+    def budget(self, vectorized: bool, deadline: float = math.inf, num_terms: int = 1) -> Budget:
         """What the first training may use."""
         if vectorized:
-            return Budget(
+            budget = Budget(
                 self._first_iterations, self.batch_size, self.learning_rate, deadline=deadline, optim=self.optim
             )
+            if num_terms <= _MANY_TERMS:
+                return budget
+            batch_size = min(self.batch_size, _LARGE_BATCH)
+            return replace(budget, batch_size=batch_size, num_validation_draws=_LARGE_VALIDATION)
 
         return Budget(
             _SLOW_ROUND,

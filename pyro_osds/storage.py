@@ -20,7 +20,7 @@ from pyro_osds.base import Base
 from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.exchange import Exchange
 from pyro_osds.explore import Exploration
-from pyro_osds.gaussian import Gaussian
+from pyro_osds.gaussian import gaussian
 from pyro_osds.importance import FlowDraws
 from pyro_osds.modes import Modes
 from pyro_osds.posterior import PosteriorDraws
@@ -188,11 +188,11 @@ def _pack_density(density: MultivariateNormal | MixtureSameFamily) -> dict[str, 
 
 
 def _density(loc: Tensor, scale_tril: Tensor, probs: Tensor | None) -> MultivariateNormal | MixtureSameFamily:
-    normal = Gaussian(loc, scale_tril)
+    components = gaussian(loc, scale_tril)
     if probs is None:
-        return normal
+        return components
     mixture = Categorical(probs=probs, validate_args=False)
     # Normalised a second time, they could differ in their last bit.
     mixture.__dict__.update(probs=probs, _param=probs)
 
-    return MixtureSameFamily(mixture, normal, validate_args=False)
+    return MixtureSameFamily(mixture, components, validate_args=False)

@@ -2,7 +2,7 @@ r"""Before any training: explore the posterior, count its modes, choose the base
 
 From the prior, where there is one, or else from a wide Gaussian, particles are annealed to the posterior. Where that
 way was long, its log evidence is worth little; then a second, short way from the base that the first one found gives
-the check.
+the check. In many dimensions particles are too few for a base: the Gaussian of the largest ELBO takes its place.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pyro_osds.moments import weighted_moments
 from pyro_osds.reference import throw, wide_reference
 from pyro_osds.scout import lost_modes
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
+from pyro_osds.variational import variational_base
 
 _SHORT_WAY = 3
 _MAX_WAYS = 3
@@ -37,6 +38,8 @@ _POOR_BASE, _GOOD_BASE = 0.1, 0.5
 _MANY_PARTED = 0.02
 # From which on it is folded; a funnel, curved as it is, has fewer.
 _FOLDED = 0.25
+# With fewer particles for each dimension their scale is mostly noise.
+_ENOUGH_PARTICLES = 4
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     exploration = _with_lost_modes(target, exploration, num_particles, num_islands)
     modes = _find_modes(target, exploration)
     base = _choose_base(target, exploration, modes)
+    if _has_many_dimensions(target, exploration) and modes.parted <= _MANY_PARTED:
+        base = variational_base(target, base)
+        exploration = _explore_from(target, base, exploration, num_particles, num_islands)
+        num_evaluations += exploration.num_evaluations
+        ways = _MAX_WAYS
     while exploration.num_temperatures > _SHORT_WAY and ways < _MAX_WAYS and modes.parted <= _MANY_PARTED:
         way = ReferencePath(target, base.sample, base.log_prob)
         exploration = explore(way, num_particles, num_islands, max_settling=0, phase="Explore again")
@@ -141,6 +149,27 @@ def first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Ten
     return ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob), rest.z
 
 
+class _Whitened:
+    """A target in the whitened coordinates of a base."""
+
+    def __init__(self, target: Target, base: Base) -> None:
+        self.dim, self.dtype, self.device = target.dim, target.dtype, target.device
+        self._target, self._base = target, base
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density, ``(B, D) -> (B,)``."""
+        return self._target.log_prob(self._base.from_whitened(z)) + self._base.log_abs_det
+
+
+def _explore_from(target: Target, base: Base, before: Exploration, num_particles: int, num_islands: int) -> Exploration:
+    """The short way from a base, in its coordinates: there, few particles suffice for the scale of the moves."""
+    density = base.density
+    path = ReferencePath(_Whitened(target, base), lambda count: density.sample(torch.Size([count])), density.log_prob)
+    found = explore(path, num_particles, num_islands, phase="Explore again")
+
+    return replace(found, z=base.from_whitened(found.z), log_prob=found.log_prob - base.log_abs_det, start=before.start)
+
+
 def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Exploration, Modes]:
     """Particles in all orders of exchangeable components or, where valleys lie between those, components in order."""
     z = exploration.z
@@ -168,7 +197,8 @@ def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Explor
 
 def _with_lost_modes(target: Target, exploration: Exploration, num_particles: int, num_islands: int) -> Exploration:
     """The exploration, or a better one where scouts found a mode that holds none of its particles."""
-    if not _is_vectorized(target):
+    # In many dimensions the mass lies far below the mode, so whatever climbs would seem to have found another one.
+    if not _is_vectorized(target) or _has_many_dimensions(target, exploration):
         return exploration
     reference = lost_modes(target, exploration.start, exploration.z, exploration.log_prob)
     if reference is None:
@@ -224,7 +254,9 @@ def _choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base
         return gaussian_base(z)
 
     base = gaussian_base(z, log_prob_and_score(target.log_prob, z)[1])
-    if not _is_vectorized(target) or effective_share(base, target) > _POOR_BASE:
+    if _has_many_dimensions(target, exploration) or not _is_vectorized(target):
+        return base
+    if effective_share(base, target) > _POOR_BASE:
         return base
     # A spike on a broad mode, for instance: no valley parts them, but one Gaussian is neither.
     mixture = adapt_mixture(mixture_base(z, torch.zeros_like(modes.labels)), target)
@@ -238,6 +270,11 @@ def _affordable(target: Target, exploration: Exploration) -> int:
     cost = _SLOW_WAY * exploration.num_temperatures * len(exploration.z) * num_terms
 
     return _MORE_PARTICLES if cost == 0 else min(_MORE_PARTICLES, int(_MAX_TERMS / cost))
+
+
+def _has_many_dimensions(target: Target, exploration: Exploration) -> bool:
+    """Whether particles are too few for the scale of the posterior, and densities fast enough for more draws."""
+    return _is_vectorized(target) and len(exploration.z) < _ENOUGH_PARTICLES * target.dim
 
 
 def _is_vectorized(target: Target) -> bool:

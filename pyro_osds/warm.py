@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_osds.base import whitened
 from pyro_osds.bridge import bridge
 from pyro_osds.coordinates import coordinates_of, in_coordinates
 from pyro_osds.explore import Exploration, ReferencePath, explore
@@ -90,7 +91,7 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
 
     return Survey(
         seen,
-        leap.base,
+        whitened(leap.base),
         exploration,
         find_modes(walked.z, walked.log_prob, seen.log_prob),
         exploration.num_evaluations,

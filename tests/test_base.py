@@ -8,7 +8,16 @@ from helpers import assert_within_standard_error
 from models import mixture_draws, mixture_log_prob
 from torch.distributions import MultivariateNormal
 
-from pyro_osds.base import adapt_mixture, effective_share, gaussian_base, mixture_base
+from pyro_osds.base import (
+    adapt_mixture,
+    coordinatewise,
+    effective_share,
+    gaussian_base,
+    mixture_base,
+    standard_base,
+    whitened,
+)
+from pyro_osds.gaussian import LargeGaussian, gaussian
 from pyro_osds.target import FunctionTarget
 
 
@@ -147,3 +156,42 @@ def test_no_share_where_nothing_is_finite():
         assert effective_share(base, FunctionTarget(lambda z, value=value: torch.full((len(z),), value), 2)) == 0.0
     half = FunctionTarget(lambda z: torch.where(z[:, 0] > base.loc[0], base.log_prob(z), -math.inf), 2)
     assert_within_standard_error(effective_share(base, half), 0.5, 0.5 / math.sqrt(8192))
+
+
+# ---- many dimensions ----
+
+
+def correlated(dim):
+    scale_tril = torch.eye(dim) + 0.3 * torch.randn(dim, dim).tril(-1) / dim**0.5
+
+    return standard_base(torch.randn(dim), torch.linspace(0.1, 3.0, dim)[:, None] * scale_tril)
+
+
+@pytest.mark.parametrize("dim", [3, 150])
+def test_a_gaussian_taken_apart_is_the_same_gaussian(dim, float64):
+    # Densities, scores and points in either form; and put together again, what it was before.
+    base = correlated(dim)
+    apart = coordinatewise(base)
+    z = base.sample(5)
+    torch.testing.assert_close(apart.log_prob(z), base.log_prob(z))
+    torch.testing.assert_close(apart.from_whitened(apart.to_whitened(z)), z)
+    assert base.noise_scale is None and apart.noise_scale is not None
+    torch.testing.assert_close(whitened(apart).scale_tril, base.scale_tril)
+    torch.testing.assert_close(coordinatewise(apart).scale_tril, apart.scale_tril)
+    # Each whitened coordinate has variance one.
+    torch.testing.assert_close(apart.noise_scale.square().sum(-1), torch.ones(dim))
+    score = torch.randn(5, dim)
+    for one in (base, apart):
+        torch.testing.assert_close(one.score_from_whitened(score), score @ torch.linalg.inv(one.scale_tril))
+
+
+@pytest.mark.parametrize("scale_tril", [torch.eye(200), torch.eye(200) + 0.01 * torch.ones(200, 200).tril(-1)])
+def test_a_normal_in_many_dimensions(scale_tril, float64):
+    # The density and the moments of torch's own.
+    scale_tril = scale_tril.double()
+    large, plain = gaussian(torch.zeros(200), scale_tril), MultivariateNormal(torch.zeros(200), scale_tril=scale_tril)
+    assert isinstance(large, LargeGaussian) and not isinstance(gaussian(torch.zeros(3), torch.eye(3)), LargeGaussian)
+    draws = large.sample(torch.Size([2000]))
+    torch.testing.assert_close(large.log_prob(draws), plain.log_prob(draws))
+    distances = torch.linalg.solve_triangular(scale_tril, draws.mT, upper=False).square().sum(0)
+    assert_within_standard_error(distances.mean().item(), 200.0, 20.0 / math.sqrt(2000))

@@ -8,7 +8,7 @@ from helpers import assert_within_standard_error, log_abs_det_of_jacobian, pertu
 from models import LOG_GAMMA_SHAPE, log_gamma, log_gamma_log_evidence, mixture_log_prob
 from torch.distributions import MultivariateNormal
 
-from pyro_osds.base import Base, gaussian_base
+from pyro_osds.base import Base, coordinatewise, gaussian_base, standard_base
 from pyro_osds.bridge import LatentTarget, bridge
 from pyro_osds.flow_map import FlowMap
 from pyro_osds.importance import pareto_k, weigh
@@ -113,3 +113,16 @@ def test_a_region_of_density_zero(float64):
     found = bridge(gaussian_leap(0.0, 1.0, 1), FunctionTarget(half, 1), 64, 16)
     assert_within_standard_error(found.log_evidence, 0.5 * math.log(math.pi / 2), found.std_error)
     assert (found.z > 0).all() and found.log_prob.isfinite().all()
+
+
+def test_a_leap_from_correlated_draws_is_bridged_in_its_noise(float64):
+    # The same density as from the same Gaussian in one piece, and particles in the coordinates of the target.
+    base = standard_base(torch.tensor([1.0, -2.0]), torch.tensor([[2.0, 0.0], [1.5, 0.5]]))
+    target = FunctionTarget(lambda z: base.log_prob(z) + 7.0, 2)
+    flow = FlowMap(2, num_blocks=1, hidden_features=8)
+    whole, apart = (LatentTarget(Leap(form, flow), target) for form in (base, coordinatewise(base)))
+    x = torch.randn(6, 2)
+    torch.testing.assert_close(apart.log_prob(x), whole.log_prob(x))
+    found = bridge(Leap(coordinatewise(base), flow), target, 20, 4)
+    torch.testing.assert_close(found.island_log_evidence, torch.full((4,), 7.0))
+    torch.testing.assert_close(found.log_prob, target.log_prob(found.z))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_osds.model.capture import BLOCK_SIZE, DensitiesWithScores, Graph, in_blocks, record, with_scores
+from pyro_osds.model.capture import BLOCK_SIZE, DensitiesWithScores, Graph, block_size, in_blocks, record, with_scores
 
 
 def densities(z):
@@ -214,3 +214,12 @@ def test_graphs_are_frozen():
     # Replayed without Python between the operations.
     graph = record(with_scores(lambda z: (-z.square().sum(-1), z.exp().sum(-1))), torch.zeros(BLOCK_SIZE, 2))
     assert isinstance(graph.run.script, torch.jit.ScriptModule)
+
+
+@pytest.mark.parametrize(
+    ("dim", "num_terms", "expected"),
+    [(100, 2000, 256), (512, 1, 256), (1600, 1600, 64), (20, 100_000, 16), (20, 10_000, 32), (1, 10**9, 16)],
+)
+def test_blocks_are_smaller_where_the_density_is_large(dim, num_terms, expected):
+    # Half a million numbers in a tensor, or 16 points.
+    assert block_size(dim, num_terms) == expected

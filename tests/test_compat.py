@@ -575,3 +575,46 @@ def test_safe_log_is_that_of_pyro(float64):
         for got in (safe_log(x), vmap(safe_log)(x)):
             assert torch.equal(got, expected)
             torch.testing.assert_close(torch.autograd.grad(got.sum(), x)[0], gradient, rtol=1e-15, atol=0.0)
+
+
+# ---- large matrices that all points share ----
+
+
+def shared_factor(size):
+    rows = torch.arange(size, dtype=torch.float64)
+    covariance = 2.0 * torch.exp(-(rows - rows[:, None]).abs() / 5.0)
+
+    return torch.linalg.cholesky(covariance)
+
+
+SHARED_SOLVES = {
+    "lower": lambda factor, row: torch.linalg.solve_triangular(factor, row[:, None], upper=False),
+    "upper, batch of one": lambda factor, row: torch.linalg.solve_triangular(
+        factor.mT[None], row[None, :, None], upper=True
+    ),
+    "unitriangular": lambda factor, row: torch.linalg.solve_triangular(
+        factor / factor.diagonal(), row[:, None], upper=False, unitriangular=True
+    ),
+    "from the right": lambda factor, row: torch.linalg.solve_triangular(factor, row[None], upper=False, left=False),
+    "cholesky_solve": lambda factor, row: torch.cholesky_solve(row[:, None], factor),
+    "cholesky_solve, upper": lambda factor, row: row[:, None].cholesky_solve(factor.mT, upper=True),
+    "MultivariateNormal": lambda factor, row: dist.MultivariateNormal(
+        row.new_zeros(len(row)), scale_tril=factor
+    ).log_prob(row),
+}
+
+
+@pytest.mark.parametrize("solve", SHARED_SOLVES.values(), ids=SHARED_SOLVES.keys())
+@pytest.mark.parametrize("size", [5, 150])
+def test_systems_with_a_shared_matrix(solve, size):
+    # Small or large, the solution is that of one point at a time.
+    factor = shared_factor(size)
+    assert_same(lambda row: solve(factor, row), torch.randn(3, size, dtype=torch.float64))
+
+
+def test_a_large_shared_matrix_is_not_copied_for_each_point():
+    # 64 copies of 300 x 300 numbers would be 46 MB; what a solution takes is far less.
+    factor, z = shared_factor(300), torch.randn(64, 300, dtype=torch.float64)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        vmap(compatible(lambda row: torch.linalg.solve_triangular(factor, row[:, None], upper=False)))(z)
+    assert sum(event.self_cpu_memory_usage for event in profile.events() if event.self_cpu_memory_usage > 0) < 20e6

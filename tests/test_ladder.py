@@ -123,6 +123,26 @@ def test_small_and_large_batches_agree(single):
     assert_same(with_scores(ladder.densities)(z), [torch.cat(parts) for parts in zip(*pieces, strict=True)])
 
 
+@pytest.mark.parametrize("capture", ["auto", False])
+def test_a_large_density_is_evaluated_in_small_blocks(capture):
+    # Values, gradients and second derivatives of the whole, with no more than 16 points of it at once.
+    sizes = []
+
+    def single(row):
+        return row.sum(), quartic(row)[1]
+
+    ladder = Ladder(single, torch.zeros(2), capture=capture, block_size=16)
+    whole = Ladder(single, torch.zeros(2), capture=False)
+    run = ladder.map
+    ladder.map = lambda read, z: (sizes.append(len(z)), run(read, z))[1]
+    z = torch.randn(90, 2)
+    assert_same(with_scores(ladder.densities)(z), with_scores(whole.densities)(z))
+    assert_same(ladder.densities(z), whole.densities(z))
+    assert all(size <= 16 for size in sizes) and (capture == "auto" or len(sizes) == 12)
+    # The other coordinates of the points know nothing of it.
+    assert ladder.of(single)._block_size == 16
+
+
 @pytest.mark.parametrize("size", [MIN_BATCH // 2, MIN_BATCH])
 @pytest.mark.parametrize("flat", [False, True], ids=["prior", "flat prior"])
 def test_second_derivatives(float64, flat, size):

@@ -104,3 +104,12 @@ def test_fisher_mean_follows_the_mean_score(float64):
     z = 2 * torch.randn(500, 2) + 4
     loc, _ = fisher_moments(z, -(z - 1) / 4)
     torch.testing.assert_close(loc, torch.ones(2), rtol=1e-6, atol=1e-6)
+
+
+def test_fewer_points_than_dimensions(float64):
+    # Coordinate by coordinate, and exact for a Gaussian with independent coordinates of any scale.
+    scale = torch.logspace(-3, 3, 200)
+    z = 5.0 + scale * torch.randn(150, 200)
+    loc, scale_tril = fisher_moments(z, -(z - 5.0) / scale.square())
+    torch.testing.assert_close(loc, torch.full((200,), 5.0), atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(scale_tril, scale.diag())

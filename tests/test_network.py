@@ -120,3 +120,14 @@ def test_one_time_and_many_steps():
     network, x = perturbed(ControlNetwork(2, 8)), torch.randn(3, 2)
     t, d = torch.full((1, 1), 0.5), torch.tensor([[0.1], [0.2], [0.5]])
     torch.testing.assert_close(network(x, t, d, x), network(x, t.expand(3, 1), d, x))
+
+
+def test_between_many_coordinates_the_linear_part_has_a_low_rank(float64):
+    # Still the identity's zeros before training, and weights that grow linearly with the number of coordinates.
+    networks = [Conditioner(size, 2 * size, hidden_features=8) for size in (400, 800)]
+    fewer, more = (sum(weights.numel() for weights in network.parameters()) for network in networks)
+    assert more < 2 * fewer
+    x, t, d = torch.randn(3, 400), torch.zeros(3, 1), torch.ones(3, 1)
+    assert networks[0](x, t, d).eq(0).all()
+    line = perturbed(networks[0], 0.3).line(torch.eye(402))
+    assert torch.linalg.matrix_rank(line) == 8

@@ -9,9 +9,10 @@ from models import log_gamma, mixture_draws, mixture_log_prob
 from torch.distributions import Gamma
 
 from pyro_osds import recipe
-from pyro_osds.base import gaussian_base, mixture_base
+from pyro_osds.base import gaussian_base, mixture_base, standard_base
 from pyro_osds.explore import Exploration
 from pyro_osds.flow_map import FlowMap
+from pyro_osds.gaussian import MANY_DIMENSIONS
 from pyro_osds.importance import weigh
 from pyro_osds.leap import Leap
 from pyro_osds.modes import Modes
@@ -339,3 +340,41 @@ def test_the_deadline_holds_for_the_largest_flow(small_largest):
     made.run()
     made.run_larger(better)
     assert made.trainer.history.loss == [] and math.isfinite(made.trainer.history.best_elbo)
+
+
+# ---- many dimensions ----
+
+
+def many(dim, groups, **options):
+    """A recipe for a standard normal with independent coordinates."""
+    target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), dim)
+    z = torch.randn(50, dim)
+    exploration = Exploration(z, target.log_prob(z), torch.zeros(8), 1, 0, 0.8, 0)
+    modes = Modes(torch.zeros(len(z), dtype=torch.long), 0.0)
+    found = Survey(target, standard_base(torch.zeros(dim), torch.eye(dim)), exploration, modes, 0)
+
+    return Recipe(found, groups=groups, disable_progbar=True, more_iterations=100, **options)
+
+
+@pytest.mark.parametrize(("groups", "num_blocks"), [((MANY_DIMENSIONS,), 1), ((2, MANY_DIMENSIONS - 2), 3)])
+def test_in_many_dimensions_coordinates_are_shaped_first(groups, num_blocks):
+    # And coupled only where there are parents and children; no larger flow is kept for escalation.
+    made = many(MANY_DIMENSIONS, groups)
+    assert len(made.trainer.leap.flow.blocks) == num_blocks and splines(made.trainer.leap) == 1
+    assert made.trainer.leap.base.scale_tril.count_nonzero() == MANY_DIMENSIONS
+    assert made.iterations_left == 0 and many(MANY_DIMENSIONS - 1, ()).iterations_left == 100
+
+
+@pytest.mark.parametrize(("dim", "batch_size"), [(200, 256), (513, 128), (1600, 64), (5000, 64)])
+def test_batches_and_steps_are_smaller_in_many_dimensions(dim, batch_size):
+    budget = many(dim, (), size=FlowSize(1, 0, 2)).trainer.budget
+    assert budget.batch_size == batch_size
+    assert budget.learning_rate == pytest.approx(1e-2 * (MANY_DIMENSIONS / dim) ** 0.5)
+
+
+@pytest.mark.parametrize(("pareto_k", "grows"), [(0.6, False), (0.8, True)])
+def test_in_many_dimensions_a_larger_flow_follows_a_bad_tail(pareto_k, grows):
+    # The distance of the ELBO alone, a little for each of very many coordinates, is no reason.
+    made = many(MANY_DIMENSIONS, ())
+    made.trainer.history.gap, made.trainer.history.pareto_k = [3.0, 1.0], [1.0, pareto_k]
+    assert made._should_grow(100) == grows

@@ -207,3 +207,20 @@ def test_a_spike_on_a_broad_mode_gets_a_mixture(float64):
     assert found.base.num_components >= 2 and not found.is_folded
     assert effective_share(found.base, found.target) > 0.5
     assert_within_standard_error(found.exploration.log_evidence, 0.0, found.exploration.std_error)
+
+
+# ---- many dimensions ----
+
+
+def test_many_dimensions(float64):
+    # 300 correlated ones: far fewer particles than a covariance needs, and still the exact base and evidence.
+    index = torch.arange(300)
+    covariance = 0.8 ** (index - index[:, None]).abs().double()
+    scale_tril, precision = torch.linalg.cholesky(covariance), torch.linalg.inv(covariance)
+    target = FunctionTarget(lambda z: -0.5 * ((z - 1.0) @ precision * (z - 1.0)).sum(-1), 300)
+    found = survey(target, num_particles=16)
+    log_evidence = 150 * math.log(2 * math.pi) + scale_tril.diagonal().log().sum().item()
+    assert_within_standard_error(found.exploration.log_evidence, log_evidence, max(found.exploration.std_error, 1e-3))
+    assert effective_share(found.base, target) > 0.99
+    torch.testing.assert_close(found.exploration.log_prob, target.log_prob(found.exploration.z))
+    assert found.exploration.num_temperatures == 1

@@ -4,7 +4,8 @@ Running a Pyro model is mostly Python: handlers, distribution objects, transform
 tensor operations of densities and scores are recorded (``recorder``), and never again. The record is traced and frozen
 by TorchScript where that holds. It belongs to one batch size, so batches are cut into blocks; and to one run, whose
 data are constants in it. A small operation takes as long for 512 points as for 256, so large batches get a graph of
-their own where that is soon recorded.
+their own where that is soon recorded. Where there are very many observations, blocks are
+what keeps memory bounded.
 """
 
 from __future__ import annotations
@@ -20,13 +21,18 @@ from torch import Tensor
 from pyro_osds.recorder import freeze, record_operations
 
 BLOCK_SIZE = 256
-"""Points that a graph evaluates at once."""
+"""Points that a graph evaluates at once, where the density is not large."""
 
 LARGE_BLOCK_SIZE = 512
 """Points that another graph evaluates at once in larger batches, where the first one has few operations."""
 
 MIN_BATCH = 64
 """A smaller batch is not worth a whole block."""
+
+_MIN_BLOCK_SIZE = 16
+# Numbers in one tensor of a block, with an entry for each term of the density or for each coordinate: what fits into
+# the memory near the processor, and little of the rest. Coordinates cost more, since matrices come with them.
+_MAX_TERMS, _MAX_COORDINATES = 2**19, 2**17
 
 Densities = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps points ``(B, D)`` to log priors and log likelihoods, ``(B,)`` each."""
@@ -37,17 +43,35 @@ Scored = Callable[[Tensor], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Graph:
-    """A recorded function.
+    """A function for blocks of points, recorded or not.
 
     Arguments:
         run: The function, for blocks of this size.
         block_size: Points that it evaluates at once.
-        num_operations: Tensor operations of a run.
+        num_operations: Tensor operations of a run, if it is recorded.
     """
 
     run: Scored
     block_size: int
-    num_operations: int
+    num_operations: int = 0
+
+
+def block_size(dim: int, num_terms: int) -> int:
+    """Points that are evaluated at once: fewer where there are many observations or many dimensions.
+
+    Arguments:
+        dim: The number of dimensions.
+        num_terms: Terms of the log density.
+
+    Example:
+        >>> block_size(dim=20, num_terms=1000), block_size(dim=20, num_terms=100_000)
+        (256, 16)
+    """
+    size = BLOCK_SIZE
+    while size > _MIN_BLOCK_SIZE and (size * num_terms > _MAX_TERMS or size * dim > _MAX_COORDINATES):
+        size //= 2
+
+    return size
 
 
 def with_scores(densities: Densities) -> Scored:
@@ -93,10 +117,10 @@ def record(function: Scored, z: Tensor) -> Graph:
 
 
 def in_blocks(graph: Graph, z: Tensor) -> tuple[Tensor, ...]:
-    """A recorded function on any number of points; the last block is filled up with copies of the last point.
+    """A function on any number of points, block by block; the last block is filled up with copies of the last point.
 
     Arguments:
-        graph: The function, for blocks.
+        graph: The function.
         z: Points, ``(B, D)``.
     """
     if len(z) == graph.block_size:

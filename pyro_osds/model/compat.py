@@ -12,6 +12,7 @@ one:
 * Values that are the same for all points, such as the indices of a plate, can be read as Python numbers.
 * New tensors belong to the batch from the start, if asked for: writing a batched value into an unbatched tensor fails.
 * ``clamp_`` and ``log_ndtr``, which vmap does one point after the other, are made of what it does at once.
+* A large triangular matrix that all points share is inverted once: solving for a batch would copy it for each point.
 * Binary cross entropy on logits is written with ``logsigmoid``: the same function with a third of the operations.
 
 Pyro's logarithm with a bounded gradient is a function that vmap refuses; :func:`vmappable_pyro` puts another in its
@@ -44,6 +45,8 @@ _FACTORIES = {
 _READS = {
     Tensor.item, Tensor.tolist, Tensor.__iter__, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__,
 }  # fmt: skip
+# Rows from which on a copy of a matrix for each point costs more than everything else.
+_LARGE_MATRIX = 128
 _NO_RULE = "There is a performance drop because we have not yet implemented the batching rule"
 
 
@@ -134,6 +137,45 @@ def _solve(*args: Any, **kwargs: Any) -> Tensor:
     return _nan_where(info != 0, solution)
 
 
+def _solve_triangular(matrix: Tensor, values: Tensor, *, upper: bool, **kwargs: Any) -> Tensor:
+    if kwargs.get("out") is not None or not kwargs.get("left", True) or not _is_shared(matrix, values):
+        return torch.linalg.solve_triangular(matrix, values, upper=upper, **kwargs)
+    inverse = _triangular_inverse(matrix, upper, kwargs.get("unitriangular", False))
+
+    return (values.mT @ inverse.mT).mT
+
+
+def _cholesky_solve(values: Tensor, factor: Tensor, upper: bool = False, **kwargs: Any) -> Tensor:
+    if kwargs.get("out") is not None or not _is_shared(factor, values):
+        return torch.cholesky_solve(values, factor, upper, **kwargs)
+    inverse = _triangular_inverse(factor, upper)
+
+    return (values.mT @ (inverse @ inverse.mT if upper else inverse.mT @ inverse)).mT
+
+
+def _is_shared(matrix: Tensor, values: Tensor) -> bool:
+    """Whether a large matrix is the same for all points, and for all rows of a point, and the values are not."""
+    size, dims = matrix.shape[-1], matrix.dim()
+
+    return (
+        size >= _LARGE_MATRIX
+        and matrix.numel() == size**2
+        and dims <= values.dim()
+        and is_batchedtensor(values)
+        and not is_batchedtensor(matrix)
+    )
+
+
+def _triangular_inverse(matrix: Tensor, upper: bool, unitriangular: bool = False) -> Tensor:
+    """The inverse of one matrix, in double precision and rounded: as exact as solving is."""
+    size = matrix.shape[-1]
+    double = matrix.reshape(size, size).double()
+    eye = torch.eye(size, dtype=double.dtype, device=double.device)
+    inverse = torch.linalg.solve_triangular(double, eye, upper=upper, unitriangular=unitriangular)
+
+    return inverse.to(matrix.dtype)
+
+
 def _nan_where(failed: Tensor, result: Tensor) -> Tensor:
     failed = failed.reshape(failed.shape + (1,) * (result.dim() - failed.dim()))
 
@@ -215,6 +257,9 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.inverse: _inverse_old,
     Tensor.inverse: _inverse_old,
     torch.linalg.solve: _solve,
+    torch.linalg.solve_triangular: _solve_triangular,
+    torch.cholesky_solve: _cholesky_solve,
+    Tensor.cholesky_solve: _cholesky_solve,
     Tensor.__setitem__: _setitem,
     Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
     torch.tensor: _tensor,

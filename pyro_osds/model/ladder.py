@@ -49,6 +49,7 @@ class Ladder:
         example: A point ``(D,)``, if possible one where the density is finite.
         vectorize: ``"auto"``, ``"vmap"`` (an error where vmap fails) or ``"loop"``.
         capture: ``"auto"``, or False for no graphs.
+        block_size: Points that are evaluated at once.
 
     Raises:
         ValueError: If an option is unknown, or ``vectorize="vmap"`` and vmap fails or is wrong.
@@ -61,13 +62,22 @@ class Ladder:
         (tensor([-1., -1., -1.]), tensor([2., 2., 2.]))
     """
 
-    def __init__(self, single: Single, example: Tensor, vectorize: str = "auto", capture: str | bool = "auto") -> None:
+    def __init__(
+        self,
+        single: Single,
+        example: Tensor,
+        vectorize: str = "auto",
+        capture: str | bool = "auto",
+        block_size: int = BLOCK_SIZE,
+    ) -> None:
         for name, value, allowed in (("vectorize", vectorize, VECTORIZE), ("capture", capture, CAPTURE)):
             if value not in allowed or isinstance(value, int) != isinstance(value, bool):
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
         self.single = single
         self.reason = ""
         self._options = vectorize, capture
+        self._block_size = block_size
+        self._min_batch = min(MIN_BATCH, block_size // 2)
         self._example = example
         self._batched_factories = False
         self._graphs: dict[tuple[bool, int], Graph] = {}
@@ -87,7 +97,7 @@ class Ladder:
         vectorize, capture = self._options
 
         # What does not run in batches here does not there either, and was warned of.
-        return Ladder(single, self._example, vectorize if self.vectorized else "loop", capture)
+        return Ladder(single, self._example, vectorize if self.vectorized else "loop", capture, self._block_size)
 
     @property
     def rung(self) -> str:
@@ -95,7 +105,7 @@ class Ladder:
         if not self.vectorized:
             return "loop"
         if self._may_capture and not self._graphs:
-            self._capture(scores=True, block_size=BLOCK_SIZE)
+            self._capture(scores=True, block_size=self._block_size)
 
         return "captured" if self._may_capture else "vmap"
 
@@ -105,8 +115,8 @@ class Ladder:
             # Without coordinates all points are the same.
             log_prior, log_likelihood = self.densities(z[:1])
             return log_prior.expand(len(z)), log_likelihood.expand(len(z))
-        if self._may_capture and len(z) >= MIN_BATCH and z.dtype == self._example.dtype:
-            scores = torch.is_grad_enabled() and z.requires_grad
+        scores = torch.is_grad_enabled() and z.requires_grad
+        if self._may_capture and len(z) >= self._min_batch and z.dtype == self._example.dtype:
             graph = self._graph(scores, len(z))
             try:
                 if graph is not None:
@@ -115,12 +125,20 @@ class Ladder:
                 if not is_numerical(error):
                     raise
 
+        if self.vectorized and self._block_size < BLOCK_SIZE and len(z) > self._block_size:
+            # Without a graph, what a large density leaves behind for its gradient would fill the memory.
+            run = with_scores(self._in_python) if scores else self._in_python
+            return self._by_graph(Graph(run, self._block_size), z, scores)
+
+        return self._in_python(z)
+
+    def _in_python(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.map(self.single, z)
 
     def _graph(self, scores: bool, num_points: int) -> Graph | None:
         """The graph for a batch of this size, recorded when it is first needed; None where there is none."""
-        block_size = BLOCK_SIZE
-        if num_points > BLOCK_SIZE:
+        block_size = self._block_size
+        if block_size == BLOCK_SIZE < num_points:
             first = self._graphs.get((True, BLOCK_SIZE)) or self._capture(True, BLOCK_SIZE)
             block_size = LARGE_BLOCK_SIZE if first and first.num_operations < _MANY_OPERATIONS else BLOCK_SIZE
         if not self._may_capture:
@@ -129,10 +147,10 @@ class Ladder:
         return self._graphs.get((scores, block_size)) or self._capture(scores, block_size)
 
     def _by_graph(self, graph: Graph, z: Tensor, scores: bool) -> tuple[Tensor, Tensor]:
-        def in_python(z: Tensor) -> tuple[Tensor, Tensor]:
-            return self.map(self.single, z)
+        log_prior, log_likelihood = (
+            DensitiesWithScores.apply(z, graph, self._in_python) if scores else in_blocks(graph, z)
+        )
 
-        log_prior, log_likelihood = DensitiesWithScores.apply(z, graph, in_python) if scores else in_blocks(graph, z)
         return log_prior, log_likelihood
 
     def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
@@ -192,7 +210,7 @@ class Ladder:
         block = torch.cat([self._points, filling])
         try:
             graph = record(function, block.roll(1, 0))
-            got = in_blocks(graph, block[:MIN_BATCH])
+            got = in_blocks(graph, block[: self._min_batch])
         except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
             self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
             return None

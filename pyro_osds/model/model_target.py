@@ -16,6 +16,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 from torch import Tensor
 from torch.distributions import AffineTransform, Transform
 
+from pyro_osds.model.capture import block_size
 from pyro_osds.model.compat import VmapCompat, vmappable_pyro
 from pyro_osds.model.decode import decode
 from pyro_osds.model.determinism import TrainingLayerError, check_deterministic, no_training_layers
@@ -124,7 +125,8 @@ class ModelTarget:
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             self.num_terms = self._run(self.start).num_terms
         check_deterministic(self._terms, check_points(self.start)[:2])
-        self._ladder = Ladder(self._single, self.start, vectorize, capture)
+        size = block_size(self.dim, self.num_terms)
+        self._ladder = Ladder(self._single, self.start, vectorize, capture, size)
         self.vectorized = self._ladder.vectorized
 
     @property
