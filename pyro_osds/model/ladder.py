@@ -227,7 +227,7 @@ class Ladder:
 def check_points(example: Tensor) -> Tensor:
     """Eight points at which rungs are compared: near the example, and further out on both sides, ``(8, D)``."""
     with torch.random.fork_rng(devices=[]):
-        noise = torch.randn(5, len(example), dtype=example.dtype).to(example.device)
+        noise = torch.randn(5, len(example), dtype=example.dtype, device="cpu").to(example.device)
     near = [example, example + 0.1 * noise[0], example + 0.5 * noise[1], 0.5 * noise[2]]
 
     return torch.stack([*near, noise[3], -noise[3], 2.0 * noise[4], -2.0 * noise[4]])
