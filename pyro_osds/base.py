@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pyro_osds.gaussian import MANY_DIMENSIONS, Gaussian, gaussian
+from pyro_osds.gaussian import MANY_DIMENSIONS, Gaussian, gaussian, is_unit
 from pyro_osds.importance import effective_sample_size
 from pyro_osds.moments import fisher_moments, weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks
@@ -86,7 +86,7 @@ class Base:
     @cached_property
     def noise_scale(self) -> Tensor | None:
         """Scale from standard normal noise to draws of the density, ``(D, D)``; None where a draw is its own noise."""
-        if isinstance(self.density, MixtureSameFamily) or _is_unit(self.density.scale_tril):
+        if isinstance(self.density, MixtureSameFamily) or is_unit(self.density.scale_tril):
             return None
 
         return self.density.scale_tril
@@ -153,10 +153,6 @@ def standard_base(loc: Tensor, scale_tril: Tensor) -> Base:
     return Base(
         loc, scale_tril, gaussian(torch.zeros_like(loc), torch.eye(len(loc), dtype=loc.dtype, device=loc.device))
     )
-
-
-def _is_unit(matrix: Tensor) -> bool:
-    return torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
 
 
 def mixture_base(z: Tensor, labels: Tensor) -> Base:

@@ -249,7 +249,7 @@ def coupling_splits(dim: int, groups: Sequence[int], num_blocks: int) -> list[tu
     generator = torch.Generator().manual_seed(0)
     splits = [(everything[:boundary], everything[boundary:]), (everything[boundary:], everything[:boundary])]
     while len(splits) < num_blocks - 1:
-        shuffled = torch.randperm(dim, generator=generator).tolist()
+        shuffled = torch.randperm(dim, generator=generator, device="cpu").tolist()
         first, second = sorted(shuffled[: dim // 2]), sorted(shuffled[dim // 2 :])
         splits += [(first, second), (second, first)]
 

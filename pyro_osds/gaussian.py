@@ -26,7 +26,6 @@ class Gaussian(MultivariateNormal):
         ValueError: If the shapes do not fit each other.
 
     Example:
-        >>> import torch
         >>> Gaussian(torch.zeros(2), torch.eye(2)).log_prob(torch.zeros(2))
         tensor(-1.8379)
     """
@@ -43,7 +42,7 @@ class Gaussian(MultivariateNormal):
 
 
 class LargeGaussian(Gaussian):
-    """The same in many dimensions: one product of matrices for all draws, none where it is the standard normal.
+    """A normal distribution in many dimensions: one product of matrices for all draws, none where it is standard.
 
     Arguments:
         loc: Its mean, ``(D,)``.
@@ -52,12 +51,13 @@ class LargeGaussian(Gaussian):
 
     def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
         super().__init__(loc, scale_tril)
-        self._is_standard = not loc.any() and torch.equal(scale_tril, torch.eye(len(loc)).to(scale_tril))
+        self._is_standard = not loc.any() and is_unit(scale_tril)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, ``(*sample_shape, D)``."""
-        shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        noise = torch.randn(
+            self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device
+        )
 
         return noise if self._is_standard else self.loc + noise @ self.scale_tril.mT
 
@@ -70,12 +70,18 @@ class LargeGaussian(Gaussian):
 
 
 def gaussian(loc: Tensor, scale_tril: Tensor) -> Gaussian:
-    """A multivariate normal of the kind that suits its dimension.
+    """A normal distribution, of the kind that suits its dimension.
 
     Arguments:
-        loc: Locations, ``(*batch, D)``.
-        scale_tril: Lower triangular scales, ``(*batch, D, D)``.
+        loc: Its mean, ``(D,)``, or with a leading dimension of components.
+        scale_tril: Its lower triangular scale.
     """
-    is_large = loc.dim() == 1 and len(loc) >= MANY_DIMENSIONS
+    if loc.dim() == 1 and len(loc) >= MANY_DIMENSIONS:
+        return LargeGaussian(loc, scale_tril)
 
-    return (LargeGaussian if is_large else Gaussian)(loc, scale_tril)
+    return Gaussian(loc, scale_tril)
+
+
+def is_unit(matrix: Tensor) -> bool:
+    """Whether a matrix is the identity."""
+    return torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))

@@ -244,7 +244,10 @@ def fit_tail(log_weight: Tensor) -> TailFit:
         # So few weights carry all of it that there is no tail to fit.
         return TailFit(size, cutoff, math.inf, math.nan)
 
-    return TailFit(size, cutoff, *fit_generalized_pareto(excess.cpu()))
+    with torch.device("cpu"):  # Pyro makes tensors where torch makes them by default
+        k, sigma = fit_generalized_pareto(excess.cpu())
+
+    return TailFit(size, cutoff, k, sigma)
 
 
 def pareto_k(log_weight: Tensor) -> float:

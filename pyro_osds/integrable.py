@@ -57,7 +57,7 @@ def endless_coordinates(target: Target, loc: Tensor, scale_tril: Tensor) -> list
 
 def _looked_along(target: Target) -> Tensor:
     """One for each coordinate to look along, ``(D,)``; zero where a transform saturates, as that of a simplex does."""
-    looked = torch.ones(target.dim)
+    looked = torch.ones(target.dim, device=target.device)
     for site in getattr(target, "sites", ()):
         if site.shape != site.unconstrained_shape:
             looked[site.start : site.stop] = 0.0

@@ -366,18 +366,23 @@ class Recipe:
         return self.name == "calibrate" and self._size is None and self._plan.kind == "first"
 
     def _teach(self, teacher: Diffusion) -> bool:
-        """Train the teacher, unless that was done before; whether nobody interrupted."""
+        """Train the teacher, unless that was done before; whether it came to its end."""
         history = self.teacher_history
         if history.terms and history.paused is None:
             return True
         self.teacher_history = train_teacher(
-            teacher, self.found.exploration.z, self._teacher_budget, self._disable_progbar, history
+            teacher,
+            self.found.exploration.z,
+            self._teacher_budget,
+            self._disable_progbar,
+            history,
+            self._budget.deadline,
         )
         self.trainer.history.interrupted = self.teacher_history.interrupted
         if self.teacher_history.interrupted:
             warn("The teacher's training was interrupted; the flow is not trained.", InterruptedWarning)
 
-        return not self.teacher_history.interrupted
+        return self.teacher_history.paused is None
 
     def _build(self, plan: Plan) -> Trainer | VelocityTrainer:
         """An untrained flow with its trainer."""

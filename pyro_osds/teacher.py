@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,7 +67,7 @@ class TeacherHistory:
         terms: Each loss by name, one value an iteration, of the iterations that minimised it.
         num_skipped: Iterations whose gradient was not finite, and that were left out.
         interrupted: Whether Ctrl-C ended training.
-        paused: Where it stood then, for :func:`train_teacher` to go on from.
+        paused: Where it was cut short, by that or by the deadline, for :func:`train_teacher` to go on from.
     """
 
     terms: dict[str, list[float]] = field(default_factory=dict)
@@ -81,6 +82,7 @@ def train_teacher(
     budget: TeacherBudget | None = None,
     disable_progbar: bool = True,
     before: TeacherHistory | None = None,
+    deadline: float = math.inf,
 ) -> TeacherHistory:
     """Train a diffusion in place; its network ends up with the moving average of its weights.
 
@@ -89,30 +91,36 @@ def train_teacher(
         z: Particles that stand for the posterior, in the target's coordinates, ``(N, D)``.
         budget: How long and how hard.
         disable_progbar: Whether to hide the progress bar.
-        before: History of an interrupted training with the same arguments, which goes on, bit for bit.
+        before: History of a training with the same arguments that was cut short, which goes on, bit for bit.
+        deadline: Time of ``time.perf_counter`` at which training ends.
 
     Returns:
-        The history. Ctrl-C ends training with what was learnt so far.
+        The history. Ctrl-C, too, ends training with what was learnt so far.
     """
     training = _Training(diffusion, z, budget or TeacherBudget())
     if before is not None and before.paused is not None:
         set_random_state(before.paused["random"])
         training.restore(before.paused)
     left = training.num_iterations - training.iteration
-    progress, random, paused = progress_bar(left, "Teach", disable_progbar), random_state(), None
+    progress, random = progress_bar(left, "Teach", disable_progbar), random_state()
+    paused, interrupted = None, False
     try:
         for _ in range(left):
+            if time.perf_counter() > deadline:
+                break
             with uncut():
                 training.step()
                 random = random_state()
             progress.set_postfix(loss=f"{training.last_loss:.3f}")
             progress.update()
     except KeyboardInterrupt:
+        interrupted = True
+    if training.iteration < training.num_iterations:
         paused = {**copy.deepcopy(training.state()), "random": random}
     progress.close()
     diffusion.network.load_state_dict(training.average.module.state_dict())
 
-    return replace(training.history, interrupted=paused is not None, paused=paused)
+    return replace(training.history, interrupted=interrupted, paused=paused)
 
 
 class _Training:

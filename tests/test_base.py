@@ -190,8 +190,7 @@ def test_a_normal_in_many_dimensions(scale_tril, float64):
     # The density and the moments of torch's own.
     scale_tril = scale_tril.double()
     large, plain = gaussian(torch.zeros(200), scale_tril), MultivariateNormal(torch.zeros(200), scale_tril=scale_tril)
-    assert isinstance(large, LargeGaussian)
-    assert not isinstance(gaussian(torch.zeros(3), torch.eye(3)), LargeGaussian)
+    assert isinstance(large, LargeGaussian) and not isinstance(gaussian(torch.zeros(3), torch.eye(3)), LargeGaussian)
     draws = large.sample(torch.Size([2000]))
     torch.testing.assert_close(large.log_prob(draws), plain.log_prob(draws))
     distances = torch.linalg.solve_triangular(scale_tril, draws.mT, upper=False).square().sum(0)

@@ -176,3 +176,10 @@ def test_flow_survives_save_and_load(tmp_path, float64):
     other.load_state_dict(torch.load(tmp_path / "flow.pt", weights_only=True))
     x = draws(flow)
     assert torch.equal(other(x)[0], flow(x)[0])
+
+
+def test_splits_do_not_depend_on_the_default_device():
+    # They are drawn on the CPU, also where tensors are made on a GPU by default, or here on a device without values.
+    expected = coupling_splits(7, (), 6)
+    with torch.device("meta"):
+        assert coupling_splits(7, (), 6) == expected

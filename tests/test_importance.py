@@ -120,6 +120,14 @@ def test_effective_sample_size():
     assert math.isclose(effective_sample_size(torch.tensor([0.0, -torch.inf])), 1.0)
 
 
+def test_the_tail_is_fitted_whatever_the_default_device():
+    # Pyro fits it with tensors on the default device; that may be a GPU, or here one without any values.
+    log_weight = torch.randn(2000)
+    expected = pareto_k(log_weight)
+    with torch.device("meta"):
+        assert pareto_k(log_weight) == expected
+
+
 def test_draws_carry_their_exact_weights():
     # Target minus the density of the leap, found by its inverse.
     leap, target = leap_and_target(lambda z: -0.5 * z.square().sum(-1))

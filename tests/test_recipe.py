@@ -132,7 +132,7 @@ def test_distilled_flows_are_trained_in_all_dyadic_numbers_of_steps(monkeypatch)
 
 def test_interrupted_teaching_leaves_the_flow_untrained(monkeypatch):
     # Ctrl-C while the teacher learns: a warning, no steps of the flow, and the history says why.
-    monkeypatch.setattr(recipe, "train_teacher", lambda *_: TeacherHistory(interrupted=True))
+    monkeypatch.setattr(recipe, "train_teacher", lambda *_: TeacherHistory(interrupted=True, paused={}))
     made = make(skew(), "distill")
     with pytest.warns(UserWarning, match="teacher's training was interrupted"):
         made.run()

@@ -110,6 +110,20 @@ def test_interruption_keeps_what_was_learnt(monkeypatch):
     assert not torch.equal(expected, seen[0])
 
 
+def test_a_deadline_pauses_and_what_follows_is_the_same():
+    # Too late from the start: nothing is learnt, nobody interrupted, and what goes on is the whole training.
+    torch.manual_seed(1)
+    whole, z = untaught()
+    history = train_teacher(whole, z, budget_of(6, 0))
+    torch.manual_seed(1)
+    again, z = untaught()
+    late = train_teacher(again, z, budget_of(6, 0), deadline=0.0)
+    assert late.paused is not None and not late.interrupted and not late.terms
+    done = train_teacher(again, z, budget_of(6, 0), before=late)
+    assert done.paused is None and done.terms == history.terms
+    assert torch.equal(weights_of(again), weights_of(whole))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_steps_that_are_not_finite_are_skipped_and_counted(monkeypatch, value):
     # The weights do not move in such a step, and training goes on.

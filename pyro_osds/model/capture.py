@@ -4,7 +4,8 @@ Running a Pyro model is mostly Python: handlers, distribution objects, transform
 tensor operations of densities and scores are recorded (``recorder``), and never again. The record is traced and frozen
 by TorchScript where that holds. It belongs to one batch size, so batches are cut into blocks; and to one run, whose
 data are constants in it. A small operation takes as long for 512 points as for 256, so large batches get a graph of
-their own where that is soon recorded. Where there are very many observations, blocks are what keeps memory bounded.
+their own where that is soon recorded. Where there are very many observations, blocks are
+what keeps memory bounded.
 """
 
 from __future__ import annotations
@@ -40,6 +41,21 @@ Scored = Callable[[Tensor], tuple[Tensor, ...]]
 """Maps points to densities ``(B,), (B,)`` and, if asked for, their scores ``(B, D), (B, D)``."""
 
 
+@dataclass(frozen=True)
+class Graph:
+    """A function for blocks of points, recorded or not.
+
+    Arguments:
+        run: The function, for blocks of this size.
+        block_size: Points that it evaluates at once.
+        num_operations: Tensor operations of a run, if it is recorded.
+    """
+
+    run: Scored
+    block_size: int
+    num_operations: int = 0
+
+
 def block_size(dim: int, num_terms: int) -> int:
     """Points that are evaluated at once: fewer where there are many observations or many dimensions.
 
@@ -56,21 +72,6 @@ def block_size(dim: int, num_terms: int) -> int:
         size //= 2
 
     return size
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A recorded function.
-
-    Arguments:
-        run: The function, for blocks of this size.
-        block_size: Points that it evaluates at once.
-        num_operations: Tensor operations of a run.
-    """
-
-    run: Scored
-    block_size: int
-    num_operations: int
 
 
 def with_scores(densities: Densities) -> Scored:
@@ -119,7 +120,7 @@ def in_blocks(graph: Graph, z: Tensor) -> tuple[Tensor, ...]:
     """A function on any number of points, block by block; the last block is filled up with copies of the last point.
 
     Arguments:
-        graph: The function, recorded for blocks or not.
+        graph: The function.
         z: Points, ``(B, D)``.
     """
     if len(z) == graph.block_size:

@@ -105,7 +105,7 @@ class Ladder:
         if not self.vectorized:
             return "loop"
         if self._may_capture and not self._graphs:
-            self._capture(scores=True, block_size=BLOCK_SIZE)
+            self._capture(scores=True, block_size=self._block_size)
 
         return "captured" if self._may_capture else "vmap"
 
@@ -128,7 +128,7 @@ class Ladder:
         if self.vectorized and self._block_size < BLOCK_SIZE and len(z) > self._block_size:
             # Without a graph, what a large density leaves behind for its gradient would fill the memory.
             run = with_scores(self._in_python) if scores else self._in_python
-            return self._by_graph(Graph(run, self._block_size, 0), z, scores)
+            return self._by_graph(Graph(run, self._block_size), z, scores)
 
         return self._in_python(z)
 
@@ -138,7 +138,7 @@ class Ladder:
     def _graph(self, scores: bool, num_points: int) -> Graph | None:
         """The graph for a batch of this size, recorded when it is first needed; None where there is none."""
         block_size = self._block_size
-        if num_points > BLOCK_SIZE == block_size:
+        if block_size == BLOCK_SIZE < num_points:
             first = self._graphs.get((True, BLOCK_SIZE)) or self._capture(True, BLOCK_SIZE)
             block_size = LARGE_BLOCK_SIZE if first and first.num_operations < _MANY_OPERATIONS else BLOCK_SIZE
         if not self._may_capture:
@@ -147,9 +147,9 @@ class Ladder:
         return self._graphs.get((scores, block_size)) or self._capture(scores, block_size)
 
     def _by_graph(self, graph: Graph, z: Tensor, scores: bool) -> tuple[Tensor, Tensor]:
-        if scores:
-            return DensitiesWithScores.apply(z, graph, self._in_python)  # type: ignore[return-value]
-        log_prior, log_likelihood = in_blocks(graph, z)
+        log_prior, log_likelihood = (
+            DensitiesWithScores.apply(z, graph, self._in_python) if scores else in_blocks(graph, z)
+        )
 
         return log_prior, log_likelihood
 
@@ -227,7 +227,7 @@ class Ladder:
 def check_points(example: Tensor) -> Tensor:
     """Eight points at which rungs are compared: near the example, and further out on both sides, ``(8, D)``."""
     with torch.random.fork_rng(devices=[]):
-        noise = torch.randn(5, len(example), dtype=example.dtype).to(example.device)
+        noise = torch.randn(5, len(example), dtype=example.dtype, device="cpu").to(example.device)
     near = [example, example + 0.1 * noise[0], example + 0.5 * noise[1], 0.5 * noise[2]]
 
     return torch.stack([*near, noise[3], -noise[3], 2.0 * noise[4], -2.0 * noise[4]])

@@ -222,7 +222,7 @@ def outside_support(trace: Any) -> dict[str, tuple[float, str]]:
         inside = support.check(value)
         mask = site["mask"]
         if mask is not None:
-            inside = inside | ~torch.as_tensor(mask)
+            inside = inside | ~torch.as_tensor(mask, device=inside.device)
         if not inside.all():
             values = torch.broadcast_to(value, (*inside.shape, *value.shape[inside.dim() :]))
             bad = values[~inside].reshape(-1)[0].item()
