@@ -145,7 +145,7 @@ def _evidence(part: list[dict[str, Any]]) -> str:
 def _figure(runs: Runs, models: list[str]) -> None:
     """Seconds to the first result against the error of the log evidence, a mark for each run."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for method, marker in zip(EVIDENCE_METHODS, "osD^", strict=True):
+    for method, marker in zip(EVIDENCE_METHODS, "osvD^", strict=True):
         done = [
             record for model in models for record in runs.get((model, method), []) if record.get("error") is not None
         ]
