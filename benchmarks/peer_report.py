@@ -30,7 +30,8 @@ def write_report(records: Sequence[dict[str, Any]]) -> None:
         _by_method(runs, models, draw_methods, _seconds),
         f"**Seconds to {ENOUGH:,} effective draws**: the first result, and the rest at the speed of further draws",
         _by_method(runs, models, draw_methods, _enough),
-        f"**The same over that of OSDS**, after the geometric mean without the four Gaussians; at least, where ended: {_ratios(runs, models)}",
+        f"**The same over that of OSDS**, after the geometric mean without {_NOT_SOLVED}; at least, where ended: "
+        f"{_ratios(runs, models)}",
         "**Effective draws per second, once the first result is there**",
         _by_method(runs, models, draw_methods, lambda part: _range(part, "further", "{:.0f}")),
         "**Evaluations of the log density**, in thousands, with or without gradient",
