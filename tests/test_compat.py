@@ -599,7 +599,7 @@ SHARED_SOLVES = {
     "cholesky_solve": lambda factor, row: torch.cholesky_solve(row[:, None], factor),
     "cholesky_solve, upper": lambda factor, row: row[:, None].cholesky_solve(factor.mT, upper=True),
     "MultivariateNormal": lambda factor, row: dist.MultivariateNormal(
-        row.new_zeros(len(row)), scale_tril=factor
+        row.new_zeros(len(row)), scale_tril=factor, validate_args=False
     ).log_prob(row),
 }
 
