@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py           # a few minutes
     python benchmarks/scaling.py --quick   # fewer and smaller sizes
-    python benchmarks/scaling.py --pines   # instead: a whole run with default settings on 1,600 dimensions
+    python benchmarks/scaling.py --run pines [--seed 0]   # instead: a whole run of one large model, default settings
 
 Times are the median of a few repeats on one thread. An exponent is the slope of a line through logarithms; the one
 between the two largest sizes says where it is going.
@@ -23,6 +23,7 @@ from large_models import (
     PINES_STD_ERROR,
     groups,
     hierarchy,
+    hierarchy_log_evidence,
     log_gaussian_cox,
     logistic,
     pines,
@@ -40,6 +41,12 @@ from pyro_osds.target import log_prob_and_score
 from pyro_osds.train import Budget
 
 REPEATS = 5
+LARGE: dict[str, tuple[Callable[..., None], Callable[[], tuple[torch.Tensor, ...]]]] = {
+    "pines": (log_gaussian_cox, pines),
+    "small pines": (log_gaussian_cox, lambda: pines(20)),
+    "hierarchy": (hierarchy, lambda: (groups(1000),)),
+    "regression": (logistic, lambda: regression_data(100_000)),
+}
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -122,27 +129,31 @@ def scaling(quick: bool) -> None:
     table("Batches, of a hierarchy of 100 dimensions", "batch", batches, columns)
 
 
-def run_pines(seed: int) -> None:
-    """Print what a run with default settings on the pines gives, how long it takes and how much memory."""
-    pyro.set_rng_seed(seed)
+def run(name: str) -> None:
+    """Print what a run with default settings gives, how long it takes and how much memory."""
+    model, make_data = LARGE[name]
+    data = make_data()
     start = time.perf_counter()
-    osds = OSDS(log_gaussian_cox, disable_progbar=True)
-    osds.run(*pines())
+    osds = OSDS(model, disable_progbar=True)
+    osds.run(*data)
     print(osds.evidence)
-    print(f"two annealed runs: {PINES_LOG_EVIDENCE} +- {PINES_STD_ERROR}")
+    if name == "pines":
+        print(f"two annealed runs: {PINES_LOG_EVIDENCE} +- {PINES_STD_ERROR}")
+    elif name == "hierarchy":
+        print(f"by quadrature: {hierarchy_log_evidence(*data):.3f}")
     print(f"{time.perf_counter() - start:.0f} s in all: { ({k: round(v) for k, v in osds.fit.seconds.items()}) }")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and smaller sizes")
-    parser.add_argument("--pines", action="store_true", help="a whole run on 1,600 dimensions")
+    parser.add_argument("--run", choices=LARGE, help="a whole run, of some minutes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     pyro.set_rng_seed(args.seed)
-    if args.pines:
-        run_pines(args.seed)
+    if args.run:
+        run(args.run)
     else:
         scaling(args.quick)
     print(f"\npeak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")

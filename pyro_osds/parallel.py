@@ -126,10 +126,8 @@ def by_rows(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tupl
     """
     if not _is_shared.get() or len(x) < torch.distributed.get_world_size():
         return function(x)
-    rank, counts = (
-        torch.distributed.get_rank(),
-        [len(part) for part in x.tensor_split(torch.distributed.get_world_size())],
-    )
+    rank = torch.distributed.get_rank()
+    counts = [len(part) for part in x.tensor_split(torch.distributed.get_world_size())]
     start, stop = sum(counts[:rank]), sum(counts[: rank + 1])
     own = function(x[start:stop])
     if not own:
