@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pyro_osds.gaussian import MANY_DIMENSIONS, Gaussian, gaussian, is_unit
+from pyro_osds.gaussian import MANY_DIMENSIONS, Gaussian, is_unit
 from pyro_osds.importance import effective_sample_size
 from pyro_osds.moments import fisher_moments, weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks
@@ -111,7 +111,7 @@ def coordinatewise(base: Base) -> Base:
     scale_tril = _whole_scale(base)
     scale = scale_tril.square().sum(-1).sqrt()
 
-    return Base(base.loc, scale.diag(), gaussian(torch.zeros_like(base.loc), scale_tril / scale[:, None]))
+    return Base(base.loc, scale.diag(), Gaussian(torch.zeros_like(base.loc), scale_tril / scale[:, None]))
 
 
 def whitened(base: Base) -> Base:
@@ -151,7 +151,7 @@ def standard_base(loc: Tensor, scale_tril: Tensor) -> Base:
         scale_tril: Its lower triangular scale, ``(D, D)``.
     """
     return Base(
-        loc, scale_tril, gaussian(torch.zeros_like(loc), torch.eye(len(loc), dtype=loc.dtype, device=loc.device))
+        loc, scale_tril, Gaussian(torch.zeros_like(loc), torch.eye(len(loc), dtype=loc.dtype, device=loc.device))
     )
 
 

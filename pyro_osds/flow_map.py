@@ -16,7 +16,7 @@ Sources: coupling layers (Dinh et al. 2017), splines (Durkan et al. 2019), step 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,42 @@ class Spline(zuko.transforms.MonotonicRQSTransform):
         x, y, d = (values.expand(*ends.shape[:-1], -1).gather(-1, ends).squeeze(-1) for values in knots)
 
         return inside, *x, *y, *d, (y[1] - y[0]) / (x[1] - x[0])
+
+
+class _LaidOut(torch.autograd.Function):
+    """Columns in another order; the gradient of an index adds up at each place, where a permutation takes it back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        return x.index_select(-1, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        _, order, back = inputs
+        ctx.save_for_backward(order, back)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        order, back = ctx.saved_tensors
+
+        return lay_out(gradient, back, order), None, None
+
+
+def lay_out(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+    """The columns of ``x`` in another order, differentiable.
+
+    Arguments:
+        x: Points, ``(B, D)``.
+        order: Which column comes at each place, a permutation, ``(D,)``.
+        back: The inverse permutation, ``(D,)``.
+
+    Example:
+        >>> lay_out(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0]))
+        tensor([[3., 1., 2.]])
+    """
+    return cast("Tensor", _LaidOut.apply(x, order, back))
 
 
 class CouplingBlock(nn.Module):
@@ -124,6 +160,7 @@ class FlowMap(nn.Module):
     """
 
     layout_steps: Tensor
+    layout_back: Tensor
 
     def __init__(
         self,
@@ -145,35 +182,39 @@ class FlowMap(nn.Module):
         layouts = [list(range(dim)), *(fixed + moving for fixed, moving in splits), list(range(dim))]
         steps = [[place[i] for i in after] for place, after in zip(map(_places, layouts), layouts[1:], strict=False)]
         self.register_buffer("layout_steps", torch.tensor(steps, dtype=torch.long))
+        self.register_buffer("layout_back", self.layout_steps.argsort(-1), persistent=False)
 
     def forward(self, x: Tensor, t: float | Tensor = 0.0, d: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         """Leap from time ``t`` over a step ``d``: ``(B, D)`` to the new points and log-determinants ``(B,)``."""
         t, d = _column(t, x), _column(d, x)
         log_slopes = []
-        for block, step in self._chain():
-            fixed, moving = x[:, step].split([block.num_fixed, block.num_moving], -1)
+        for block, *step in self._chain():
+            fixed, moving = lay_out(x, *step).split([block.num_fixed, block.num_moving], -1)
             moving, log_slope = block(fixed, moving, t, d)
             x = torch.cat([fixed, moving], -1)
             log_slopes.append(log_slope)
 
-        return x[:, self.layout_steps[-1]], torch.cat(log_slopes, -1).sum(-1)
+        return lay_out(x, *self._last_step), torch.cat(log_slopes, -1).sum(-1)
 
-    def _chain(self, steps: Tensor | None = None) -> list[tuple[CouplingBlock, Tensor]]:
-        """Each block with the step of layout before it."""
-        steps = self.layout_steps if steps is None else steps
+    def _chain(self) -> list[tuple[CouplingBlock, Tensor, Tensor]]:
+        """Each block with the step of layout before it, and the step back."""
+        blocks = cast("list[CouplingBlock]", list(self.blocks))
 
-        return list(zip(cast("list[CouplingBlock]", list(self.blocks)), steps[:-1], strict=True))
+        return list(zip(blocks, self.layout_steps[:-1], self.layout_back[:-1], strict=True))
+
+    @property
+    def _last_step(self) -> tuple[Tensor, Tensor]:
+        return self.layout_steps[-1], self.layout_back[-1]
 
     def inverse(self, y: Tensor, t: float | Tensor = 0.0, d: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         """The points that the same leap maps to ``y``, and the log-determinants of the leap there."""
         t, d = _column(t, y), _column(d, y)
-        back = self.layout_steps.argsort(-1)
-        y = y[:, back[-1]]
+        y = lay_out(y, *reversed(self._last_step))
         log_slopes = []
-        for block, step in reversed(self._chain(back)):
+        for block, step, back in reversed(self._chain()):
             fixed, moved = y.split([block.num_fixed, block.num_moving], -1)
             moving, log_slope = block.inverse(fixed, moved, t, d)
-            y = torch.cat([fixed, moving], -1)[:, step]
+            y = lay_out(torch.cat([fixed, moving], -1), back, step)
             log_slopes.append(log_slope)
 
         return y, torch.cat(log_slopes, -1).sum(-1)
@@ -202,12 +243,12 @@ class FlowMap(nn.Module):
         """
         t, d = _column(t, x), _column(d, x)
         log_slopes = []
-        for block, step in self._chain():
+        for block, *step in self._chain():
             sizes = [block.num_fixed, block.num_moving]
             x = x if x.requires_grad else x.detach().requires_grad_()
-            fixed, moving = x[:, step].split(sizes, -1)
+            fixed, moving = lay_out(x, *step).split(sizes, -1)
             moved, log_slope = block(fixed, moving, t, d)
-            score_fixed, score_moving = score[:, step].split(sizes, -1)
+            score_fixed, score_moving = lay_out(score, *step).split(sizes, -1)
             score_moving = score_moving * (-log_slope.detach()).exp()
             if block.num_bins:
                 (curvature,) = torch.autograd.grad(log_slope.sum(), moving, retain_graph=True)
@@ -219,9 +260,9 @@ class FlowMap(nn.Module):
             x, score = torch.cat([fixed, moved], -1), torch.cat([score_fixed, score_moving], -1)
             log_slopes.append(log_slope)
 
-        last = self.layout_steps[-1]
+        last = self._last_step
 
-        return x[:, last], torch.cat(log_slopes, -1).sum(-1), score[:, last]
+        return lay_out(x, *last), torch.cat(log_slopes, -1).sum(-1), lay_out(score, *last)
 
 
 def coupling_splits(dim: int, groups: Sequence[int], num_blocks: int) -> list[tuple[list[int], list[int]]]:

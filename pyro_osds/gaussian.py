@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
 MANY_DIMENSIONS = 129
-"""From so many on, products of matrices are avoided, and a flow works on the coordinates of the model."""
+"""From so many on, a flow works on the coordinates of the model, without products of whole matrices."""
 
 
 class Gaussian(MultivariateNormal):
     """A multivariate normal from its location and lower triangular scale.
 
-    Torch's constructor broadcasts shapes by a function that imports symbolic algebra, a second at the first use.
+    Torch's constructor broadcasts shapes by a function that imports symbolic algebra, a second at the first use; and
+    its draws and densities multiply by a matrix for each of them, also where that is the identity.
 
     Arguments:
         loc: Locations, ``(*batch, D)``.
@@ -39,25 +40,14 @@ class Gaussian(MultivariateNormal):
         # The scale is a lazy property, and the second name is the one that the density uses.
         self.__dict__.update(loc=loc, scale_tril=scale_tril, _unbroadcasted_scale_tril=scale_tril)
         Distribution.__init__(self, loc.shape[:-1], loc.shape[-1:], validate_args=False)
-
-
-class LargeGaussian(Gaussian):
-    """A normal distribution in many dimensions: one product of matrices for all draws, none where it is standard.
-
-    Arguments:
-        loc: Its mean, ``(D,)``.
-        scale_tril: Its lower triangular scale, ``(D, D)``.
-    """
-
-    def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
-        super().__init__(loc, scale_tril)
-        self._is_standard = not loc.any() and is_unit(scale_tril)
+        self._is_standard = loc.dim() == 1 and not loc.any() and is_unit(scale_tril)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, ``(*sample_shape, D)``."""
-        noise = torch.randn(
-            self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device
-        )
+        """Draws, ``(*sample_shape, *batch, D)``; of one normal by one product of matrices, where torch takes many."""
+        if self.loc.dim() > 1:
+            return super().rsample(sample_shape)
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
 
         return noise if self._is_standard else self.loc + noise @ self.scale_tril.mT
 
@@ -67,19 +57,6 @@ class LargeGaussian(Gaussian):
             return super().log_prob(value)
 
         return -0.5 * value.square().sum(-1) - 0.5 * value.shape[-1] * math.log(2 * math.pi)
-
-
-def gaussian(loc: Tensor, scale_tril: Tensor) -> Gaussian:
-    """A normal distribution, of the kind that suits its dimension.
-
-    Arguments:
-        loc: Its mean, ``(D,)``, or with a leading dimension of components.
-        scale_tril: Its lower triangular scale.
-    """
-    if loc.dim() == 1 and len(loc) >= MANY_DIMENSIONS:
-        return LargeGaussian(loc, scale_tril)
-
-    return Gaussian(loc, scale_tril)
 
 
 def is_unit(matrix: Tensor) -> bool:

@@ -98,24 +98,47 @@ def spread_out(z: Tensor, count: int = 1024) -> Tensor:
 
 def _components(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tensor]) -> Tensor:
     """Connected components of the graph that joins each particle to its nearest neighbours, ``(N,)``."""
+    partners = _neighbours(z)
+    labels, edges = torch.arange(len(z), device=z.device), []
+    # The nearest come first, and pairs that are joined by now need no other look: within one mode few are left.
+    ends = [1, 2, 4, 8, 16, partners.shape[1]]
+    for begin, end in zip([0, *ends], ends, strict=False):
+        first = torch.arange(len(z), device=z.device).repeat_interleave(partners[:, begin:end].shape[1])
+        second = partners[:, begin:end].reshape(-1)
+        apart = labels[first] != labels[second]
+        first, second = first[apart], second[apart]
+        if len(first):
+            joined = ~_parted(z, log_prob, log_prob_fn, first, second)
+            edges.append(torch.stack([first[joined], second[joined]]))
+            labels = _connected(len(z), torch.cat(edges, 1))
+
+    return labels
+
+
+def _neighbours(z: Tensor) -> Tensor:
+    """The nearest other particles of each in the given units, then in whitened ones, ``(N, K)``.
+
+    Whitening squeezes the axis along which modes lie apart.
+    """
+    loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
+    whitened = torch.linalg.solve_triangular(scale_tril, (z - loc).mT, upper=False).mT
+    distances = [torch.cdist(points, points).fill_diagonal_(torch.inf) for points in (z, whitened)]
+    count = min(_NUM_NEIGHBOURS, len(z) - 1)
+
+    return torch.cat([distance.topk(count, largest=False).indices for distance in distances], 1)
+
+
+def _connected(num_nodes: int, edges: Tensor) -> Tensor:
+    """The component of each node, ``(N,)``, with edges ``(2, E)``."""
     # Here, since a run with one mode never comes by, and the import takes a fifth of a second.
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    # Neighbours in the given units and in whitened ones: whitening squeezes the axis along which modes lie apart.
-    loc, scale_tril = weighted_moments(z, torch.zeros_like(log_prob))
-    whitened = torch.linalg.solve_triangular(scale_tril, (z - loc).mT, upper=False).mT
-    distances = [torch.cdist(points, points).fill_diagonal_(torch.inf) for points in (z, whitened)]
-    count = min(_NUM_NEIGHBOURS, len(z) - 1)
-    partners = torch.cat([distance.topk(count, largest=False).indices for distance in distances], 1)
-    first = torch.arange(len(z), device=z.device).repeat_interleave(partners.shape[1])
-    second = partners.reshape(-1)
-    joined = ~_parted(z, log_prob, log_prob_fn, first, second)
-    first, second = first[joined].cpu().numpy(), second[joined].cpu().numpy()
-    edges = (np.ones_like(first), (first, second))
-    _, labels = connected_components(coo_matrix(edges, shape=(len(z), len(z))), directed=False)
+    rows, columns = edges.cpu().numpy()
+    graph = coo_matrix((np.ones_like(rows), (rows, columns)), shape=(num_nodes, num_nodes))
+    _, labels = connected_components(graph, directed=False)
 
-    return torch.as_tensor(labels, dtype=torch.long, device=z.device)
+    return torch.as_tensor(labels, dtype=torch.long, device=edges.device)
 
 
 def _parted(

@@ -20,7 +20,7 @@ from pyro_osds.base import Base
 from pyro_osds.evidence import Evidence, EvidenceCheck
 from pyro_osds.exchange import Exchange
 from pyro_osds.explore import Exploration
-from pyro_osds.gaussian import gaussian
+from pyro_osds.gaussian import Gaussian
 from pyro_osds.importance import FlowDraws
 from pyro_osds.modes import Modes
 from pyro_osds.posterior import PosteriorDraws
@@ -188,7 +188,7 @@ def _pack_density(density: MultivariateNormal | MixtureSameFamily) -> dict[str, 
 
 
 def _density(loc: Tensor, scale_tril: Tensor, probs: Tensor | None) -> MultivariateNormal | MixtureSameFamily:
-    components = gaussian(loc, scale_tril)
+    components = Gaussian(loc, scale_tril)
     if probs is None:
         return components
     mixture = Categorical(probs=probs, validate_args=False)

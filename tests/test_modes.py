@@ -27,6 +27,15 @@ def test_particles_of_one_mode_have_one_label(sizes):
     assert torch.equal(modes.labels, expected) and modes.count == len(sizes)
 
 
+def test_few_looks_within_one_mode():
+    # The nearest neighbours come first, and pairs that are joined are not looked at again.
+    log_prob_fn, num_points = mixture_log_prob(FOUR[:2], [0.5, 0.5]), []
+    z = mixture_draws(FOUR[:2], [400, 600])
+    modes = find_modes(z, log_prob_fn(z), lambda z: num_points.append(len(z)) or log_prob_fn(z))
+    assert modes.labels.bincount().tolist() == [600, 400]
+    assert sum(num_points) < 20 * len(z)
+
+
 def test_modes_of_different_width():
     # A mode ten times as narrow as the other one.
     def log_prob_fn(z):
