@@ -17,6 +17,8 @@ from peer_models import PeerModel
 # As MCMC's users run it.
 NUM_CHAINS, NUM_WARMUP, NUM_SAMPLES = 4, 1000, 1000
 _MORE_DRAWS = 100_000
+# Where a sampler for the evidence has to be told how well: a standard error of 0.05 nats, and as many effective draws.
+_STD_ERROR, _NUM_EFFECTIVE = 0.05, 400
 # Of tempered SMC: its evidence is within a tenth of a nat on most of the posteriors.
 _NUM_PARTICLES, _NUM_MOVES, _NUM_LEAPFROG = 1000, 10, 5
 
@@ -348,13 +350,13 @@ def _numpyro_prior(model: PeerModel, seed: int, num_draws: int) -> tuple[Any, An
     import jax
     from jax.flatten_util import ravel_pytree
     from numpyro.handlers import block
-    from numpyro.infer import Predictive
-    from numpyro.infer.util import initialize_model, unconstrain_fn
+    from numpyro.infer import Predictive, log_likelihood
+    from numpyro.infer.util import constrain_fn, initialize_model, unconstrain_fn
 
     function = model.numpyro()
     prior = block(function, hide_fn=_is_observation)
     key = jax.random.PRNGKey(seed)
-    joint_info, prior_info = initialize_model(key, function), initialize_model(key, prior)
+    prior_info = initialize_model(key, prior)
     _, unravel = ravel_pytree(prior_info.param_info.z)
     names = list(prior_info.param_info.z)
     draws = Predictive(prior, num_samples=num_draws)(key)
@@ -363,14 +365,16 @@ def _numpyro_prior(model: PeerModel, seed: int, num_draws: int) -> tuple[Any, An
     def log_prior(z: Any) -> Any:
         return -prior_info.potential_fn(unravel(z))
 
-    def log_likelihood(z: Any) -> Any:
-        return -joint_info.potential_fn(unravel(z)) - log_prior(z)
+    def log_likelihood_of(z: Any) -> Any:
+        # Not as a difference of two densities, which far out is one of very large numbers.
+        sites = log_likelihood(function, constrain_fn(prior, (), {}, unravel(z)), batch_ndims=0)
+        return sum(values.sum() for values in sites.values())
 
-    return log_prior, log_likelihood, to_flat({name: draws[name] for name in names})
+    return log_prior, log_likelihood_of, to_flat({name: draws[name] for name in names})
 
 
 def nautilus(model: PeerModel, seed: int) -> Outcome:
-    """Nautilus with default settings, vectorised."""
+    """Nautilus, vectorised, until the stated error is small enough."""
     from nautilus import Prior, Sampler
 
     prior = Prior()
@@ -384,7 +388,7 @@ def nautilus(model: PeerModel, seed: int) -> Outcome:
     sampler = Sampler(
         lambda u: u, log_likelihood, n_dim=model.num_cube, vectorized=True, pass_dict=False, seed=seed, pool=None
     )
-    sampler.run(verbose=False)
+    sampler.run(n_eff=_NUM_EFFECTIVE, verbose=False)
     seconds = time.perf_counter() - start
 
     return Outcome(
@@ -396,17 +400,19 @@ def nautilus(model: PeerModel, seed: int) -> Outcome:
 
 
 def dynesty(model: PeerModel, seed: int) -> Outcome:
-    """Dynesty's static nested sampler with default settings."""
-    from dynesty import NestedSampler
+    """Dynesty's dynamic nested sampler, all of it for the evidence, until the stated error is small enough."""
+    from dynesty import DynamicNestedSampler
 
     start = time.perf_counter()
-    sampler = NestedSampler(
+    sampler = DynamicNestedSampler(
         lambda theta: float(_finite(model.log_likelihood(theta[None]))[0]),
         lambda u: model.cube(u[None])[0],
         model.num_cube,
         rstate=np.random.default_rng(seed),
     )
-    sampler.run_nested(print_progress=False)
+    sampler.run_nested(
+        wt_kwargs={"pfrac": 0.0}, stop_kwargs={"pfrac": 0.0, "evid_thresh": _STD_ERROR}, print_progress=False
+    )
     seconds = time.perf_counter() - start
     results = sampler.results
 

@@ -42,33 +42,15 @@ class PeerModel:
     dim: int = 0
 
 
-def all_models() -> dict[str, PeerModel]:
-    """By name; those of `--quick` first."""
-    schools = posteriordb("eight_schools")[0]
-    models = [
-        _case("eight schools", lambda: numpyro_schools(False), schools_cube, schools_likelihood(schools), 10),
-        _case("gp_regr", numpyro_gp, gp_cube, gp_likelihood(), 3),
-        PeerModel(
-            "four Gaussians",
-            _problem("four Gaussians").case.model,
-            numpyro_four_gaussians,
-            0.0,
-            cube=lambda u: _BOX * (2.0 * u - 1.0),
-            log_likelihood=four_gaussians_likelihood,
-            log_volume=2 * math.log(2 * _BOX),
-            num_cube=2,
-            dim=2,
-        ),
-        _case("arK", numpyro_ark, ark_cube, ark_likelihood(), 7),
-        _case("eight schools, centred", lambda: numpyro_schools(True)),
-        _regression("German credit", german_credit(), *_design("german credit"), 10.0),
-        _regression("breast cancer", breast_cancer(), *_design("breast cancer"), 10.0),
-        _regression("sonar", sonar(), *_design("sonar"), 1.0),
-        _baseball(),
-        _case("hidden Markov", numpyro_hidden_markov),
-    ]
+def names() -> list[str]:
+    """Names of the posteriors; those of `--quick` first."""
+    return list(_MODELS)
 
-    return {model.name: model for model in models}
+
+@functools.cache
+def model_of(name: str) -> PeerModel:
+    """A posterior by its name."""
+    return _MODELS[name]()
 
 
 def _problem(name: str) -> Any:
@@ -330,3 +312,33 @@ def numpyro_baseball(at_bats: np.ndarray, hits: np.ndarray) -> Callable[[], None
             numpyro.sample("hits", dist.Binomial(at_bats.astype(int), logits=log_odds), obs=hits)
 
     return model
+
+
+_MODELS: dict[str, Callable[[], PeerModel]] = {
+    "eight schools": lambda: _case(
+        "eight schools",
+        lambda: numpyro_schools(False),
+        schools_cube,
+        schools_likelihood(posteriordb("eight_schools")[0]),
+        10,
+    ),
+    "gp_regr": lambda: _case("gp_regr", numpyro_gp, gp_cube, gp_likelihood(), 3),
+    "four Gaussians": lambda: PeerModel(
+        "four Gaussians",
+        _problem("four Gaussians").case.model,
+        numpyro_four_gaussians,
+        0.0,
+        cube=lambda u: _BOX * (2.0 * u - 1.0),
+        log_likelihood=four_gaussians_likelihood,
+        log_volume=2 * math.log(2 * _BOX),
+        num_cube=2,
+        dim=2,
+    ),
+    "arK": lambda: _case("arK", numpyro_ark, ark_cube, ark_likelihood(), 7),
+    "eight schools, centred": lambda: _case("eight schools, centred", lambda: numpyro_schools(True)),
+    "German credit": lambda: _regression("German credit", german_credit(), *_design("german credit"), 10.0),
+    "breast cancer": lambda: _regression("breast cancer", breast_cancer(), *_design("breast cancer"), 10.0),
+    "sonar": lambda: _regression("sonar", sonar(), *_design("sonar"), 1.0),
+    "baseball": _baseball,
+    "hidden Markov": lambda: _case("hidden Markov", numpyro_hidden_markov),
+}

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from peer_methods import METHODS, applies, min_effective_size, quiet
-from peer_models import all_models
+from peer_models import model_of, names
 
 OUT = Path(__file__).parent / "results" / "peers.jsonl"
 QUICK_MODELS = ("eight schools", "gp_regr", "four Gaussians")
@@ -36,7 +36,7 @@ NEEDS = {
 
 def measure(method: str, name: str, seed: int) -> dict[str, Any]:
     """One run, in this process, as a line of the file."""
-    model = all_models()[name]
+    model = model_of(name)
     outcome = quiet(lambda: METHODS[method](model, seed))
     moments = {site: _moments(value) for site, value in outcome.draws.items()}
 
@@ -84,7 +84,7 @@ def read() -> list[dict[str, Any]]:
 
 def main(args: argparse.Namespace) -> None:
     """Run what is missing, then report."""
-    models = [name for name in all_models() if name in (args.only or (QUICK_MODELS if args.quick else all_models()))]
+    models = args.only or (QUICK_MODELS if args.quick else names())
     chosen = args.methods or (QUICK_METHODS if args.quick else METHODS)
     installed = [name for name in METHODS if importlib.util.find_spec(NEEDS.get(name, "pyro")) is not None]
     methods = [name for name in installed if name in chosen]
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
     for seed in range(repeats):
         for name in models:
             for method in methods:
-                if (method, name, seed) in done or not applies(method, all_models()[name]):
+                if (method, name, seed) in done or not applies(method, model_of(name)):
                     continue
                 record = run_apart(method, name, seed, limit)
                 with OUT.open("a") as file:
@@ -106,8 +106,8 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", nargs="+")
-    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--only", nargs="+", choices=names())
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=600.0)
     parser.add_argument("--report", action="store_true")

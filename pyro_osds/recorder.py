@@ -133,7 +133,10 @@ class Recorder(TorchDispatchMode):
         if operation._schema.is_mutable:
             self._check_own(operation, args)
         result = operation(*args, **kwargs)
-        if operation not in _TO_PYTHON:
+        if operation is torch.ops.aten.detach.default:
+            # The same tensor, to what has no gradients.
+            self._write(self.node(args[0]), result, depends)
+        elif operation not in _TO_PYTHON:
             inputs = self._inputs(args), self._inputs(kwargs)
             self._write(self.graph.call_function(operation, *inputs), result, depends)
             fresh = {_memory(leaf) for leaf in _tensors(result)}

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyro_osds.flow_map import FlowMap
@@ -219,7 +219,7 @@ class Trainer:
         value = -finite.mean().item() if len(finite) else loss.total.item() if not len(loss.log_weight) else math.nan
         self.history.record(value, loss.terms)
         # The norm tells whether any entry is not finite; such a step is skipped, and the next one is a plain one.
-        norm = get_total_norm(gradients)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
         usable = bool(norm.isfinite())
         self._use_plain = not usable
         if usable:
