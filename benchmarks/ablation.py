@@ -35,7 +35,8 @@ from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_
 from pyro_osds.leap import Leap
 from pyro_osds.model import ModelTarget
 from pyro_osds.objective import exact_volume, forward_kl, reverse_kl
-from pyro_osds.recipe import COVERING, LEAN, FlowSize, Recipe
+from pyro_osds.plan import COVERING, LEAN, FlowSize
+from pyro_osds.recipe import Recipe
 from pyro_osds.survey import Survey, survey
 from pyro_osds.target import FunctionTarget
 from pyro_osds.teacher import TeacherBudget, train_teacher

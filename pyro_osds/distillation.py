@@ -34,16 +34,16 @@ class Walks:
 
     def __init__(self, diffusion: Diffusion, num_time_steps: int) -> None:
         self.taken: Tensor | None = None
-        self._diffusion = diffusion
+        self.diffusion = diffusion
         self._num_time_steps = num_time_steps
 
     def states(self) -> Tensor:
         """``(num_time_steps + 1, N, D)``, the same ones each time."""
         if self.taken is None:
-            like = self._diffusion.base.loc
+            like = self.diffusion.base.loc
             with torch.no_grad():
                 start = torch.randn(_NUM_PATHS, len(like), dtype=like.dtype, device=like.device)
-                self.taken = self._diffusion.flow(start, self._num_time_steps)
+                self.taken = self.diffusion.flow(start, self._num_time_steps)
 
         return self.taken
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from pyro_osds.arguments import check_choices, check_counts, check_powers_of_two
 from pyro_osds.optimizer import check_optim
+from pyro_osds.plan import LEAN, FlowSize
 from pyro_osds.posterior import CORRECTIONS
-from pyro_osds.recipe import LEAN, NETWORKS, RECIPES, FlowSize
+from pyro_osds.recipe import NETWORKS, RECIPES
 from pyro_osds.train import Budget
 from pyro_osds.velocity import VOLUMES
 

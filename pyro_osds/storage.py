@@ -23,8 +23,8 @@ from pyro_osds.explore import Exploration
 from pyro_osds.gaussian import Gaussian
 from pyro_osds.importance import FlowDraws
 from pyro_osds.modes import Modes
+from pyro_osds.plan import FlowSize, Plan
 from pyro_osds.posterior import PosteriorDraws
-from pyro_osds.recipe import FlowSize, Plan
 from pyro_osds.survey import Survey
 from pyro_osds.teacher import TeacherHistory
 from pyro_osds.train import Course, History

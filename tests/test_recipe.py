@@ -8,7 +8,7 @@ import torch
 from models import log_gamma, mixture_draws, mixture_log_prob
 from torch.distributions import Gamma
 
-from pyro_osds import recipe
+from pyro_osds import plan, recipe
 from pyro_osds.base import gaussian_base, mixture_base, standard_base
 from pyro_osds.explore import Exploration
 from pyro_osds.flow_map import FlowMap
@@ -16,7 +16,8 @@ from pyro_osds.gaussian import MANY_DIMENSIONS
 from pyro_osds.importance import weigh
 from pyro_osds.leap import Leap
 from pyro_osds.modes import Modes
-from pyro_osds.recipe import FlowSize, Recipe
+from pyro_osds.plan import Builder, FlowSize
+from pyro_osds.recipe import Recipe
 from pyro_osds.survey import Survey
 from pyro_osds.target import FunctionTarget
 from pyro_osds.teacher import TeacherBudget, TeacherHistory
@@ -85,7 +86,7 @@ def test_splines_and_bases():
 @pytest.mark.parametrize("found", [skew, two_modes])
 def test_sizes_by_recipe(found):
     # Lean for calibrate, one more spline block for cover, unless a size is given.
-    for name, size in [("calibrate", recipe.LEAN), ("cover", recipe.COVERING)]:
+    for name, size in [("calibrate", plan.LEAN), ("cover", plan.COVERING)]:
         flow = make(found(), name, size=None).trainer.leap.flow
         assert len(flow.blocks) == size.num_blocks
         assert len(make(found(), name).trainer.leap.flow.blocks) == TINY.num_blocks
@@ -124,7 +125,7 @@ def test_distilled_flows_are_trained_in_all_dyadic_numbers_of_steps(monkeypatch)
         seen.append(options.get("num_steps", ()))
         return inner(*arguments, **options)
 
-    monkeypatch.setattr(recipe, "exact_volume", record)
+    monkeypatch.setattr(plan, "exact_volume", record)
     for name in ("calibrate", "cover", "distill"):
         make(skew(), name)
     assert seen == [(), (), (1, 2, 4)]
@@ -145,9 +146,10 @@ def test_interrupted_teaching_leaves_the_flow_untrained(monkeypatch):
 @pytest.fixture
 def small_sizes(monkeypatch):
     """Lean and large, a fraction of their size; the lean flow always leaves room."""
-    monkeypatch.setattr(recipe, "LEAN", replace(TINY, num_spline_blocks=0))
-    monkeypatch.setattr(recipe, "LARGE", FlowSize(3, 1, 16))
-    monkeypatch.setattr(recipe, "_LEAN_GAP", 1e-6)
+    monkeypatch.setattr(plan, "LEAN", replace(TINY, num_spline_blocks=0))
+    monkeypatch.setattr(plan, "LARGE", FlowSize(3, 1, 16))
+    for room in (plan, recipe):
+        monkeypatch.setattr(room, "LEAN_GAP", 1e-6)
 
 
 def test_a_larger_flow_follows(small_sizes):
@@ -174,7 +176,7 @@ def test_the_better_flow_is_kept(small_sizes, monkeypatch):
 
         return loss
 
-    monkeypatch.setattr(recipe, "exact_volume", harmful)
+    monkeypatch.setattr(plan, "exact_volume", harmful)
     budget = Budget(60, 64, first_round=50, elbo_gap=0.0, num_validation_draws=2000)
     made = make(skew(), size=None, budget=budget)
     lean = made.trainer
@@ -194,7 +196,7 @@ def test_the_better_flow_is_kept(small_sizes, monkeypatch):
 )
 def test_no_larger_flow(small_sizes, monkeypatch, options):
     # A size that was asked for stays; other recipes do not grow; a budget that is spent is spent.
-    monkeypatch.setattr(Recipe, "_large", lambda self, num_iterations: pytest.fail("a larger flow was made"))
+    monkeypatch.setattr(Builder, "_large", lambda self, plan: pytest.fail("a larger flow was made"))
     make(skew(), **{"size": None, **options}).run()
 
 
@@ -209,7 +211,7 @@ def test_no_larger_flow_where_a_mixture_made_no_progress(small_sizes, found, num
 
 def test_a_lean_flow_that_is_good_enough_stays_alone(monkeypatch):
     # The posterior is the base: no gap, whatever is left of the budget.
-    monkeypatch.setattr(Recipe, "_large", lambda self, num_iterations: pytest.fail("a larger flow was made"))
+    monkeypatch.setattr(Builder, "_large", lambda self, plan: pytest.fail("a larger flow was made"))
     z = torch.randn(400, 2)
     base = gaussian_base(z)
     made = make(survey_of(base.log_prob, z, base), size=None, budget=replace(SHORT, learning_rate=1e-4))
@@ -276,7 +278,7 @@ def test_flows_have_the_groups_steps_and_dtype_that_were_asked_for(float64):
 
 @pytest.fixture
 def small_largest(monkeypatch):
-    monkeypatch.setattr(recipe, "LARGEST", FlowSize(3, 1, 16))
+    monkeypatch.setattr(plan, "LARGEST", FlowSize(3, 1, 16))
 
 
 def far_off():
