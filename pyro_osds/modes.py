@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,16 +128,19 @@ def _neighbours(z: Tensor) -> Tensor:
 
 
 def _connected(num_nodes: int, edges: Tensor) -> Tensor:
-    """The component of each node, ``(N,)``, with edges ``(2, E)``."""
-    # Here, since a run with one mode never comes by, and the import takes a fifth of a second.
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    """The component of each node, ``(N,)``, with edges ``(2, E)``: each takes the lowest node that it can reach.
 
-    rows, columns = edges.cpu().numpy()
-    graph = coo_matrix((np.ones_like(rows), (rows, columns)), shape=(num_nodes, num_nodes))
-    _, labels = connected_components(graph, directed=False)
+    A library's would have to be imported, and would bring edges to the CPU.
+    """
+    first, second = torch.cat([edges, edges.flip(0)], 1)
+    lowest, before = torch.arange(num_nodes, device=edges.device), None
+    while before is None or not torch.equal(lowest, before):
+        before = lowest
+        lowest = lowest.scatter_reduce(0, first, lowest[second], "amin")
+        # Whoever that node reaches by now is reached, too.
+        lowest = lowest[lowest]
 
-    return torch.as_tensor(labels, dtype=torch.long, device=edges.device)
+    return lowest.unique(return_inverse=True)[1]
 
 
 def _parted(
