@@ -5,7 +5,7 @@
 Each run is a process of its own with one thread, which compiles what it has to compile; a run that is not done after
 `--limit` seconds is ended, and counts as that long at least. Runs are lines of benchmarks/results/peers.jsonl; what is
 there already is not run again, and `--report` writes all of it into docs/performance.md. Peers that are not installed
-are left out (`pip install '.[peers]'` installs them). `--quick`: three small posteriors, four methods.
+are left out (`pip install '.[peers]'` installs them). `--quick`: three small posteriors, three methods.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from peer_models import model_of, names
 
 OUT = Path(__file__).parent / "results" / "peers.jsonl"
 QUICK_MODELS = ("eight schools", "gp_regr", "four Gaussians")
-QUICK_METHODS = ("OSDS", "NumPyro NUTS", "bridge sampling", "nautilus")
+QUICK_METHODS = ("OSDS", "NumPyro NUTS", "dynesty")
 NEEDS = {
     "NumPyro NUTS": "numpyro",
     "bridge sampling": "numpyro",
@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
     chosen = args.methods or (QUICK_METHODS if args.quick else METHODS)
     installed = [name for name in METHODS if importlib.util.find_spec(NEEDS.get(name, "pyro")) is not None]
     methods = [name for name in installed if name in chosen]
-    repeats, limit = (1, min(args.limit, 40.0)) if args.quick else (args.repeats, args.limit)
+    repeats, limit = (1, min(args.limit, 60.0)) if args.quick else (args.repeats, args.limit)
     done = {(record["method"], record["model"], record["seed"]) for record in read()}
     OUT.parent.mkdir(exist_ok=True)
     for seed in range(repeats):
