@@ -36,8 +36,6 @@ _EMA_DECAY = 0.98
 _MAX_GRADIENT_NORM = 1.0
 _update = get_ema_multi_avg_fn(_EMA_DECAY)
 _STALL = 0.8
-# A base that leaves less than this share of the gap that is good enough has little to learn.
-_NEAR, _SHORT_ROUND = 0.5, 100
 _log = logging.getLogger(__name__)
 
 
@@ -49,8 +47,7 @@ class Budget:
         num_iterations: Optimiser steps at most, over all rounds.
         batch_size: Draws per step.
         learning_rate: Peak of each round's one-cycle schedule.
-        first_round: Steps of the first round, fewer where the base leaves less than half of ``elbo_gap``; each later one
-            is one and a half times as long.
+        first_round: Steps of the first round; each later one is one and a half times as long.
         warm_up: Steps of the round before, if there is a warm-up objective; they do not count as iterations.
         max_gap: Give up after the first round if the ELBO is further from the log evidence, nats.
         elbo_gap: Stop when the ELBO is this close to the log evidence, nats, and the weights have a good tail.
@@ -302,10 +299,8 @@ class Trainer:
         """One whole move: a step, or the look that ends a round and decides what follows."""
         course = self._course
         if course.phase == "start":
-            course.best_score, gap, _ = self._validate()
+            course.best_score, _, _ = self._validate()
             course.phase = "between"
-            if gap < _NEAR * self.budget.elbo_gap:
-                course.num_steps = min(course.num_steps, _SHORT_ROUND)
             if self._warm_up is not None:
                 self._begin_round("warm_up", self.budget.warm_up)
         elif course.phase == "between":

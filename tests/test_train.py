@@ -71,16 +71,6 @@ def test_training_stops_when_it_is_good_enough():
     assert len(make(standard, Budget(7, 64, first_round=20, num_validation_draws=500)).run().loss) == 7
 
 
-@pytest.mark.parametrize(("scale", "num_steps"), [(1.0, 100), (1.5, 120)])
-def test_a_short_round_where_there_is_little_to_learn(scale, num_steps):
-    # A base that is exact, and one that is half as wide again, which leaves 0.1 nats or more.
-    base = gaussian_base(torch.randn(500, 2))
-    target = FunctionTarget(lambda z: base.log_prob(base.loc + (z - base.loc) / scale), 2)
-    budget = Budget(1000, 64, first_round=120, num_validation_draws=1000)
-    leap = Leap(base, FlowMap(2, num_blocks=2, hidden_features=8))
-    assert Trainer(leap, target, budget, disable_progbar=True).run().step[:2] == [0, num_steps]
-
-
 def test_a_round_of_ten_steps():
     # A budget that leaves ten steps for a round is spent like any other.
     assert len(make(budget=Budget(10, 64, num_validation_draws=500)).run().loss) == 10
