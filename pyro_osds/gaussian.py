@@ -40,7 +40,8 @@ class Gaussian(MultivariateNormal):
         # The scale is a lazy property, and the second name is the one that the density uses.
         self.__dict__.update(loc=loc, scale_tril=scale_tril, _unbroadcasted_scale_tril=scale_tril)
         Distribution.__init__(self, loc.shape[:-1], loc.shape[-1:], validate_args=False)
-        self._is_standard = loc.dim() == 1 and not loc.any() and is_unit(scale_tril)
+        # Then the score of a point is the point with its sign changed.
+        self.is_standard = loc.dim() == 1 and not loc.any() and is_unit(scale_tril)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, ``(*sample_shape, *batch, D)``; of one normal by one product of matrices, where torch takes many."""
@@ -49,11 +50,11 @@ class Gaussian(MultivariateNormal):
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
 
-        return noise if self._is_standard else self.loc + noise @ self.scale_tril.mT
+        return noise if self.is_standard else self.loc + noise @ self.scale_tril.mT
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, ``(*, D) -> (*,)``."""
-        if not self._is_standard:
+        if not self.is_standard:
             return super().log_prob(value)
 
         return -0.5 * value.square().sum(-1) - 0.5 * value.shape[-1] * math.log(2 * math.pi)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_osds.base import Base
 from pyro_osds.flow_map import FlowMap
+from pyro_osds.gaussian import Gaussian
 from pyro_osds.parallel import by_rows
 from pyro_osds.target import log_prob_and_score
 
@@ -64,7 +65,11 @@ class Leap(nn.Module):
 
         The first two carry gradients for the weights, the score does not.
         """
-        log_prob, score = log_prob_and_score(self.base.density.log_prob, x)
+        density = self.base.density
+        if isinstance(density, Gaussian) and density.is_standard:
+            log_prob, score = density.log_prob(x), -x
+        else:
+            log_prob, score = log_prob_and_score(density.log_prob, x)
         for step in range(self.num_steps):
             x, log_abs_det, score = self.flow.forward_with_score(x, score, step / self.num_steps, 1.0 / self.num_steps)
             log_prob = log_prob - log_abs_det
