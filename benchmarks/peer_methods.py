@@ -1,6 +1,6 @@
 """One function for each sampler: a posterior in, an outcome out, with the sampler's own settings.
 
-Each has one process and one thread, in which nothing has been compiled. Seconds begin when libraries are imported and
+Each has one process and one thread, in which nothing has been compiled. Seconds begin once libraries are imported and
 end when posterior draws (and the log evidence, where there is one) are there.
 """
 
