@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
     chosen = args.methods or (QUICK_METHODS if args.quick else METHODS)
     installed = [name for name in METHODS if importlib.util.find_spec(NEEDS.get(name, "pyro")) is not None]
     methods = [name for name in installed if name in chosen]
-    repeats, limit = (1, min(args.limit, 40.0)) if args.quick else (args.repeats, args.limit)
+    repeats, limit = (1, min(args.limit, 50.0)) if args.quick else (args.repeats, args.limit)
     done = {(record["method"], record["model"], record["seed"]) for record in read()}
     OUT.parent.mkdir(exist_ok=True)
     for seed in range(repeats):
