@@ -134,7 +134,7 @@ def _evidence_ratios(runs: Runs, models: list[str]) -> str:
             (record.get("seconds", record.get("limit")), record["method"], "limit" in record)
             for method in EVIDENCE_METHODS[1:]
             for record in runs.get((model, method), [])
-            if "limit" in record or abs(record.get("error") or math.nan) <= _WITHIN
+            if "limit" in record or abs(record.get("error", math.nan)) <= _WITHIN
         ]
         if ours and theirs:
             seconds, method, bound = min(theirs)
