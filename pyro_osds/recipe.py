@@ -274,6 +274,7 @@ class Recipe:
         """
         target = self.found.target
         self.name, self.found = state["name"], replace(state["found"], target=target)
+        self._builder.name = self.name
         self._has_grown, self._more_iterations = state["has_grown"], state["more_iterations"]
         self.teacher_history = copy.deepcopy(state["teacher_history"])
         self._plan = replace(state["plan"], found=replace(state["plan"].found, target=target))

@@ -273,6 +273,14 @@ def test_flows_have_the_groups_steps_and_dtype_that_were_asked_for(float64):
     assert torch.equal(made.trainer.leap.flow.layout_steps, expected.layout_steps)
 
 
+def test_a_restored_recipe_makes_the_flows_that_it_made(small_sizes):
+    # The survey may have been replaced by one that asks for another recipe; the name that was chosen stays.
+    state = make(skew(), "calibrate", size=None).state()
+    restored = make(skew(), "cover", size=None)
+    restored.restore(state)
+    assert restored.name == "calibrate" and len(restored.trainer.leap.flow.blocks) == plan.LEAN.num_blocks
+
+
 # ---- the largest flow, from better particles ----
 
 
