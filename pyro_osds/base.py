@@ -71,6 +71,7 @@ class Base:
 
     def from_whitened(self, u: Tensor) -> Tensor:
         """Original coordinates of whitened points, ``(B, D) -> (B, D)``."""
+        u = u.to(self.loc)
         if self._diagonal is not None:
             return self.loc + u * self._diagonal
 
@@ -78,6 +79,7 @@ class Base:
 
     def score_from_whitened(self, score: Tensor) -> Tensor:
         """Scores in original coordinates of those in whitened ones, ``(B, D) -> (B, D)``."""
+        score = score.to(self.loc)
         if self._diagonal is not None:
             return score / self._diagonal
 

@@ -222,6 +222,7 @@ class OrderedTarget:
         self.dim, self.dtype, self.device = target.dim, target.dtype, target.device
         self.sites = getattr(target, "sites", ())
         self.vectorized = getattr(target, "vectorized", True)
+        self.is_double = getattr(target, "is_double", True)
         self._log_num_orders = math.lgamma(exchange.num_components + 1)
 
     def log_prob(self, z: Tensor) -> Tensor:

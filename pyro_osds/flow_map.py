@@ -184,8 +184,14 @@ class FlowMap(nn.Module):
         self.register_buffer("layout_steps", torch.tensor(steps, dtype=torch.long))
         self.register_buffer("layout_back", self.layout_steps.argsort(-1), persistent=False)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the networks, in which points are mapped; log-determinants are summed in double."""
+        return next(self.parameters()).dtype
+
     def forward(self, x: Tensor, t: float | Tensor = 0.0, d: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         """Leap from time ``t`` over a step ``d``: ``(B, D)`` to the new points and log-determinants ``(B,)``."""
+        x = x.to(self.dtype)
         t, d = _column(t, x), _column(d, x)
         log_slopes = []
         for block, *step in self._chain():
@@ -194,7 +200,7 @@ class FlowMap(nn.Module):
             x = torch.cat([fixed, moving], -1)
             log_slopes.append(log_slope)
 
-        return lay_out(x, *self._last_step), torch.cat(log_slopes, -1).sum(-1)
+        return lay_out(x, *self._last_step), torch.cat(log_slopes, -1).sum(-1, dtype=torch.float64)
 
     def _chain(self) -> list[tuple[CouplingBlock, Tensor, Tensor]]:
         """Each block with the step of layout before it, and the step back."""
@@ -208,6 +214,7 @@ class FlowMap(nn.Module):
 
     def inverse(self, y: Tensor, t: float | Tensor = 0.0, d: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         """The points that the same leap maps to ``y``, and the log-determinants of the leap there."""
+        y = y.to(self.dtype)
         t, d = _column(t, y), _column(d, y)
         y = lay_out(y, *reversed(self._last_step))
         log_slopes = []
@@ -217,7 +224,7 @@ class FlowMap(nn.Module):
             y = lay_out(torch.cat([fixed, moving], -1), back, step)
             log_slopes.append(log_slope)
 
-        return y, torch.cat(log_slopes, -1).sum(-1)
+        return y, torch.cat(log_slopes, -1).sum(-1, dtype=torch.float64)
 
     def forward_with_score(
         self, x: Tensor, score: Tensor, t: float | Tensor = 0.0, d: float | Tensor = 1.0
@@ -241,6 +248,7 @@ class FlowMap(nn.Module):
 
         Source: recursion for path gradients, Vaitl et al. 2024 (arXiv 2403.15881).
         """
+        x, score = x.to(self.dtype), score.to(self.dtype)
         t, d = _column(t, x), _column(d, x)
         log_slopes = []
         for block, *step in self._chain():
@@ -262,7 +270,7 @@ class FlowMap(nn.Module):
 
         last = self._last_step
 
-        return lay_out(x, *last), torch.cat(log_slopes, -1).sum(-1), lay_out(score, *last)
+        return lay_out(x, *last), torch.cat(log_slopes, -1).sum(-1, dtype=torch.float64), lay_out(score, *last)
 
 
 def coupling_splits(dim: int, groups: Sequence[int], num_blocks: int) -> list[tuple[list[int], list[int]]]:

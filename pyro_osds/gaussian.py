@@ -53,7 +53,8 @@ class Gaussian(MultivariateNormal):
         return noise if self.is_standard else self.loc + noise @ self.scale_tril.mT
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, ``(*, D) -> (*,)``."""
+        """Log density, ``(*, D) -> (*,)``, in the precision of the location."""
+        value = value.to(self.loc)
         if not self.is_standard:
             return super().log_prob(value)
 

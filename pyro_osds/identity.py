@@ -71,7 +71,7 @@ def check_density(saved: dict[str, Any], target: Any) -> None:
     """
     expected = saved["log_prob"]
     got = _log_prob(target, saved["points"])
-    rounding = _ROUNDING * torch.finfo(got.dtype).eps * (10.0 + expected.abs())
+    rounding = _ROUNDING * torch.finfo(expected.dtype).eps * (10.0 + expected.abs())
     same = torch.where(expected.isfinite(), (got - expected).abs() <= rounding, got == expected)
     if not same.all():
         worst = int((~same).nonzero()[0, 0])

@@ -105,6 +105,7 @@ class ControlNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, d: Tensor, guidance: Tensor) -> Tensor:
         """Points and guidance ``(B, dim)``, times and steps ``(B, 1)`` or ``(1, 1)``, to the control ``(B, dim)``."""
+        x, t, d, guidance = (value.to(self.frequencies) for value in (x, t, d, guidance))
         t, d = torch.broadcast_tensors(t, d)
         angles = t * self.frequencies
         time = torch.cat([t, d, angles.sin(), angles.cos()], -1)

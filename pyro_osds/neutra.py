@@ -87,13 +87,14 @@ class FlowReparam(Reparam):
         with ExitStack() as stack:
             for frame in self._model_target.frames[first]:
                 stack.enter_context(block_plate(dim=frame.dim, strict=False))
-            like = self.leap.base.loc
+            # The model runs in the precision that it is written in.
+            like = self.leap.base.loc.to(self._model_target.draw_dtype)
             noise = dist.Normal(torch.zeros_like(like), torch.ones_like(like)).to_event(1)
             # Its density is that of the model; the noise only says where chains may start.
             x = pyro.sample(LATENT, noise.mask(False))
             z, log_abs_det = self.leap(x[None])
             if isinstance(self.target, OrderedTarget):
                 z, log_abs_det = self.target.in_order(z), log_abs_det + self.target.log_volume(z)
-            pyro.factor(f"{LATENT}_log_abs_det", log_abs_det.squeeze(0))
+            pyro.factor(f"{LATENT}_log_abs_det", log_abs_det.squeeze(0).to(like))
 
         return self._model_target.split(z.squeeze(0))

@@ -270,7 +270,7 @@ class OSDS:
         osds = cls(log_prob_fn, **options)
         target = FunctionTarget(log_prob_fn, dim, dtype, device)
         osds._make_target = partial(_given_target, target)
-        shape = {"dim": dim, "dtype": str(target.dtype).removeprefix("torch."), "device": str(target.device)}
+        shape = {"dim": dim, "dtype": str(target.draw_dtype).removeprefix("torch."), "device": str(target.device)}
         osds._source = {"kind": "log_prob_fn", "options": {"initial_params": osds._initial_params}, "shape": shape}
 
         return osds

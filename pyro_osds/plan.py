@@ -25,6 +25,7 @@ from pyro_osds.gaussian import MANY_DIMENSIONS
 from pyro_osds.leap import Leap
 from pyro_osds.network import ControlNetwork
 from pyro_osds.objective import Objective, exact_volume, forward_kl
+from pyro_osds.precision import NETWORK_DTYPE
 from pyro_osds.survey import Survey
 from pyro_osds.train import Budget, Trainer
 from pyro_osds.velocity import VelocityTrainer
@@ -234,7 +235,7 @@ class Builder:
             base.num_components,
             budget.num_iterations,
         )
-        flow = FlowMap(target.dim, self.groups, **asdict(size)).to(dtype=target.dtype, device=target.device)
+        flow = FlowMap(target.dim, self.groups, **asdict(size)).to(dtype=NETWORK_DTYPE, device=target.device)
         leap = Leap(base, flow, self.num_steps)
 
         return Trainer(leap, target, budget, objective, warm_up, self.disable_progbar)
@@ -249,7 +250,9 @@ def diffusion_of(found: Survey) -> Diffusion:
     """An untrained diffusion from the Gaussian base."""
     base = _gaussian_of(found)
 
-    return Diffusion(found.target, base, ControlNetwork(found.target.dim).to(base.loc))
+    return Diffusion(
+        found.target, base, ControlNetwork(found.target.dim).to(dtype=NETWORK_DTYPE, device=base.loc.device)
+    )
 
 
 def _gaussian_of(found: Survey) -> Base:

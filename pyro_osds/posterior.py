@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ from pyro_osds.importance import (
     weigh,
 )
 from pyro_osds.leap import Leap
+from pyro_osds.precision import rounding_noise
 from pyro_osds.progress import progress_bar
-from pyro_osds.target import Target
+from pyro_osds.target import Target, log_prob_and_score
 
 CORRECTIONS = ("imh", "psis", "none")
 
@@ -108,7 +110,7 @@ def draw_posterior(
         draws.num_not_finite,
         reasons,
         EvidenceCheck(second.log_evidence, second.std_error) if second else None,
-        _rounding(draws.log_prob),
+        _rounding(target, draws.z, draws.log_prob),
     )
     thinning = len(draws.z) // num_proposals
     log_weight = draws.log_weight[: thinning * num_proposals]
@@ -174,7 +176,12 @@ def bridge_posterior(
     nothing = torch.zeros_like(found.log_prob)
     particles = FlowDraws(found.z, nothing, found.log_prob, nothing, 0)
     evidence = judge_bridge(
-        found, judged.evidence, improper_sites, judged.proposals.num_not_finite, reasons, _rounding(found.log_prob)
+        found,
+        judged.evidence,
+        improper_sites,
+        judged.proposals.num_not_finite,
+        reasons,
+        _rounding(target, found.z, found.log_prob),
     )
 
     acceptance = torch.full_like(index, math.nan, dtype=nothing.dtype)
@@ -182,11 +189,15 @@ def bridge_posterior(
     return PosteriorDraws(particles, index, acceptance, evidence, found, judged.flow_log_weight)
 
 
-def _rounding(log_prob: Tensor) -> float:
-    """One unit in the last place of a typical log density, nats."""
-    finite = log_prob[log_prob.isfinite()]
+def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:
+    """What rounding adds to the log density, nats: measured, where the model insists on single precision."""
+    finite = log_prob.isfinite()
+    if not finite.any():
+        return 0.0
+    if getattr(target, "is_double", True):
+        return torch.finfo(log_prob.dtype).eps * log_prob[finite].abs().median().item()
 
-    return torch.finfo(log_prob.dtype).eps * finite.abs().median().item() if len(finite) else 0.0
+    return rounding_noise(partial(log_prob_and_score, target.log_prob), z[finite])
 
 
 def _second_opinion(leap: Proposal, target: Target, log_weight: Tensor) -> Exploration | None:

@@ -15,10 +15,15 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_osds.precision import most_precise
+
+# Points at which the precisions of a function are compared.
+_NUM_PROBES = 8
+
 
 @runtime_checkable
 class Target(Protocol):
-    """An unnormalised log density on ``R^D``, evaluated in batches."""
+    """An unnormalised log density on ``R^D``, evaluated in batches of points in double precision."""
 
     dim: int
     dtype: torch.dtype
@@ -48,7 +53,8 @@ class FunctionTarget:
     Arguments:
         log_prob_fn: Maps unconstrained points ``(B, D)`` to log densities ``(B,)``.
         dim: The number of dimensions ``D``.
-        dtype: Floating point type of the points. Default: :func:`torch.get_default_dtype`.
+        dtype: Floating point type that the function is written for, and that draws have. Default:
+            :func:`torch.get_default_dtype`.
         device: Device of the points. Default: the CPU.
 
     Raises:
@@ -57,7 +63,7 @@ class FunctionTarget:
     Example:
         >>> target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), dim=2)
         >>> target.log_prob(torch.ones(3, 2))
-        tensor([-1., -1., -1.])
+        tensor([-1., -1., -1.], dtype=torch.float64)
     """
 
     def __init__(
@@ -70,16 +76,24 @@ class FunctionTarget:
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"dim must be a positive integer, got {dim!r}; pass the length of one point.")
         self.dim = dim
-        self.dtype = dtype or torch.get_default_dtype()
+        self.draw_dtype = dtype or torch.get_default_dtype()
+        self.dtype = torch.float64
         self.device = torch.device(device)
-        self._log_prob_fn = log_prob_fn
-        probe = log_prob_fn(torch.zeros(2, dim, dtype=self.dtype, device=self.device))
+        probe = log_prob_fn(torch.zeros(2, dim, dtype=self.draw_dtype, device=self.device))
         if not isinstance(probe, Tensor) or probe.shape != (2,):
             got = tuple(probe.shape) if isinstance(probe, Tensor) else type(probe).__name__
             raise ValueError(
                 f"log_prob_fn must map (B, {dim}) to (B,); for a (2, {dim}) batch it returned {got}. "
                 "Sum over the last dimension, not over the batch."
             )
+        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            points = torch.randn(_NUM_PROBES, dim, dtype=self.dtype, device="cpu").to(self.device)
+            self._log_prob_fn = most_precise(log_prob_fn, self.draw_dtype, points)
+
+    @property
+    def is_double(self) -> bool:
+        """Whether the function computes in double precision."""
+        return self._log_prob_fn.is_double
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of a batch, ``(B, D) -> (B,)``.
@@ -88,7 +102,7 @@ class FunctionTarget:
         distributions refuse the whole batch: it gets a density that is not a number, which the sampler counts.
         """
         with pyro.validation_enabled(False):
-            return self._log_prob_fn(z)
+            return self._log_prob_fn(z.to(self.dtype))
 
     def from_samples(self, samples: Mapping[str, Tensor]) -> Tensor:
         """The points ``(S, D)`` of the single site ``z``."""
@@ -101,7 +115,7 @@ class FunctionTarget:
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """The draws as the single site ``z``, beside the sites that a model has."""
-        return {"z": z}
+        return {"z": z.to(self.draw_dtype)}
 
 
 def finite_log_prob(log_prob: Tensor) -> Tensor:

@@ -8,10 +8,16 @@
 
 A rung is used after it agreed with the loop, value and gradient, at eight points. From the loop upwards: vmap, then
 vmap with tensors that belong to the batch from the start, then a graph of whichever of the two worked.
+
+All of them run the density in double precision (``precision``), unless the model insists on single: the loop in both
+must tell of the same density.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,12 +36,16 @@ from pyro_osds.model.capture import (
 )
 from pyro_osds.model.compat import VmapCompat, is_numerical, vmappable_pyro
 from pyro_osds.model.source import first_line, user_line
+from pyro_osds.precision import in_double, resembles
 from pyro_osds.trouble import VectorizationWarning, warn
 
 VECTORIZE = ("auto", "vmap", "loop")
 CAPTURE = ("auto", False)
 # Where one graph takes longer to record than a second one would save.
 _MANY_OPERATIONS = 2000
+# On a device that takes longer than this for double precision, single is taken where its rounding is below this, nats.
+_MAX_SLOWDOWN, _MAX_NOISE = 2.0, 0.01
+_log = logging.getLogger(__name__)
 
 Single = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps one point ``(D,)`` to its log prior and log likelihood, two scalars."""
@@ -55,11 +65,11 @@ class Ladder:
         ValueError: If an option is unknown, or ``vectorize="vmap"`` and vmap fails or is wrong.
 
     Example:
-        >>> ladder = Ladder(lambda z: (-0.5 * z.square().sum(), z.sum()), torch.zeros(2))
+        >>> ladder = Ladder(lambda z: (-0.5 * z.square().sum(), z.sum()), torch.zeros(2, dtype=torch.float64))
         >>> ladder.rung
         'captured'
-        >>> ladder.densities(torch.ones(3, 2))
-        (tensor([-1., -1., -1.]), tensor([2., 2., 2.]))
+        >>> ladder.densities(torch.ones(3, 2, dtype=torch.float64))
+        (tensor([-1., -1., -1.], dtype=torch.float64), tensor([2., 2., 2.], dtype=torch.float64))
     """
 
     def __init__(
@@ -83,8 +93,9 @@ class Ladder:
         self._graphs: dict[tuple[bool, int], Graph] = {}
         self._points = check_points(example)
         # The foot of the ladder: what all rungs have to agree with.
-        self.vectorized = self._may_capture = False
+        self.vectorized = self._may_capture = self.is_double = False
         self._expected = with_scores(self.densities)(self._points)
+        self._raise_precision()
         self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
         self._may_capture = self.vectorized and capture == "auto" and len(example) > 0
 
@@ -132,6 +143,45 @@ class Ladder:
 
         return self._in_python(z)
 
+    def _raise_precision(self) -> None:
+        """Run in double precision from now on, if the density is the same there but for rounding."""
+        if self._example.device.type == "mps":  # has no double precision
+            return
+        written, self.is_double = self._expected, True
+        try:
+            double = with_scores(self.densities)(self._points)
+        except Exception as error:  # noqa: BLE001 - whatever a model has against double precision means the same
+            self.is_double = False
+            _log.info("single precision, as the model is written: %s", first_line(error))
+            return
+        self.is_double = resembles(double[0] + double[1], written[0] + written[1])
+        if self.is_double and self._example.is_cuda and self._is_single_enough(double):
+            self.is_double = False
+        if self.is_double:
+            self._expected = double
+
+    def _is_single_enough(self, double: tuple[Tensor, ...]) -> bool:
+        """Whether a device pays for double precision with its time, and single precision is as good.
+
+        Arguments:
+            double: Densities of the points that are checked, in double precision.
+        """
+        difference = sum(double[:2], double[0].new_zeros(())) - sum(self._expected[:2], double[0].new_zeros(()))
+        difference = difference[difference.isfinite()]
+        if len(difference) < 2 or difference.std() > _MAX_NOISE:
+            return False
+        seconds = {}
+        block = self._points[:1].expand(BLOCK_SIZE, -1)
+        self.vectorized, before = True, self.is_double
+        for self.is_double in (True, False):
+            try:
+                seconds[self.is_double] = _seconds(with_scores(self.densities), block)
+            except Exception:  # noqa: BLE001 - without vmap, the time is Python's, and the same for both
+                seconds[self.is_double] = 1.0
+        self.vectorized, self.is_double = False, before
+
+        return seconds[True] > _MAX_SLOWDOWN * seconds[False]
+
     def _in_python(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.map(self.single, z)
 
@@ -155,7 +205,8 @@ class Ladder:
 
     def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         """Any function of one point, over the rows of ``z``: tensors, tuples or mappings of them, stacked."""
-        with vmappable_pyro():
+        precision = in_double() if self.is_double else contextlib.nullcontext()
+        with vmappable_pyro(), precision:
             # A point at which linear algebra fails has no density, as in Pyro's own samplers.
             read_one = _or_nan(read) if read is self.single else read
             if not self.vectorized:
@@ -183,7 +234,7 @@ class Ladder:
             except Exception as error:  # noqa: BLE001 - any failure of vmap means the same: use the loop
                 why = f"{user_line(error)} failed under torch.func.vmap: {first_line(error)}"
             else:
-                if agree(got, self._expected):
+                if agree(got, self._expected, self.is_double):
                     self.reason = ""
                     return True
                 total, expected = got[0] + got[1], self._expected[0] + self._expected[1]
@@ -215,13 +266,26 @@ class Ladder:
             self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
             return None
         count = len(self._points)
-        if not agree(tuple(part[:count] for part in got), self._expected):
+        if not agree(tuple(part[:count] for part in got), self._expected, self.is_double):
             self.reason = "the captured graph differs from single runs"
             return None
         self._graphs[scores, block_size] = graph
         self._may_capture = True
 
         return graph
+
+
+def _seconds(function: Callable[[Tensor], Any], z: Tensor) -> float:
+    """What a function takes on a device, the shortest of three times, after one that does not count."""
+    times = []
+    for _ in range(4):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        function(z)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+
+    return min(times[1:])
 
 
 def check_points(example: Tensor) -> Tensor:
@@ -233,13 +297,13 @@ def check_points(example: Tensor) -> Tensor:
     return torch.stack([*near, noise[3], -noise[3], 2.0 * noise[4], -2.0 * noise[4]])
 
 
-def agree(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+def agree(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], is_double: bool = True) -> bool:
     """Whether values and scores are equal up to rounding; where single runs are not finite, others must not be."""
     got, expected = got[: len(expected)], expected[: len(got)]
     usable = torch.stack([value.isfinite() for value in expected[:2]]).all(0)
     if not torch.equal(torch.stack([value.isfinite() for value in got[:2]]).all(0), usable):
         return False
-    rounding = 1e-4 if expected[0].dtype == torch.float32 else 1e-8
+    rounding = 1e-8 if is_double else 1e-4
 
     return all(_close(a[usable], b[usable], rounding) for a, b in zip(got, expected, strict=True))
 

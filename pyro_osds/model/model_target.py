@@ -44,6 +44,7 @@ from pyro_osds.model.trace import (
     support_kind,
     to_support,
 )
+from pyro_osds.precision import in_double
 
 _PROTOTYPE_TRIES = 20
 # Fewer draws of the prior are not worth the runs that one run for all is checked by.
@@ -73,7 +74,7 @@ class ModelTarget:
         >>> import pyro, pyro.distributions as dist
         >>> target = ModelTarget(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)))
         >>> target.log_prob(torch.zeros(2, 1))
-        tensor([-0.9189, -0.9189])
+        tensor([-0.9189, -0.9189], dtype=torch.float64)
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class ModelTarget:
         self._shapes = {site.name: site.shape for site in self.sites}
         self.dim = self.sites[-1].stop if self.sites else 0
         like = joint_like(trace)
-        self.device, self.dtype = like.device, like.dtype
+        self.device, self.dtype, self.draw_dtype = like.device, torch.float64, like.dtype
         with torch.no_grad():
             self.start = self._flatten(trace.nodes)
         self.observed = observed_values(trace)
@@ -117,6 +118,7 @@ class ModelTarget:
         self.event_dims = {site["name"]: site["fn"].event_dim for site in continuous}
         self.dims = {name: site_dims(site) for name, site in trace.nodes.items() if is_value(site)}
         self._value_shapes = {name: trace.nodes[name]["value"].shape for name in self.dims}
+        self._dtypes = {name: torch.as_tensor(trace.nodes[name]["value"]).dtype for name in self.dims}
         self.improper_sites = improper_sites(trace)
         scaled = any(torch.as_tensor(site["scale"]).ne(1).any() for site in latents)
         self.can_sample_prior = not self.improper_sites and not scaled
@@ -128,6 +130,11 @@ class ModelTarget:
         size = block_size(self.dim, self.num_terms)
         self._ladder = Ladder(self._single, self.start, vectorize, capture, size)
         self.vectorized = self._ladder.vectorized
+
+    @property
+    def is_double(self) -> bool:
+        """Whether densities are evaluated in double precision; not where the model insists on single."""
+        return self._ladder.is_double
 
     @property
     def has_latents_below_discrete(self) -> bool:
@@ -149,11 +156,11 @@ class ModelTarget:
 
     def log_prior_and_likelihood(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms of the log joint density from one run of the model, ``(B, D) -> (B,), (B,)``."""
-        return self._ladder.densities(z)
+        return self._ladder.densities(z.to(self.dtype))
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Draws at every continuous latent site, ``(B, D)`` to ``{name: (B, *shape)}``."""
-        return self._ladder.map(lambda row: self._run(row).values, z)
+        return self._as_drawn(self._ladder.map(lambda row: self._run(row).values, z.to(self.dtype)))
 
     def constrain_with_log_abs_det(self, z: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Draws at every continuous latent site, and the log-determinants of the way there from ``z``.
@@ -171,10 +178,10 @@ class ModelTarget:
             return *run.values.values(), *(self.by_batch(name, value, part) for (name, value), part in parts)
 
         names = [site.name for site in self.sites]
-        columns = self._ladder.map(read, z)
+        columns = self._ladder.map(read, z.to(self.dtype))
         values, log_abs_det = columns[: len(names)], columns[len(names) :]
 
-        return dict(zip(names, values, strict=True)), dict(zip(names, log_abs_det, strict=True))
+        return self._as_drawn(dict(zip(names, values, strict=True))), dict(zip(names, log_abs_det, strict=True))
 
     def split(self, row: Tensor) -> dict[str, Tensor]:
         """Coordinates by site of one point ``(D,)``, as :meth:`to_value` takes them."""
@@ -202,14 +209,14 @@ class ModelTarget:
 
         One that depends on a discrete latent has no single value and is left out.
         """
-        return self._ladder.map(lambda row: self._plain(self._run(row)), z)
+        return self._as_drawn(self._ladder.map(lambda row: self._plain(self._run(row)), z.to(self.dtype)))
 
     def log_likelihood(self, z: Tensor) -> dict[str, Tensor]:
         """Pointwise log likelihood of the observed sites, ``(B, D)`` to ``{name: (B, *batch_shape)}``.
 
         A site whose rows a discrete latent ties together has none, and is left out.
         """
-        return self._ladder.map(lambda row: self._run(row).log_likelihood(), z)
+        return self._ladder.map(lambda row: self._run(row).log_likelihood(), z.to(self.dtype))
 
     def infer_discrete(self, values: Mapping[str, Tensor], temperature: int = 1) -> dict[str, Tensor]:
         """Values of the discrete latents, given one value ``(*shape,)`` at every continuous latent site."""
@@ -221,7 +228,7 @@ class ModelTarget:
         Densities of values as the model has them, without Jacobians. A site whose rows a discrete latent ties together
         is left out, and so is the missing part of an observed one.
         """
-        return self._ladder.map(lambda row: self._run(row).log_prior(), z)
+        return self._ladder.map(lambda row: self._run(row).log_prior(), z.to(self.dtype))
 
     def by_group(self, z: Tensor, groups: Collection[str]) -> dict[tuple[str, str], Tensor]:
         """What InferenceData holds of each draw, from one run of the model.
@@ -241,7 +248,10 @@ class ModelTarget:
             run = self._run(row)
             return {(group, name): value for group in groups for name, value in readers[group](run).items()}
 
-        return self._ladder.map(read, z)
+        values = self._ladder.map(read, z.to(self.dtype))
+        drawn = self._as_drawn({name: value for (group, name), value in values.items() if group == "posterior"})
+
+        return values | {("posterior", name): value for name, value in drawn.items()}
 
     def plain_coordinates(self, z: Tensor) -> Tensor:
         """The same points in the coordinates that Pyro gives its latents, ``(B, D) -> (B, D)``."""
@@ -250,7 +260,7 @@ class ModelTarget:
     def sample_prior(self, num_draws: int) -> Tensor:
         """Unconstrained draws of the model's own prior, ``(num_draws, D)``; rows may hold infinities."""
         names = [site.name for site in self.sites]
-        with torch.no_grad(), vmappable_pyro(), VmapCompat():
+        with torch.no_grad(), vmappable_pyro(), self._precision(), VmapCompat():
             together = sample_together(self._call, names, num_draws) if num_draws >= _MIN_TOGETHER else None
             if together is not None:
                 columns = [self.to_value(together[name]).inv(together[name]["value"]) for name in names]
@@ -275,8 +285,8 @@ class ModelTarget:
 
     def not_finite_sites(self, z: Tensor) -> list[str]:
         """Names of the sites whose log density is not finite at one point ``(D,)``."""
-        with torch.no_grad():
-            terms = self._terms(z)
+        with torch.no_grad(), self._precision():
+            terms = self._terms(z.to(self.dtype))
 
         return [name for name, term in terms.items() if not term.isfinite()]
 
@@ -308,7 +318,7 @@ class ModelTarget:
             return torch.cat(flat), log_abs_det
 
         with torch.no_grad():
-            return other, *self._ladder.map(move, z)
+            return other, *self._ladder.map(move, z.to(self.dtype))
 
     # ---- running the model ----
 
@@ -333,6 +343,13 @@ class ModelTarget:
         values = run.deterministics
 
         return {name: value for name, value in values.items() if value.shape == self._value_shapes[name]}
+
+    def _as_drawn(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values in the precision that the model, as it is written, has them in."""
+        return {name: value.to(self._dtypes[name]) for name, value in values.items()}
+
+    def _precision(self) -> Any:
+        return in_double() if self.is_double else contextlib.nullcontext()
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The model with any arguments, and with its parameters as they were in the run."""

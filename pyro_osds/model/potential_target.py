@@ -32,7 +32,7 @@ class PotentialTarget:
     Example:
         >>> target = PotentialTarget(lambda params: 0.5 * params["x"].square().sum(), {"x": torch.zeros(2)})
         >>> target.log_prob(torch.ones(3, 2))
-        tensor([-1., -1., -1.])
+        tensor([-1., -1., -1.], dtype=torch.float64)
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class PotentialTarget:
         self.sites = _layout(initial_params, self.transforms)
         self.dim = self.sites[-1].stop
         self.device = next(iter(initial_params.values())).device
-        self.dtype = functools.reduce(torch.promote_types, (site.dtype for site in self.sites))
+        self.draw_dtype = functools.reduce(torch.promote_types, (site.dtype for site in self.sites))
+        self.dtype = torch.float64
         example = self.unconstrain(initial_params)[0]
         with no_training_layers():
             value = potential_fn(split(self.sites, example))
@@ -62,13 +63,18 @@ class PotentialTarget:
         self.vectorized = self._ladder.vectorized
 
     @property
+    def is_double(self) -> bool:
+        """Whether the potential is evaluated in double precision."""
+        return self._ladder.is_double
+
+    @property
     def rung(self) -> str:
         """How batches are evaluated: ``"captured"``, ``"vmap"`` or ``"loop"``."""
         return self._ladder.rung
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Minus the potential, ``(B, D) -> (B,)``."""
-        return self._ladder.densities(z)[1]
+        return self._ladder.densities(z.to(self.dtype))[1]
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Draws by site, through the inverse transforms, ``(B, D)`` to ``{name: (B, *shape)}``."""
@@ -77,7 +83,9 @@ class PotentialTarget:
             inverse: dict[str, Any] = {name: transform.inv for name, transform in self.transforms.items()}
             return {name: inverse[name](u) if name in inverse else u for name, u in split(self.sites, row).items()}
 
-        return self._ladder.map(values, z)
+        drawn = self._ladder.map(values, z.to(self.dtype))
+
+        return {site.name: drawn[site.name].to(site.dtype) for site in self.sites}
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """Flat vectors ``(S, D)`` of unconstrained values by site."""

@@ -1,0 +1,226 @@
+r"""Double precision where the density is, whatever the user's code is written in.
+
+A log density of large counts, or at a large offset, is a small difference of large numbers: in single precision its
+rounding goes straight into the weights, and no weight shows it. So the density is evaluated in double precision, with
+the data as they were given and every operation on them in double. Networks stay in single precision.
+
+The functions that the user's code calls are answered in double precision while it runs: arguments in a lower precision
+are raised once, and a lower precision that is asked for is double. That happens above autograd and ``torch.func.vmap``,
+so gradients need no care. Where code insists on single precision (a check of ``dtype``, numpy in between), the density
+stays as it is written, and :func:`rounding_noise` measures what its rounding is worth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+NETWORK_DTYPE = torch.float32
+"""What networks are evaluated in; their maps are bijections in any precision."""
+
+_LOW = {torch.float32, torch.float16, torch.bfloat16}
+_CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
+# Two precisions of one density differ by its rounding: this share of its value at most, at half of the points.
+_RESEMBLANCE = 1e-2
+# Constants that are made in single precision before they meet the point differ by this much.
+_SAME = 1e-9
+_NUM_PROBES, _PROBE_STEP = 256, 1e-3
+
+
+class RaisePrecision(TorchFunctionMode):
+    """Torch, with every floating point tensor in double precision.
+
+    A tensor in a lower precision is raised when it is first used, and the raised one takes its place from then on: what
+    is changed in place is that copy, for as long as the mode lives.
+
+    Example:
+        >>> data = torch.tensor([0.1, 0.2])
+        >>> with RaisePrecision():
+        ...     (data @ torch.ones(2)).dtype, data.float().dtype, data.dtype
+        (torch.float64, torch.float64, torch.float64)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The lower one is kept too: an id belongs to a tensor as long as the tensor lives.
+        self._raised: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = Tensor.double if func in _CASTS else func
+        result = func(*self._raise_all(args), **{name: self._raise(value) for name, value in (kwargs or {}).items()})
+
+        return self._raise(result) if isinstance(result, Tensor) else result
+
+    def _raise_all(self, values: Any) -> Any:
+        return [self._raise(value) for value in values]
+
+    def _raise(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if value.dtype not in _LOW:
+                return value
+            if id(value) not in self._raised:
+                self._raised[id(value)] = value, value.double()
+            return self._raised[id(value)][1]
+        if isinstance(value, torch.dtype):
+            return torch.float64 if value in _LOW else value
+        if type(value) in (list, tuple):
+            return type(value)(self._raise_all(value))
+
+        return value
+
+
+@contextlib.contextmanager
+def in_double() -> Iterator[None]:
+    """Run the user's code in double precision; numbers that it turns into tensors are double, too.
+
+    Example:
+        >>> with in_double():
+        ...     torch.tensor(0.1).dtype
+        torch.float64
+        >>> torch.tensor(0.1).dtype
+        torch.float32
+    """
+    with _default_dtype(torch.float64), RaisePrecision():
+        yield
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def resembles(double: Tensor, single: Tensor) -> bool:
+    """Whether the log densities of two precisions are those of one density.
+
+    Arguments:
+        double: In double precision, ``(N,)``.
+        single: As the user wrote it, ``(N,)``; where it is not finite, rounding may be the reason.
+
+    Example:
+        >>> resembles(torch.tensor([-1000.0]), torch.tensor([-1000.5])), resembles(torch.zeros(1), torch.ones(1))
+        (True, False)
+    """
+    if double.dtype != torch.float64 and not double.isfinite().any():
+        return False
+    both = double.isfinite() & single.isfinite()
+    if not both.any():
+        return not bool((single.isfinite() & ~double.isfinite()).any())
+    difference = (double[both].double() - single[both].double()).abs()
+
+    return bool((difference / (1.0 + single[both].double().abs())).median() < _RESEMBLANCE)
+
+
+def most_precise(function: Callable[[Tensor], Tensor], dtype: torch.dtype, z: Tensor) -> Precise:
+    """A log density in double precision: as it is where it follows its argument, else raised, else as it is written.
+
+    Arguments:
+        function: Maps points ``(B, D)`` to log densities ``(B,)``.
+        dtype: The precision that it is written for.
+        z: Some points to try, ``(N, D)``, in double precision.
+
+    Returns:
+        The function that takes double precision and returns it, with ``is_double`` telling whether it computes in it.
+
+    Example:
+        >>> scale = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        >>> fn = most_precise(lambda z: (z @ scale).sum(-1), torch.float32, torch.zeros(1, 2, dtype=torch.float64))
+        >>> fn(torch.ones(1, 2, dtype=torch.float64)), fn.is_double
+        (tensor([3.], dtype=torch.float64), True)
+    """
+    written = _Written(function, dtype)
+    if z.device.type == "mps":  # has no double precision
+        return written
+    single, raised = written(z), _tried(_Raised(function), z)
+    native = _tried(Precise(function), z)
+    if (
+        native is not None
+        and raised is not None
+        and torch.allclose(native, raised, rtol=_SAME, atol=_SAME, equal_nan=True)
+    ):
+        return Precise(function)
+    if raised is not None and resembles(raised, single):
+        return _Raised(function)
+    if native is not None and raised is None and resembles(native, single):
+        return Precise(function)
+
+    return written
+
+
+class Precise:
+    """A log density with points and values in double precision; the function itself follows the precision of points.
+
+    Arguments:
+        function: Maps points ``(B, D)`` to log densities ``(B,)``.
+    """
+
+    is_double = True
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Log densities, ``(B, D) -> (B,)``."""
+        with _default_dtype(torch.float64):
+            return self.function(z)
+
+
+class _Raised(Precise):
+    """A function whose constants are raised while it runs."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        with in_double():
+            return self.function(z)
+
+
+class _Written(Precise):
+    """A function in the precision that it is written for."""
+
+    is_double = False
+
+    def __init__(self, function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+        super().__init__(function)
+        self.dtype = dtype
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.function(z.to(self.dtype)).to(z.dtype)
+
+
+def _tried(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor | None:
+    """What a function makes of points in double precision, or None where it cannot, or does not, compute in it."""
+    try:
+        with torch.no_grad():
+            value = function(z)
+    except Exception:  # noqa: BLE001 - whatever the user's code has against double precision means the same
+        return None
+
+    return value if isinstance(value, Tensor) and value.dtype == torch.float64 and value.shape == z.shape[:1] else None
+
+
+def rounding_noise(log_prob_and_score: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor) -> float:
+    r"""What single precision adds to a log density at random, nats: a standard deviation.
+
+    .. math:: \tfrac12 \mathrm{Var}\big[ f(z + \delta) - f(z) - \tfrac12 (\nabla f(z) + \nabla f(z + \delta))^\top \delta \big]
+
+    With a small step :math:`\delta` nothing but rounding is left of the difference.
+
+    Arguments:
+        log_prob_and_score: Maps points ``(B, D)`` to log densities ``(B,)`` and scores ``(B, D)``.
+        z: Posterior draws, ``(S, D)``.
+    """
+    z = z[:_NUM_PROBES].detach()
+    step = _PROBE_STEP * torch.randn_like(z) * z.std(0).nan_to_num(1.0)
+    (before, slope), (after, other) = log_prob_and_score(z), log_prob_and_score(z + step)
+    left = after - before - 0.5 * ((slope + other) * step).sum(-1)
+    left = left[left.isfinite()]
+
+    return left.square().mean().div(2.0).sqrt().item() if len(left) else 0.0
