@@ -10,8 +10,14 @@ Source: Metropolised independent sampler (Liu 1996).
 
 from __future__ import annotations
 
+import math
+
 import torch
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
+
+# Half of a shorter chain is too short for a variance; of many coordinates and draws, some do.
+_MIN_LENGTH, _MAX_LENGTH, _MAX_COORDINATES = 200, 4000, 128
 
 
 def independence_chains(log_weight: Tensor, num_chains: int) -> tuple[Tensor, Tensor]:
@@ -59,6 +65,46 @@ def independence_chains(log_weight: Tensor, num_chains: int) -> tuple[Tensor, Te
         index[:, step], probability[:, step] = current, chance
 
     return index, probability
+
+
+def mixing(z: Tensor) -> tuple[float, float]:
+    """Split R-hat, and the share of effective draws, of chains in their worst coordinate.
+
+    Each coordinate is bounded by a monotone function first, so that heavy tails do not decide, as ranks would do it.
+
+    Arguments:
+        z: Draws by chain, ``(num_chains, S, D)``.
+
+    Returns:
+        Both numbers; nan for chains that are too short to tell, and without coordinates.
+
+    Example:
+        >>> torch.manual_seed(0) and None
+        >>> r_hat, ess = mixing(torch.randn(4, 1000, 2))
+        >>> r_hat < 1.01, ess > 0.8
+        (True, True)
+
+    Source: Vehtari, Gelman, Simpson, Carpenter, Buerkner 2021 (1903.08008).
+    """
+    num_chains, num_samples, dim = z.shape
+    if num_samples < _MIN_LENGTH or dim == 0:
+        return math.nan, math.nan
+    coordinates = torch.linspace(0, dim - 1, min(dim, _MAX_COORDINATES), device=z.device).long()
+    z = z[:, :_MAX_LENGTH, coordinates].double()
+    num_samples = z.shape[1]
+    flat = z.flatten(0, 1)
+    low, middle, high = flat[: 8 * _MAX_LENGTH].quantile(
+        torch.tensor([0.25, 0.5, 0.75], dtype=flat.dtype, device=flat.device), 0
+    )
+    bounded = torch.atan((z - middle) / (high - low).clamp(min=torch.finfo(z.dtype).tiny))
+    # A coordinate that never moves is none of a posterior; the chains that hold it say so by the others.
+    moves = bounded.flatten(0, 1).std(0) > 0
+    if not moves.any():
+        return math.inf, 1.0 / (num_chains * num_samples)
+    r_hat = split_gelman_rubin(bounded[..., moves], chain_dim=0, sample_dim=1).max().item()
+    ess = effective_sample_size(bounded[..., moves], chain_dim=0, sample_dim=1).min().item()
+
+    return r_hat, min(ess / (num_chains * num_samples), 1.0)
 
 
 def check_any_weight(log_weight: Tensor) -> None:

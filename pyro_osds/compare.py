@@ -44,6 +44,7 @@ _COLUMNS = [
     "log_bayes_factor_se",
     "evidence_against",
     "flag",
+    "draws_reliable",
 ]
 
 
@@ -69,7 +70,8 @@ def compare_evidence(
         * ``posterior_prob``, ``pareto_k``, ``reliable``;
         * ``log_bayes_factor_se``, its standard error: 0 for the best itself;
         * ``evidence_against`` the model and for the best, in Kass and Raftery's words; empty for the best;
-        * ``flag``: what to know before these numbers are used; empty if nothing.
+        * ``flag``: what to know before these numbers are used; empty if nothing;
+        * ``draws_reliable``, the verdict on the posterior draws.
 
         Models without an evidence (improper prior) come last and take no part in the probabilities.
 
@@ -117,7 +119,7 @@ def _evidence(name: str, fitted: Any) -> dict[str, Any]:
     """The columns that come straight from one model, and the first reason against it."""
     evidence = getattr(fitted, "evidence", None)
     if evidence is not None:
-        columns = ("log_evidence", "std_error", "pareto_k", "reliable")
+        columns = ("log_evidence", "std_error", "pareto_k", "reliable", "draws_reliable")
         return {column: getattr(evidence, column) for column in columns} | {"reason": "".join(evidence.reasons[:1])}
     try:
         fit = fitted["fit"]
@@ -132,6 +134,8 @@ def _evidence(name: str, fitted: Any) -> dict[str, Any]:
         "std_error": float(fit["std_error"]),
         "pareto_k": float(fit["pareto_k"]),
         "reliable": bool(fit["reliable"]),
+        # Files written before there were two verdicts have one for both.
+        "draws_reliable": bool(fit["draws_reliable" if "draws_reliable" in fit else "reliable"]),
         "reason": str(np.asarray(fit["reasons"]).item()).partition("\n")[0],
     }
 

@@ -75,11 +75,11 @@ class Escalation:
         """
         keep(draws, self._report("flow", draws.evidence))
         evidence = draws.evidence
-        poor = not evidence.reliable and not evidence.ess >= _POOR_ESS * evidence.num_draws
+        poor = not evidence.is_settled and not evidence.ess >= _POOR_ESS * evidence.num_draws
         if poor and (self.recipe.iterations_left > 0 or "is larger" in self.finished) and self._may_go_on("is larger"):
             draws = self._larger_flow(draws, keep)
         leap = self.recipe.trainer.leap
-        if not draws.evidence.reliable and isinstance(leap, Leap) and self._may_go_on("bridge"):
+        if not draws.evidence.is_settled and isinstance(leap, Leap) and self._may_go_on("bridge"):
             walked = self.once("bridge", lambda: self.walk(leap, draws))
             keep(walked, self._report("bridge", walked.evidence))
 
@@ -130,7 +130,6 @@ class Escalation:
         iterations = self.finished.setdefault(f"iterations of the {rung}", len(self.recipe.trainer.history.loss))
 
         return (
-            f"{rung}: log evidence {evidence.log_evidence:.4f} +- {evidence.std_error:.4f}, ELBO {evidence.elbo:.4f}, "
-            f"pareto k {evidence.pareto_k:.2f}, effective sample size {evidence.ess:.0f} of {evidence.num_draws} "
-            f"({iterations} iterations): {'reliable' if evidence.reliable else 'not reliable'}"
+            f"{rung}: {evidence.headline[0]}, ELBO {evidence.elbo:.4f}, pareto k {evidence.pareto_k:.2f}, effective "
+            f"sample size {evidence.ess:.0f} of {evidence.num_draws} ({iterations} iterations): {evidence.verdict}"
         )

@@ -20,7 +20,7 @@ from pyro_osds.arguments import check_powers_of_two
 from pyro_osds.chunks import stack_chunks
 from pyro_osds.coordinates import coordinates_of, in_coordinates
 from pyro_osds.escalate import Escalation
-from pyro_osds.evidence import EvidenceCheck
+from pyro_osds.evidence import EvidenceCheck, Reason
 from pyro_osds.exchange import OrderedTarget
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.leap import Leap
@@ -195,6 +195,8 @@ class Fit:
         self.is_interrupted = recipe.is_paused or (escalation.is_cut_short and not is_hopeless)
         if not self.is_interrupted:
             self._rungs = {}
+        elif self._draws is not None:
+            self._draws = replace(self._draws, evidence=self._draws.evidence.cut_short())
         self.seconds["escalation_time"] += time.perf_counter() - start
         _log.info("drawn and judged in %(sampling_time).1f s, escalated in %(escalation_time).1f s", self.seconds)
 
@@ -368,11 +370,11 @@ class Fit:
         """Latent sites whose prior has no integral."""
         return getattr(self.model_target, "improper_sites", ())
 
-    def _other_reasons(self) -> tuple[str, ...]:
-        """What speaks against any evidence, whatever its weights."""
+    def _other_reasons(self) -> tuple[Reason, ...]:
+        """What speaks against draws and evidence, whatever their weights."""
         return (*self._endless_reasons(), *self._volume_reasons())
 
-    def _endless_reasons(self) -> tuple[str, ...]:
+    def _endless_reasons(self) -> tuple[Reason, ...]:
         found = self.recipe.found
         if found is None or not found.endless:
             return ()
@@ -381,19 +383,23 @@ class Fit:
         where = f"site {', '.join(map(repr, names))}" if names else f"coordinate {', '.join(map(str, found.endless))}"
 
         return (
-            f"The posterior density does not fall off far out along {where}, so it has no integral and neither draws "
-            "nor evidence mean anything. Give the model a proper prior, and check its factors.",
+            Reason(
+                f"The posterior density does not fall off far out along {where}, so it has no integral and neither "
+                "draws nor evidence mean anything. Give the model a proper prior, and check its factors."
+            ),
         )
 
-    def _volume_reasons(self) -> tuple[str, ...]:
+    def _volume_reasons(self) -> tuple[Reason, ...]:
         """Why the leap's volume is not to be trusted, if it is not."""
         if not isinstance(self.leap, VelocityLeap):
             return ()
         share = self.leap.fold_share()
 
         return (
-            f"The velocity network is no bijection (negative determinant at {share:.0%} of draws) and its volume is "
-            f"{self.leap.volume}: its weights are no bound and count folds twice. Use network='coupling'.",
+            Reason(
+                f"The velocity network is no bijection (negative determinant at {share:.0%} of draws) and its volume "
+                f"is {self.leap.volume}: its weights are no bound and count folds twice. Use network='coupling'."
+            ),
         )
 
     # ---- from the sampler's coordinates to the user's sites ----

@@ -298,7 +298,7 @@ class OSDS:
                 self._set_up(args, kwargs, deadline=deadline)
                 self.fit.run()
                 result += self.evidence.headline
-            for reason in self.evidence.reasons:
+            for reason in self.evidence.all_reasons:
                 warn(reason, UnreliableEvidenceWarning)
 
     @poutine.block
@@ -320,7 +320,7 @@ class OSDS:
             raise RuntimeError("The last run came to its end by itself: there is nothing to resume. Use run or step.")
         with together(self.settings.distributed):
             self.fit.resume(math.inf if seconds is None else time.perf_counter() + seconds)
-            for reason in self.evidence.reasons:
+            for reason in self.evidence.all_reasons:
                 warn(reason, UnreliableEvidenceWarning)
 
     @property

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyro_osds.evidence import pareto_k_threshold
 from pyro_osds.importance import fit_tail
+from pyro_osds.thresholds import pareto_k_threshold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pyro_osds.bridge import bridge
-from pyro_osds.chains import check_any_weight, independence_chains
-from pyro_osds.evidence import Evidence, EvidenceCheck, judge, judge_bridge
+from pyro_osds.chains import check_any_weight, independence_chains, mixing
+from pyro_osds.evidence import Evidence, EvidenceCheck, Mixing, Reason, judge, judge_bridge
 from pyro_osds.explore import Exploration
 from pyro_osds.importance import (
     FlowDraws,
@@ -81,7 +81,7 @@ def draw_posterior(
     check: EvidenceCheck | None = None,
     improper_sites: Sequence[str] = (),
     max_draws: int = _MAX_DRAWS,
-    reasons: Sequence[str] = (),
+    reasons: Sequence[Reason] = (),
 ) -> PosteriorDraws:
     """Fresh draws, weighed, judged and corrected.
 
@@ -101,17 +101,8 @@ def draw_posterior(
         The posterior draws.
     """
     num_proposals = num_chains * num_samples
-    draws = _weigh_enough(leap, target, max(num_proposals, min(_MIN_DRAWS, max_draws)), max_draws, bool(improper_sites))
-    second = _second_opinion(leap, target, draws.log_weight) if not improper_sites else None
-    evidence = judge(
-        draws.log_weight,
-        check,
-        improper_sites,
-        draws.num_not_finite,
-        reasons,
-        EvidenceCheck(second.log_evidence, second.std_error) if second else None,
-        _rounding(target, draws.z, draws.log_prob),
-    )
+    draws = _weigh_enough(leap, target, max(num_proposals, min(_MIN_DRAWS, max_draws)), max_draws)
+    second = _second_opinion(leap, target, draws.log_weight)
     thinning = len(draws.z) // num_proposals
     log_weight = draws.log_weight[: thinning * num_proposals]
     if correction == "imh":
@@ -124,16 +115,26 @@ def draw_posterior(
             index = torch.multinomial(pareto_smooth(log_weight)[0].exp(), num_proposals, replacement=True)
         index = index.view(num_chains, num_samples)
         acceptance = torch.full_like(index, math.nan, dtype=log_weight.dtype)
+    evidence = judge(
+        draws.log_weight,
+        check,
+        improper_sites,
+        draws.num_not_finite,
+        reasons,
+        EvidenceCheck(second.log_evidence, second.std_error) if second else None,
+        _rounding(target, draws.z, draws.log_prob),
+        Mixing(*mixing(draws.z[index])),
+    )
 
     return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight)
 
 
-def _weigh_enough(leap: Proposal, target: Target, num_draws: int, max_draws: int, no_evidence: bool) -> FlowDraws:
+def _weigh_enough(leap: Proposal, target: Target, num_draws: int, max_draws: int) -> FlowDraws:
     """Weighted draws, doubled until the standard error is small or there are enough."""
     progress = progress_bar(max(num_draws, max_draws), "Weigh")
     draws = weigh(leap, target, num_draws)
     progress.update(num_draws)
-    while 2 * len(draws.z) <= max_draws and not no_evidence:
+    while 2 * len(draws.z) <= max_draws:
         log_evidence, std_error = log_mean_weight(draws.log_weight)
         progress.set_postfix(log_evidence=f"{log_evidence:.3f}", std_error=f"{std_error:.4f}")
         if not std_error > _STD_ERROR:
@@ -152,7 +153,7 @@ def bridge_posterior(
     num_samples: int,
     judged: PosteriorDraws,
     improper_sites: Sequence[str] = (),
-    reasons: Sequence[str] = (),
+    reasons: Sequence[Reason] = (),
 ) -> PosteriorDraws:
     """Draws and evidence from a bridge instead of weights, for a leap whose weights did not suffice.
 
@@ -182,8 +183,8 @@ def bridge_posterior(
         judged.proposals.num_not_finite,
         reasons,
         _rounding(target, found.z, found.log_prob),
+        Mixing(*mixing(found.z[index])),
     )
-
     acceptance = torch.full_like(index, math.nan, dtype=nothing.dtype)
 
     return PosteriorDraws(particles, index, acceptance, evidence, found, judged.flow_log_weight)
