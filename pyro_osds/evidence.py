@@ -332,7 +332,8 @@ def _tail_reasons(k: float, num_draws: int) -> list[Reason]:
     return [
         Reason(
             f"pareto k is {seen}, above {bound} for {num_draws} draws: a few draws carry the estimate, the flow's "
-            "tails are too light. Raise num_iterations, or reparametrise the model (a non-centred hierarchy, for instance)."
+            "tails are too light. Raise num_iterations, or reparametrise the model (a non-centred hierarchy, for "
+            "instance)."
         )
     ]
 

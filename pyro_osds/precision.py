@@ -210,7 +210,8 @@ def rounding_noise(log_prob_and_score: Callable[[Tensor], tuple[Tensor, Tensor]]
     r"""What single precision adds to a log density at random, nats: a standard deviation.
 
     .. math::
-        \tfrac12 \mathrm{Var}\big[ f(z + \delta) - f(z) - \tfrac12 (\nabla f(z) + \nabla f(z + \delta))^\top \delta \big]
+        \tfrac12 \mathrm{Var}\big[ f(z + \delta) - f(z)
+        - \tfrac12 (\nabla f(z) + \nabla f(z + \delta))^\top \delta \big]
 
     With a small step :math:`\delta` nothing but rounding is left of the difference.
 
