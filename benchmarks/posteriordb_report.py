@@ -97,9 +97,10 @@ def summary(records: list[Record]) -> str:
     num_failed = sum("failed" in record for record in records)
 
     return (
-        f"{len(records)} fits of {len(names)} posteriors: draws of {len(trusted)} called reliable, of which {sum(map(is_right, trusted))} right; draws of {len(doubted)} called not reliable, "
-        f"of which {sum(map(is_right, doubted))} right; {sum(map(lacks_integral, ended))} falsely said to have no "
-        f"integral; {len(records) - len(ended) - num_failed} too long, {num_failed} failed."
+        f"{len(records)} fits of {len(names)} posteriors: draws of {len(trusted)} called reliable, of which "
+        f"{sum(map(is_right, trusted))} right; draws of {len(doubted)} called not reliable, of which "
+        f"{sum(map(is_right, doubted))} right; {sum(map(lacks_integral, ended))} falsely said to have no integral; "
+        f"{len(records) - len(ended) - num_failed} too long, {num_failed} failed."
     )
 
 
