@@ -245,7 +245,7 @@ def hmm_example() -> Posterior:
 
 
 def basketball_drive() -> Posterior:
-    """How a player moves, by the logs of his speed and of his distance from the hoop."""
+    """Two states of a basketball player, seen by two measurements at each time."""
     data = read_data("bball_drive_event_1")
     tau, rho = data["tau"], data["rho"]
 
