@@ -238,6 +238,7 @@ def hmm_example() -> Posterior:
     def model(y: Tensor) -> None:
         log_transition = transitions(torch.ones(2, 2))
         prior = dist.Normal(torch.tensor([3.0, 10.0]), 1.0)
+        # Stan's constraint by name. Pyro's coordinates are others: the second location is exp(a + exp(b)).
         mu = ordered("mu", constraints.positive_ordered_vector, prior)
         pyro.factor("likelihood", forward(dist.Normal(mu, 1.0).log_prob(y[:, None]), log_transition))
 

@@ -41,7 +41,8 @@ def evidence_verdict(record: Record) -> str:
 def flags(record: Record) -> str:
     """What is wrong with a fit, in a word each."""
     if not has_ended(record):
-        return f"too long ({record['limit']:.0f} s)" if "limit" in record else f"failed: {record['failed']}"
+        # The message, which may be long, is in the file.
+        return f"too long ({record['limit']:.0f} s)" if "limit" in record else record["failed"].partition(":")[0]
     wrong = "called reliable, wrong" if record["draws_reliable"] and not is_right(record) else ""
 
     return ", ".join(filter(None, (wrong, "no integral" if lacks_integral(record) else ""))) or "-"
