@@ -6,10 +6,13 @@ rung         what                                                               
 flow         the leap that the recipe trained, judged by its weights                      always
 larger flow  a new base on the particles of a short bridge, and a wider flow from it      few draws effective
 bridge       draws and evidence of an annealed bridge from the better of the two flows    verdict still bad
+exploration  draws and evidence of annealing anew, from where exploration began           verdict still bad
 ===========  ===========================================================================  ===================
 
-The first two give draws in one network evaluation. The last one gives right draws and a right evidence from a flow that
-is only nearly right; the flow, for further draws with weights, stays as it is.
+The first two give draws in one network evaluation. The bridge gives right draws and a right evidence from a flow that
+is only nearly right. The last one needs no flow: where one lost a part of the posterior, so did what starts from it.
+The flow, for further draws with weights, stays as it is. Of all rungs the best founded one is kept: one with good
+verdicts or, where there is none, the one with the higher log evidence, since annealing that misses a part is too low.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class Escalation:
         recipe: The recipe that was run; ends up with the better flow.
         judge: Draws and verdict from the weights of a leap.
         walk: Draws and verdict from a bridge that starts from a leap, given the draws that its weights judged.
+        explore: Draws and verdict of exploration anew, given those of the rung before; None where it costs too much.
         deadline: No rung is begun after this time of ``time.perf_counter``.
         finished: What rungs that were climbed before have left; a climb that was cut short goes on from there.
     """
@@ -48,6 +52,7 @@ class Escalation:
     recipe: Recipe
     judge: Callable[[Any], PosteriorDraws]
     walk: Callable[[Leap, PosteriorDraws], PosteriorDraws]
+    explore: Callable[[PosteriorDraws], PosteriorDraws] | None
     deadline: float
     finished: dict[str, Any] = field(default_factory=dict)
 
@@ -80,8 +85,30 @@ class Escalation:
             draws = self._larger_flow(draws, keep)
         leap = self.recipe.trainer.leap
         if not draws.evidence.is_settled and isinstance(leap, Leap) and self._may_go_on("bridge"):
-            walked = self.once("bridge", lambda: self.walk(leap, draws))
-            keep(walked, self._report("bridge", walked.evidence))
+            draws = self._walked(leap, draws, keep)
+        if not draws.evidence.is_settled and self.explore is not None and self._may_go_on("exploration"):
+            self._explored(self.explore, draws, keep)
+
+    def _walked(self, leap: Leap, draws: PosteriorDraws, keep: Callable[[PosteriorDraws, str], None]) -> PosteriorDraws:
+        walked = self.once("bridge", lambda: self.walk(leap, draws))
+        keep(walked, self._report("bridge", walked.evidence))
+
+        return walked
+
+    def _explored(
+        self,
+        explore: Callable[[PosteriorDraws], PosteriorDraws],
+        draws: PosteriorDraws,
+        keep: Callable[[PosteriorDraws, str], None],
+    ) -> None:
+        """Keep what exploration found, if it is better founded than what there is."""
+        explored = self.once("exploration", lambda: explore(draws))
+        report = self._report("exploration", explored.evidence)
+        higher = explored.evidence.log_integral > draws.evidence.log_integral
+        if explored.evidence.is_settled or higher:
+            keep(explored, f"{report}; these draws do not come from one step")
+        else:
+            keep(draws, f"{report}; not taken")
 
     def _may_go_on(self, rung: str) -> bool:
         """Whether a rung may be begun; where not, the random numbers of its beginning are kept."""

@@ -99,6 +99,8 @@ class Evidence:
         draws_reliable: Whether nothing speaks against the posterior draws.
         draws_reasons: What speaks against them; empty when they are reliable.
         improper_sites: Latent sites with an improper prior: with one, there is no log evidence.
+        log_integral: Log of the integral of prior times likelihood, as the model states them, nats: the log evidence
+            or, with an improper prior, that up to an unknown constant.
 
     Example:
         >>> evidence = Evidence(-2.0, 0.01, -2.1, 40.0, 0.8, 1000, False, ("pareto k is 0.80 ...",))
@@ -123,6 +125,7 @@ class Evidence:
     draws_reliable: bool = True
     draws_reasons: tuple[str, ...] = ()
     improper_sites: tuple[str, ...] = ()
+    log_integral: float = math.nan
 
     @property
     def is_settled(self) -> bool:
@@ -256,6 +259,7 @@ def _with_verdicts(judged: Evidence, reasons: Sequence[Reason], improper_sites: 
     """The numbers with their verdicts; an improper prior leaves no log evidence."""
     against_draws = tuple(reason.text for reason in reasons if reason.draws)
     against_evidence = tuple(reason.text for reason in reasons if reason.evidence)
+    judged = replace(judged, log_integral=judged.log_evidence)
     if improper_sites:
         against_evidence = (_improper_text(improper_sites, healthy=not reasons), *against_evidence)
         judged = replace(judged, log_evidence=math.nan, std_error=math.nan)
@@ -270,7 +274,7 @@ def _with_verdicts(judged: Evidence, reasons: Sequence[Reason], improper_sites: 
     )
 
 
-def judge_bridge(
+def judge_annealed(
     found: Exploration,
     judged: Evidence,
     improper_sites: Sequence[str] = (),
@@ -278,20 +282,23 @@ def judge_bridge(
     other_reasons: Sequence[Reason] = (),
     rounding: float = 0.0,
     mixing: Mixing | None = None,
+    from_flow: bool = True,
 ) -> Evidence:
-    """Evidence and verdicts from a bridge, for a flow whose weights did not suffice.
+    """Evidence and verdicts from annealed particles, for a flow whose weights did not suffice.
 
     Pareto k and the effective sample size are those of the weights between two temperatures, the worst ones; k is
     ``-inf`` where those weights are nearly equal.
 
     Arguments:
-        found: The bridge's particles and the log evidences of its islands.
-        judged: Evidence and verdict from the flow's weights, for the ELBO and the check of exploration.
+        found: The particles, and the log evidences of the replicates.
+        judged: Evidence and verdicts of the stage before, for the ELBO and the check of exploration.
         improper_sites: Latent sites whose prior is flat: with them there is no evidence.
         num_not_finite: How many of the flow's draws had a log density of nan or ``+inf``.
         other_reasons: What else speaks against the results.
         rounding: What rounding adds to the log densities, nats; part of the standard error.
         mixing: How the chains of posterior draws mix.
+        from_flow: Whether the particles were annealed from the flow, or explored anew; these must not lie below what
+            the stage before found.
     """
     num_draws, estimate = len(found.z), found.log_evidence
     std_error = math.hypot(found.std_error, UNREACHED, rounding)
@@ -310,15 +317,13 @@ def judge_bridge(
     ]
     healthy = not any(reason.evidence for reason in reasons)
     reasons += _check_reasons(estimate, std_error, judged.check, healthy)
+    if not from_flow:
+        reasons += _below_reasons(estimate, std_error, judged)
     numbers = replace(
-        judged,
-        log_evidence=estimate,
-        std_error=std_error,
-        ess=found.ess,
-        pareto_k=k,
-        num_draws=num_draws,
-        bridge=EvidenceCheck(found.log_evidence, found.std_error),
+        judged, log_evidence=estimate, std_error=std_error, ess=found.ess, pareto_k=k, num_draws=num_draws
     )
+    if from_flow:
+        numbers = replace(numbers, bridge=EvidenceCheck(found.log_evidence, found.std_error))
 
     return _with_verdicts(numbers, reasons, tuple(improper_sites))
 
@@ -438,6 +443,24 @@ def _move_reasons(found: Exploration) -> list[Reason]:
         )
 
     return [Reason(text) for text in reasons]
+
+
+def _below_reasons(estimate: float, std_error: float, before: Evidence) -> list[Reason]:
+    """What a bridge found and exploration did not: annealing that misses a part is too low, never too high."""
+    bridge = before.bridge
+    if bridge is None or not math.isfinite(bridge.log_evidence):
+        return []
+    distance = bridge.log_evidence - estimate
+    if distance <= MAX_SIGMAS * math.hypot(std_error, CHECK_QUANTILE * max(bridge.std_error, MIN_BRIDGE_ERROR)):
+        return []
+
+    return [
+        Reason(
+            f"The log evidence {estimate:.3f} of annealing from the prior lies {distance:.2f} nats below that of "
+            f"annealing from the flow, {bridge.log_evidence:.3f} +- {bridge.std_error:.3f}: a part of the posterior is "
+            "missed. Raise num_particles, and repeat with another seed."
+        )
+    ]
 
 
 def _bridge_reasons(estimate: float, std_error: float, bridge: EvidenceCheck | None) -> list[Reason]:

@@ -26,10 +26,17 @@ from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.leap import Leap
 from pyro_osds.parallel import by_rows
 from pyro_osds.point import PointLeap, PointRecipe, PointTrainer
-from pyro_osds.posterior import PosteriorDraws, bridge_posterior, draw_posterior
+from pyro_osds.posterior import (
+    NUM_ISLANDS,
+    PosteriorDraws,
+    annealed_posterior,
+    bridge_posterior,
+    draw_posterior,
+    particles_for,
+)
 from pyro_osds.recipe import Recipe
 from pyro_osds.settings import Settings
-from pyro_osds.survey import Survey, survey
+from pyro_osds.survey import Survey, explore_anew, is_affordable, survey
 from pyro_osds.train import Trainer
 from pyro_osds.trouble import InterruptedWarning, warn
 from pyro_osds.velocity import VelocityLeap, VelocityTrainer
@@ -75,6 +82,7 @@ class Fit:
         start = time.perf_counter()
         self.settings = settings
         self.given = target
+        self._starts = starts
         self.recipe: Recipe | PointRecipe
         self._deadline = deadline
         if target.dim == 0:
@@ -179,13 +187,22 @@ class Fit:
             chains = self.settings.num_chains, self.settings.num_samples
             return bridge_posterior(leap, self.target, *chains, judged, self.improper_sites, self._other_reasons())
 
+        def explore(judged: PosteriorDraws) -> PosteriorDraws:
+            chains = self.settings.num_chains, self.settings.num_samples
+            anew = explore_anew(self.given, recipe.found, particles_for(math.prod(chains)), NUM_ISLANDS, self._starts)
+            reasons = self._other_reasons()
+            return annealed_posterior(anew, self.target, *chains, judged, self.improper_sites, reasons, from_flow=False)
+
         start = time.perf_counter()
         self.run_report = self.start_report
+        num_particles = NUM_ISLANDS * particles_for(self.settings.num_chains * self.settings.num_samples)
+        can_explore = is_affordable(self.given, recipe.found.exploration, num_particles)
         # No rung cures a density without an integral.
         is_hopeless = bool(self._other_reasons())
         # What is judged of a training that was cut short is judged for now only.
         rungs = {} if recipe.is_paused else self._rungs
-        escalation = Escalation(recipe, self._judge, walk, -math.inf if is_hopeless else self._deadline, rungs)
+        deadline = -math.inf if is_hopeless else self._deadline
+        escalation = Escalation(recipe, self._judge, walk, explore if can_explore else None, deadline, rungs)
         try:
             draws = escalation.once("flow", lambda: self.draws)
             self.leap = recipe.trainer.leap
@@ -209,6 +226,7 @@ class Fit:
 
         return {
             "coordinates": coordinates_of(self.target),
+            "starts": self._starts,
             "recipe": self.recipe.state(),
             "is_averaged": self.leap is not self.trainer.leap,
             "draws": self._draws,
@@ -232,7 +250,7 @@ class Fit:
         seen = in_coordinates(target, state["coordinates"])
         with torch.random.fork_rng():  # networks that are built draw weights that are replaced at once
             found = replace(state["recipe"]["plan"].found, target=seen) if target.dim else None
-            fit = cls(target, settings, found=found)
+            fit = cls(target, settings, state.get("starts"), found=found)
             fit.recipe.restore(state["recipe"])
         fit.trainer = fit.recipe.trainer
         fit.leap = fit.trainer.averaged() if state["is_averaged"] else fit.trainer.leap

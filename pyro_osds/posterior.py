@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_osds.bridge import bridge
 from pyro_osds.chains import check_any_weight, independence_chains, mixing
-from pyro_osds.evidence import Evidence, EvidenceCheck, Mixing, Reason, judge, judge_bridge
+from pyro_osds.evidence import Evidence, EvidenceCheck, Mixing, Reason, judge, judge_annealed
 from pyro_osds.explore import Exploration
 from pyro_osds.importance import (
     FlowDraws,
@@ -42,8 +42,8 @@ _STD_ERROR = 0.003
 # Weights as good as these need no second opinion.
 _GOOD_K, _GOOD_ESS = 0.5, 0.9
 _BRIDGE_PARTICLES = 64
-# Enough islands that their spread is known, and twice the standard error covers as it should.
-_NUM_ISLANDS = 32
+NUM_ISLANDS = 32
+"""Enough islands that their spread is known, and twice the standard error covers as it should."""
 
 
 @dataclass(frozen=True)
@@ -164,19 +164,57 @@ def bridge_posterior(
         num_samples: Draws of each chain.
         judged: Draws and verdict from the leap's weights; what they say of the density itself still holds.
         improper_sites: Latent sites with an improper prior.
-        reasons: What else speaks against the evidence.
+        reasons: What else speaks against the results.
 
     Returns:
         Equally weighted posterior draws.
     """
-    num_particles = math.ceil(num_chains * num_samples / _NUM_ISLANDS)
-    found = bridge(leap, target, max(num_particles, _BRIDGE_PARTICLES), _NUM_ISLANDS)
+    found = bridge(leap, target, particles_for(num_chains * num_samples), NUM_ISLANDS)
+
+    return annealed_posterior(found, target, num_chains, num_samples, judged, improper_sites, reasons)
+
+
+def particles_for(num_draws: int) -> int:
+    """Particles on each island that give so many draws.
+
+    Example:
+        >>> particles_for(4000)
+        125
+    """
+    return max(math.ceil(num_draws / NUM_ISLANDS), _BRIDGE_PARTICLES)
+
+
+def annealed_posterior(
+    found: Exploration,
+    target: Target,
+    num_chains: int,
+    num_samples: int,
+    judged: PosteriorDraws,
+    improper_sites: Sequence[str] = (),
+    reasons: Sequence[Reason] = (),
+    from_flow: bool = True,
+) -> PosteriorDraws:
+    """Draws and evidence of annealed particles, from a flow or from wherever exploration begins.
+
+    Arguments:
+        found: The particles, on :data:`NUM_ISLANDS` islands.
+        target: The target.
+        num_chains: Chains; each takes the particles of islands of its own.
+        num_samples: Draws of each chain.
+        judged: Draws and verdict of the stage before; what they say of the density itself still holds.
+        improper_sites: Latent sites with an improper prior.
+        reasons: What else speaks against the results.
+        from_flow: Whether the particles were annealed from the flow.
+
+    Returns:
+        Equally weighted posterior draws.
+    """
     # Each chain walks through its islands in random order: copies of one particle do not follow each other.
     order = torch.rand(num_chains, len(found.z) // num_chains, device=found.z.device).argsort(-1)
     index = order[:, :num_samples] + torch.arange(num_chains, device=order.device)[:, None] * order.shape[1]
     nothing = torch.zeros_like(found.log_prob)
     particles = FlowDraws(found.z, nothing, found.log_prob, nothing, 0)
-    evidence = judge_bridge(
+    evidence = judge_annealed(
         found,
         judged.evidence,
         improper_sites,
@@ -184,6 +222,7 @@ def bridge_posterior(
         reasons,
         _rounding(target, found.z, found.log_prob),
         Mixing(*mixing(found.z[index])),
+        from_flow,
     )
     acceptance = torch.full_like(index, math.nan, dtype=nothing.dtype)
 

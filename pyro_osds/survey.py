@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.base import MAX_COMPONENTS, Base, adapt_mixture, effective_share, gaussian_base, mixture_base
-from pyro_osds.exchange import find_exchanges, ordered
+from pyro_osds.exchange import OrderedTarget, find_exchanges, ordered
 from pyro_osds.explore import AnnealingPath, Exploration, PriorPath, ReferencePath, explore
 from pyro_osds.integrable import endless_coordinates
 from pyro_osds.modes import Modes, find_modes
@@ -119,6 +119,34 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     endless = endless_coordinates(target, loc, scale_tril)
 
     return Survey(target, base, exploration, modes, num_evaluations, tuple(endless))
+
+
+def explore_anew(
+    target: Any, found: Survey, num_particles: int, num_islands: int, starts: Tensor | None
+) -> Exploration:
+    """The first way again, slowly and with more particles: draws where no flow could be had.
+
+    Arguments:
+        target: The target in the coordinates that it was given in.
+        found: What the survey found, in the coordinates that it chose.
+        num_particles: Particles on each island.
+        num_islands: Independent repeats.
+        starts: Unconstrained points to look around, ``(S, D)``, where no prior can be sampled.
+
+    Returns:
+        The particles, in the coordinates of the survey.
+    """
+    way, _ = first_way(target, starts)
+    exploration = explore(way, num_particles, num_islands, ess_threshold=0.7, phase="Explore anew")
+    z, seen = exploration.z, found.target
+    if isinstance(seen, OrderedTarget):
+        z = seen.to_ordered(z)
+    elif seen is not target:
+        z = target.other_coordinates(z)[1]
+    with torch.no_grad():
+        log_prob = finite_log_prob(in_chunks(seen.log_prob, z))
+
+    return replace(exploration, z=z, log_prob=log_prob)
 
 
 def resurvey(found: Survey, exploration: Exploration) -> Survey:
@@ -259,6 +287,19 @@ def _choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base
     mixture = adapt_mixture(mixture_base(z, torch.zeros_like(modes.labels)), target)
 
     return mixture if effective_share(mixture, target) > _GOOD_BASE else base
+
+
+def is_affordable(target: Target, exploration: Exploration, num_particles: int) -> bool:
+    """Whether exploring anew with so many particles ends in about a minute.
+
+    Arguments:
+        target: The target.
+        exploration: The first way.
+        num_particles: Particles in all.
+    """
+    cost = _SLOW_WAY * exploration.num_temperatures * num_particles * getattr(target, "num_terms", 0)
+
+    return _is_vectorized(target) and cost <= _MAX_TERMS
 
 
 def _affordable(target: Target, exploration: Exploration) -> int:
