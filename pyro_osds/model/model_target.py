@@ -36,14 +36,13 @@ from pyro_osds.model.trace import (
     is_latent,
     is_value,
     joint_like,
-    loc_scale,
     observed_values,
     outside_support,
     plate_nesting,
     site_dims,
     support_kind,
-    to_support,
 )
+from pyro_osds.model.transforms import by_batch, is_saturated, loc_scale, to_support
 
 _PROTOTYPE_TRIES = 20
 # Fewer draws of the prior are not worth the runs that one run for all is checked by.
@@ -104,6 +103,7 @@ class ModelTarget:
         self.discrete_sites = tuple(site["name"] for site in discrete)
         self.nesting = max_plate_nesting if max_plate_nesting is not None else plate_nesting(trace)
         self._below_discrete: frozenset[str] = frozenset()
+        self._shapes: dict[str, torch.Size] = {}
         self.sites = self._layout(continuous)
         self.supports = {site["name"]: support_kind(site["fn"]) for site in (*continuous, *discrete)}
         self._shapes = {site.name: site.shape for site in self.sites}
@@ -176,6 +176,29 @@ class ModelTarget:
 
         return dict(zip(names, values, strict=True)), dict(zip(names, log_abs_det, strict=True))
 
+    def saturated_sites(self, z: Tensor) -> dict[str, Tensor]:
+        """Which draws have a value that was rounded to a bound of its support, so that nothing tells how near it is.
+
+        Arguments:
+            z: Draws, ``(S, D)``.
+
+        Returns:
+            ``{name: (S,)}``, booleans: whether any entry of the site's value is 0 or 1, at an end of its interval, or
+            infinite.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> target = ModelTarget(lambda: pyro.sample("x", dist.Beta(0.05, 0.05)))
+            >>> target.saturated_sites(torch.tensor([[0.0], [50.0]]))
+            {'x': tensor([False,  True])}
+        """
+
+        def read(row: Tensor) -> dict[str, Tensor]:
+            run = self._run(row)
+            return {name: is_saturated(run.transforms[name], value).any() for name, value in run.values.items()}
+
+        return self._ladder.map(read, z)
+
     def split(self, row: Tensor) -> dict[str, Tensor]:
         """Coordinates by site of one point ``(D,)``, as :meth:`to_value` takes them."""
         return split(self.sites, row)
@@ -185,17 +208,21 @@ class ModelTarget:
         name = site["name"]
         if name in self.transforms:
             return self.transforms[name].inv
-        standard = loc_scale(site["fn"]) if self.standardized and name not in self._below_discrete else None
+        standard = self._standard(site) if self.standardized else None
         if standard is not None:
             return AffineTransform(*standard, event_dim=site["fn"].event_dim)
 
-        return to_support(site["fn"])
+        return to_support(site["fn"], self._shapes.get(name))
+
+    def _standard(self, site: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """Location and scale of a site that has other coordinates."""
+        name = site["name"]
+
+        return None if name in self.transforms or name in self._below_discrete else loc_scale(site["fn"])
 
     def by_batch(self, name: str, value: Tensor, log_abs_det: Tensor) -> Tensor:
         """Log-determinants of the way to a site's value with its event dimensions summed, ``(*batch_shape,)``."""
-        batch_dim = value.dim() - self.event_dims[name]
-
-        return log_abs_det.flatten(batch_dim).sum(-1) if log_abs_det.dim() > batch_dim else log_abs_det
+        return by_batch(log_abs_det, value, self.event_dims[name])
 
     def deterministics(self, z: Tensor) -> dict[str, Tensor]:
         """Values of the ``pyro.deterministic`` sites, ``(B, D)`` to ``{name: (B, *shape)}``.
@@ -299,12 +326,15 @@ class ModelTarget:
 
         def move(row: Tensor) -> tuple[Tensor, Tensor]:
             run = self._run(row)
-            log_abs_det, flat = -sum((part.sum() for part in run.log_abs_det), row.new_zeros(())), []
-            for site in run.latents:
-                transform = other.to_value(site)
-                u = transform.inv(site["value"])
+            log_abs_det, flat = row.new_zeros(()), []
+            for site, here in zip(run.latents, run.log_abs_det, strict=True):
+                u = run.unconstrained[site["name"]]
+                if self._standard(site) is not None:
+                    transform = other.to_value(site)
+                    u = transform.inv(site["value"])
+                    log_abs_det = log_abs_det + transform.log_abs_det_jacobian(u, site["value"]).sum() - here.sum()
+                # Another site keeps its coordinates: its value may have been rounded to a bound of its support.
                 flat.append(u.reshape(-1).to(row.dtype))
-                log_abs_det = log_abs_det + transform.log_abs_det_jacobian(u, site["value"]).sum()
             return torch.cat(flat), log_abs_det
 
         with torch.no_grad():
@@ -320,7 +350,7 @@ class ModelTarget:
             return self._run(row).terms()
 
     def _run(self, row: Tensor) -> ModelRun:
-        run = ModelRun(split(self.sites, row), self.to_value, self._shapes)
+        run = ModelRun(split(self.sites, row), self.to_value, self._shapes, self.transforms)
         enumerate_all = Enumerate(self.nesting) if self.discrete_sites else contextlib.nullcontext()
         with run, enumerate_all:
             self._call()
