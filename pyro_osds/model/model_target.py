@@ -14,12 +14,13 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 from torch import Tensor
-from torch.distributions import AffineTransform, Transform
+from torch.distributions import AffineTransform, Transform, identity_transform
 
 from pyro_osds.model.capture import block_size
 from pyro_osds.model.compat import VmapCompat, vmappable_pyro
 from pyro_osds.model.decode import decode
 from pyro_osds.model.determinism import TrainingLayerError, check_deterministic, no_training_layers
+from pyro_osds.model.edge_draws import unconstrained_draw
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.ladder import Ladder, check_points
 from pyro_osds.model.parameters import Constants
@@ -103,7 +104,6 @@ class ModelTarget:
         self.discrete_sites = tuple(site["name"] for site in discrete)
         self.nesting = max_plate_nesting if max_plate_nesting is not None else plate_nesting(trace)
         self._below_discrete: frozenset[str] = frozenset()
-        self._shapes: dict[str, torch.Size] = {}
         self.sites = self._layout(continuous)
         self.supports = {site["name"]: support_kind(site["fn"]) for site in (*continuous, *discrete)}
         self._shapes = {site.name: site.shape for site in self.sites}
@@ -212,7 +212,7 @@ class ModelTarget:
         if standard is not None:
             return AffineTransform(*standard, event_dim=site["fn"].event_dim)
 
-        return to_support(site["fn"], self._shapes.get(name))
+        return to_support(site["fn"], centered=name not in self._below_discrete)
 
     def _standard(self, site: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Location and scale of a site that has other coordinates."""
@@ -278,11 +278,12 @@ class ModelTarget:
         """Unconstrained draws of the model's own prior, ``(num_draws, D)``; rows may hold infinities."""
         names = [site.name for site in self.sites]
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
-            together = sample_together(self._call, names, num_draws) if num_draws >= _MIN_TOGETHER else None
+            is_worth_it = num_draws >= _MIN_TOGETHER
+            together = sample_together(self._call, names, num_draws, self._to_support) if is_worth_it else None
             if together is not None:
-                columns = [self.to_value(together[name]).inv(together[name]["value"]) for name in names]
+                columns = [self._to_line(together[name]) for name in names]
                 return torch.cat([column.reshape(num_draws, -1).to(self.dtype) for column in columns], -1)
-            draws = [sample_latents(self._call, names) for _ in range(num_draws)]
+            draws = [sample_latents(self._call, names, to_value=self._to_support) for _ in range(num_draws)]
             return torch.stack([self._flatten(draw) for draw in draws])
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -386,10 +387,14 @@ class ModelTarget:
     def _check_enumeration(self, trace: Any) -> None:
         """Refuse dimensions that are nobody's, and note which sites have a distribution for each discrete value."""
         check_stray_dims(trace)
+        # Until it is known which those are, they are all taken for such.
+        self._below_discrete = frozenset(self._shapes)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             run = self._run(self.start)
         shapes = {site["name"]: site["fn"].shape() for site in run.latents}
         self._below_discrete = frozenset(name for name, shape in shapes.items() if shape != self._shapes[name])
+        with torch.no_grad():
+            self.start = self._flatten(trace.nodes)
 
     def _prototype(self) -> Any:
         """The trace of a first run; an exception in it is reported with the sites that were reached."""
@@ -418,9 +423,19 @@ class ModelTarget:
 
     def _flatten(self, nodes: Mapping[str, Any]) -> Tensor:
         drawn = (nodes[site.name] for site in self.sites)
-        flat = [self.to_value(node).inv(node["value"]).reshape(-1).to(self.dtype) for node in drawn]
+        flat = [self._to_line(node).reshape(-1).to(self.dtype) for node in drawn]
 
         return torch.cat(flat) if flat else torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def _to_line(self, site: Mapping[str, Any]) -> Tensor:
+        """A site's unconstrained value: the one that was drawn, or that of its value."""
+        u = unconstrained_draw(site)
+
+        return self.to_value(site).inv(site["value"]) if u is None else u
+
+    def _to_support(self, site: Mapping[str, Any]) -> Any:
+        """As :meth:`to_value`, and no map that is known where the transform is the user's own."""
+        return identity_transform if site["name"] in self.transforms else self.to_value(site)
 
     def _check_observations(self, trace: Any) -> None:
         """An observation outside its support under every one of several prior draws has probability zero."""

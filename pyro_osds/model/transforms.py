@@ -67,13 +67,13 @@ _LOCATION_SCALE = (
     torch.distributions.Cauchy,
 )
 _WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
-_BOUNDED, _POSITIVE, _ABOVE, _SIMPLEX, _CIRCLE = "sigmoid", "exp", "exp and a shift", "sticks", "circle"
+BOUNDED, POSITIVE, ABOVE, SIMPLEX, CIRCLE = "sigmoid", "exp", "exp and a shift", "sticks", "circle"
 
 
 # ---- the maps ----
 
 
-def to_support(fn: Any, shape: torch.Size | None = None) -> Any:
+def to_support(fn: Any, centered: bool = True) -> Any:
     """The transform from the real line to a distribution's support.
 
     A plain ``TransformedDistribution`` says that an affine map of positive numbers may be any number. There, the way
@@ -81,8 +81,8 @@ def to_support(fn: Any, shape: torch.Size | None = None) -> Any:
 
     Arguments:
         fn: The distribution.
-        shape: The shape of its values, if known. A distribution of another shape has one entry for each value of a
-            discrete latent, and its angles lie on a circle that is the same for all.
+        centered: Whether a turn is cut opposite to its location, which is right unless that has a value for each one
+            of a discrete latent; otherwise at half a turn.
 
     Example:
         >>> to_support(dist.Beta(1.0, 1.0)), to_support(dist.VonMises(0.0, 1.0))
@@ -90,8 +90,7 @@ def to_support(fn: Any, shape: torch.Size | None = None) -> Any:
     """
     plain, center = unwrap(fn), _angles(fn)
     if center is not None:
-        is_shared = shape is None or shape == fn.shape()
-        return _independent(Circle(center if is_shared else center.new_zeros(())), fn.event_dim)
+        return _independent(Circle(center if centered else center.new_zeros(())), fn.event_dim)
     transformed = TransformedDistribution
     if isinstance(plain, transformed) and type(plain).support is transformed.support:
         through_base = not _is_real(plain.base_dist.support)
@@ -215,6 +214,10 @@ class Sticks(StickBreakingTransform):
         """The logit of each part in what is left of the stick, ``(*, n) -> (*, n)``."""
         return x - _offset(x).log()
 
+    def from_logits(self, logits: Tensor) -> Tensor:
+        """The inverse of :meth:`logits`, ``(*, n) -> (*, n)``."""
+        return logits + _offset(logits).log()
+
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Of each point, from ``x`` alone."""
         logit = self.logits(x)
@@ -270,10 +273,10 @@ def _stripped(transform: Any) -> Any:
     return transform
 
 
-def _kind(transform: Any) -> str | None:
+def kind_of(transform: Any) -> str | None:
     """Which of the standard maps a stripped transform is, by type; None for all others."""
     if type(transform) is ComposeTransform and [type(part) for part in transform.parts[1:]] == [AffineTransform]:
-        return {SigmoidTransform: _BOUNDED, ExpTransform: _ABOVE}.get(type(transform.parts[0]))
+        return {SigmoidTransform: BOUNDED, ExpTransform: ABOVE}.get(type(transform.parts[0]))
 
     return _KINDS.get(type(transform))
 
@@ -303,7 +306,7 @@ def unconstrained_log_prob(fn: Any, transform: Any, u: Tensor) -> Tensor | None:
     """
     if _is_masked(fn):
         return None
-    source, transform = _source(unwrap(fn), transform)
+    source, transform = resolve(fn, transform)
     log_density = _closed_form(source, transform)
     if log_density is None:
         return None
@@ -355,28 +358,36 @@ def _is_masked(fn: Any) -> bool:
     return False
 
 
-def _source(fn: Any, transform: Any) -> tuple[Any, Any]:
-    """Where an affine map leads from another distribution's support, that distribution and the way to its support."""
+def resolve(fn: Any, transform: Any) -> tuple[Any, Any]:
+    """A distribution without its wrappers, and the way to its support.
+
+    Where an affine map leads on from another distribution's support, that distribution and the way to there.
+    """
+    fn = unwrap(fn)
     while type(transform) is ComposeTransform and isinstance(fn, TransformedDistribution):
         is_map = [id(part) for part in transform.parts[1:]] == [id(part) for part in fn.transforms]
         if not is_map or _is_masked(fn.base_dist):
             break
         fn, transform = unwrap(fn.base_dist), transform.parts[0]
 
-    return fn, transform
+    return fn, _stripped(transform)
+
+
+def is_pushed(fn: Any, transform: Any) -> bool:
+    """Whether a distribution is its base's, sent along the very map that leads to its support: ``u`` is of the base."""
+    if type(fn) not in _PUSHED or type(transform) not in _KINDS:
+        return False
+
+    return [_KINDS.get(type(part)) for part in fn.transforms] == [kind_of(transform)]
 
 
 def _closed_form(fn: Any, transform: Any) -> Callable[[Any, Tensor], Tensor] | None:
     """The log density for a pair of types, ``(fn, u) -> (*batch_shape,)``, or None."""
-    transform = _stripped(transform)
-    kind = _kind(transform)
-    if kind == _CIRCLE and type(fn) in _VON_MISES:
+    kind = kind_of(transform)
+    if kind == CIRCLE and type(fn) in _VON_MISES:
         return lambda fn, u: _von_mises(fn, u, transform)
-    # One map there and the same one here: what is left is the density of the base.
-    if type(fn) in _PUSHED and type(transform) in _KINDS and [_KINDS.get(type(part)) for part in fn.transforms] == [kind]:
-        return _pushed
 
-    return _CLOSED_FORMS.get((type(fn), kind))
+    return _pushed if is_pushed(fn, transform) else _CLOSED_FORMS.get((type(fn), kind))
 
 
 def _pushed(fn: Any, u: Tensor) -> Tensor:
@@ -470,39 +481,39 @@ def _von_mises(fn: Any, u: Tensor, circle: Circle) -> Tensor:
     return from_peak - torch.special.i0e(fn.concentration).log() + logsigmoid(u) + logsigmoid(-u)
 
 
-def _both(name: str) -> tuple[type, type]:
+def both(name: str) -> tuple[type, type]:
     """Torch's class and Pyro's, which adds handlers and leaves the density alone."""
     return getattr(torch.distributions, name), getattr(dist, name)
 
 
 # Exact types: a subclass may have another density.
-_VON_MISES = _both("VonMises")
-_PUSHED = {*_both("TransformedDistribution"), *_both("LogNormal"), *_both("LogisticNormal")}
+_VON_MISES = both("VonMises")
+_PUSHED = {*both("TransformedDistribution"), *both("LogNormal"), *both("LogisticNormal")}
 _KINDS: dict[type, str] = {
-    SigmoidTransform: _BOUNDED, ExpTransform: _POSITIVE, StickBreakingTransform: _SIMPLEX, Sticks: _SIMPLEX,
-    Circle: _CIRCLE,
+    SigmoidTransform: BOUNDED, ExpTransform: POSITIVE, StickBreakingTransform: SIMPLEX, Sticks: SIMPLEX,
+    Circle: CIRCLE,
 }  # fmt: skip
 _CLOSED_FORMS: dict[tuple[type, str | None], Callable[[Any, Tensor], Tensor]] = {
     (fn, kind): log_density
     for name, kind, log_density in (
-        ("Beta", _BOUNDED, _beta),
-        ("Kumaraswamy", _BOUNDED, _kumaraswamy),
-        ("Uniform", _BOUNDED, _uniform),
-        ("RelaxedBernoulli", _BOUNDED, _relaxed_bernoulli),
-        ("Dirichlet", _SIMPLEX, _dirichlet),
-        ("Gamma", _POSITIVE, _gamma),
-        ("Chi2", _POSITIVE, _gamma),
-        ("Exponential", _POSITIVE, _exponential),
-        ("InverseGamma", _POSITIVE, _inverse_gamma),
-        ("Weibull", _POSITIVE, _weibull),
-        ("HalfNormal", _POSITIVE, _half_normal),
-        ("HalfCauchy", _POSITIVE, _half_cauchy),
-        ("FisherSnedecor", _POSITIVE, _fisher_snedecor),
-        ("Pareto", _ABOVE, _pareto),
+        ("Beta", BOUNDED, _beta),
+        ("Kumaraswamy", BOUNDED, _kumaraswamy),
+        ("Uniform", BOUNDED, _uniform),
+        ("RelaxedBernoulli", BOUNDED, _relaxed_bernoulli),
+        ("Dirichlet", SIMPLEX, _dirichlet),
+        ("Gamma", POSITIVE, _gamma),
+        ("Chi2", POSITIVE, _gamma),
+        ("Exponential", POSITIVE, _exponential),
+        ("InverseGamma", POSITIVE, _inverse_gamma),
+        ("Weibull", POSITIVE, _weibull),
+        ("HalfNormal", POSITIVE, _half_normal),
+        ("HalfCauchy", POSITIVE, _half_cauchy),
+        ("FisherSnedecor", POSITIVE, _fisher_snedecor),
+        ("Pareto", ABOVE, _pareto),
     )
-    for fn in _both(name)
+    for fn in both(name)
 }
-_CLOSED_FORMS[dist.AffineBeta, _BOUNDED] = _beta
+_CLOSED_FORMS[dist.AffineBeta, BOUNDED] = _beta
 
 
 # ---- where values saturate ----
@@ -528,7 +539,7 @@ def is_saturated(transform: Any, value: Tensor) -> Tensor:
         ends = [maps(value.new_tensor(end)) for end in _ends(first, value)]
         at_end = [value == end for end in ends]
         return functools.reduce(torch.logical_or, at_end, is_saturated(first, maps.inv(value)))
-    if _kind(transform) == _SIMPLEX:
+    if kind_of(transform) == SIMPLEX:
         return (value <= 0) | (value >= 1)
     if ends := _ends(transform, value):
         return (value <= ends[0]) | (value >= ends[1])
