@@ -98,8 +98,9 @@ def to_support(fn: Any, centered: bool = True) -> Any:
             return ComposeTransform([to_support(plain.base_dist), *plain.transforms])
     if _bare(fn.support) is constraints.simplex:
         return _independent(Sticks(), fn.event_dim - 1)
+    transform = biject_to(fn.support)
 
-    return biject_to(fn.support)
+    return _independent(Positive(), fn.event_dim) if type(_stripped(transform)) is ExpTransform else transform
 
 
 def loc_scale(fn: Any) -> tuple[Tensor, Tensor] | None:
@@ -126,6 +127,30 @@ def by_batch(log_abs_det: Tensor, value: Tensor, event_dim: int) -> Tensor:
     batch_dim = value.dim() - event_dim
 
     return log_abs_det.flatten(batch_dim).sum(-1) if log_abs_det.dim() > batch_dim else log_abs_det
+
+
+class Positive(ExpTransform):
+    """An exponential that stops before it underflows or overflows, as torch's sigmoid stops next to 0 and 1.
+
+    A Poisson rate of 0 has a density and no gradient; a scale of infinity has neither.
+
+    Example:
+        >>> Positive()(torch.tensor([-1000.0, 0.0, 1000.0]))
+        tensor([1.1873e-38, 1.0000e+00, 8.4222e+37])
+    """
+
+    def _call(self, x: Tensor) -> Tensor:
+        end = _largest_log(x.dtype)
+        return x.clamp(-end, end).exp()
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        finfo = torch.finfo(y.dtype)
+        return y.clamp(finfo.tiny, finfo.max).log()
+
+
+def _largest_log(dtype: torch.dtype) -> float:
+    """A logarithm: of a number whose inverse can be said as well."""
+    return -math.log(torch.finfo(dtype).tiny) - 0.01
 
 
 class Circle(Transform):
@@ -276,7 +301,7 @@ def _stripped(transform: Any) -> Any:
 def kind_of(transform: Any) -> str | None:
     """Which of the standard maps a stripped transform is, by type; None for all others."""
     if type(transform) is ComposeTransform and [type(part) for part in transform.parts[1:]] == [AffineTransform]:
-        return {SigmoidTransform: BOUNDED, ExpTransform: ABOVE}.get(type(transform.parts[0]))
+        return {SigmoidTransform: BOUNDED, ExpTransform: ABOVE, Positive: ABOVE}.get(type(transform.parts[0]))
 
     return _KINDS.get(type(transform))
 
@@ -490,8 +515,8 @@ def both(name: str) -> tuple[type, type]:
 _VON_MISES = both("VonMises")
 _PUSHED = {*both("TransformedDistribution"), *both("LogNormal"), *both("LogisticNormal")}
 _KINDS: dict[type, str] = {
-    SigmoidTransform: BOUNDED, ExpTransform: POSITIVE, StickBreakingTransform: SIMPLEX, Sticks: SIMPLEX,
-    Circle: CIRCLE,
+    SigmoidTransform: BOUNDED, ExpTransform: POSITIVE, Positive: POSITIVE,
+    StickBreakingTransform: SIMPLEX, Sticks: SIMPLEX, Circle: CIRCLE,
 }  # fmt: skip
 _CLOSED_FORMS: dict[tuple[type, str | None], Callable[[Any, Tensor], Tensor]] = {
     (fn, kind): log_density
@@ -548,7 +573,12 @@ def is_saturated(transform: Any, value: Tensor) -> Tensor:
 
 
 def _ends(transform: Any, value: Tensor) -> tuple[float, ...]:
-    """Where torch's way to single bounded numbers ends: a sigmoid stops at the number next to its bound."""
+    """Where a way to single bounded numbers ends: most stop at the number next to a bound."""
     finfo = torch.finfo(value.dtype)
+    ends = {
+        ExpTransform: (0.0, math.inf),
+        Positive: (math.exp(0.001 - _largest_log(value.dtype)), math.exp(_largest_log(value.dtype) - 0.001)),
+        SigmoidTransform: (finfo.tiny, 1 - finfo.eps),
+    }
 
-    return {ExpTransform: (0.0, math.inf), SigmoidTransform: (finfo.tiny, 1 - finfo.eps)}.get(type(transform), ())
+    return ends.get(type(transform), ())
