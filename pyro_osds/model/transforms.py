@@ -130,27 +130,25 @@ def by_batch(log_abs_det: Tensor, value: Tensor, event_dim: int) -> Tensor:
 
 
 class Positive(ExpTransform):
-    """An exponential that stops before it underflows or overflows, as torch's sigmoid stops next to 0 and 1.
+    """An exponential that stops before it underflows, as torch's sigmoid stops next to 0 and 1.
 
-    A Poisson rate of 0 has a density and no gradient; a scale of infinity has neither.
+    A Poisson rate of 0 has a density and no gradient. It does overflow: a density that is not known in closed form, at
+    a largest number times the slope of the map, would grow without end.
 
     Example:
         >>> Positive()(torch.tensor([-1000.0, 0.0, 1000.0]))
-        tensor([1.1873e-38, 1.0000e+00, 8.4222e+37])
+        tensor([1.1873e-38, 1.0000e+00,        inf])
     """
 
     def _call(self, x: Tensor) -> Tensor:
-        end = _largest_log(x.dtype)
-        return x.clamp(-end, end).exp()
+        return x.clamp(min=_least_log(x.dtype)).exp()
 
     def _inverse(self, y: Tensor) -> Tensor:
-        finfo = torch.finfo(y.dtype)
-        return y.clamp(finfo.tiny, finfo.max).log()
+        return y.clamp(min=torch.finfo(y.dtype).tiny).log()
 
 
-def _largest_log(dtype: torch.dtype) -> float:
-    """A logarithm: of a number whose inverse can be said as well."""
-    return -math.log(torch.finfo(dtype).tiny) - 0.01
+def _least_log(dtype: torch.dtype) -> float:
+    return math.log(torch.finfo(dtype).tiny) + 0.01
 
 
 class Circle(Transform):
@@ -370,8 +368,10 @@ def _log_softplus(v: Tensor) -> Tensor:
 
 
 def _bounded_exp(v: Tensor) -> Tensor:
-    """An exponential that stops before it overflows, where the density has long been zero."""
-    return v.clamp(max=0.9 * math.log(torch.finfo(v.dtype).max)).exp()
+    """An exponential that goes on as a straight line before it overflows, where the density has long been zero."""
+    end = 0.75 * math.log(torch.finfo(v.dtype).max)
+
+    return v.clamp(max=end).exp() * (1 + (v - end).clamp(min=0))
 
 
 def _is_masked(fn: Any) -> bool:
@@ -573,11 +573,11 @@ def is_saturated(transform: Any, value: Tensor) -> Tensor:
 
 
 def _ends(transform: Any, value: Tensor) -> tuple[float, ...]:
-    """Where a way to single bounded numbers ends: most stop at the number next to a bound."""
+    """Where a way to single bounded numbers ends: some stop at a number next to a bound."""
     finfo = torch.finfo(value.dtype)
     ends = {
         ExpTransform: (0.0, math.inf),
-        Positive: (math.exp(0.001 - _largest_log(value.dtype)), math.exp(_largest_log(value.dtype) - 0.001)),
+        Positive: (math.exp(_least_log(value.dtype) + 0.001), math.inf),
         SigmoidTransform: (finfo.tiny, 1 - finfo.eps),
     }
 
