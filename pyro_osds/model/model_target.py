@@ -43,7 +43,7 @@ from pyro_osds.model.trace import (
     site_dims,
     support_kind,
 )
-from pyro_osds.model.transforms import by_batch, is_saturated, loc_scale, to_support
+from pyro_osds.model.transforms import by_batch, is_saturated, loc_scale, to_support, unconstrained_log_prob
 
 _PROTOTYPE_TRIES = 20
 # Fewer draws of the prior are not worth the runs that one run for all is checked by.
@@ -219,6 +219,24 @@ class ModelTarget:
         name = site["name"]
 
         return None if name in self.transforms or name in self._below_discrete else loc_scale(site["fn"])
+
+    def value_with_density(self, site: Mapping[str, Any], u: Tensor) -> tuple[Tensor, Tensor]:
+        """A site's value and its log density, given its name and its distribution in the present run.
+
+        Arguments:
+            site: As for :meth:`to_value`.
+            u: Its coordinates.
+
+        Returns:
+            The value ``(*shape,)``, and the log density of the coordinates, ``(*batch_shape,)``.
+        """
+        name, fn, transform = site["name"], site["fn"], self.to_value(site)
+        value = transform(u)
+        log_prob = None if name in self.transforms else unconstrained_log_prob(fn, transform, u)
+        if log_prob is None:
+            log_prob = fn.log_prob(value) + self.by_batch(name, value, transform.log_abs_det_jacobian(u, value))
+
+        return value, log_prob
 
     def by_batch(self, name: str, value: Tensor, log_abs_det: Tensor) -> Tensor:
         """Log-determinants of the way to a site's value with its event dimensions summed, ``(*batch_shape,)``."""
