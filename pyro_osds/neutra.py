@@ -62,14 +62,12 @@ class FlowReparam(Reparam):
             raise ValueError(f"Site {name!r} was a latent when the flow was trained and is observed now. Train again.")
         if name not in self._coordinates:
             self._coordinates = self._split_latent(name)
-        transform = self._model_target.to_value({"name": name, "fn": fn})
-        u = self._coordinates.pop(name)
-        value = transform(u)
-        log_density = fn.log_prob(value)
-        log_abs_det = self._model_target.by_batch(name, value, transform.log_abs_det_jacobian(u, value))
+        value, log_density = self._model_target.value_with_density(
+            {"name": name, "fn": fn}, self._coordinates.pop(name)
+        )
 
         return {
-            "fn": dist.Delta(value, log_density + log_abs_det, event_dim=fn.event_dim),
+            "fn": dist.Delta(value, log_density, event_dim=fn.event_dim),
             "value": value,
             "is_observed": True,
         }

@@ -10,11 +10,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
-from torch.distributions import biject_to
 from zoo import ZOO, Case
 
 from pyro_osds import OSDS
 from pyro_osds.model import ModelTarget, VectorizationWarning
+from pyro_osds.model.transforms import to_support
 
 NUM_POINTS = 5
 # Smaller batches are not worth a captured graph.
@@ -119,7 +119,7 @@ def by_pyro(exhibit, u, values):
             trace = trace_with(values | assignment)
             total = trace.log_prob_sum()
             for name, value in values.items():
-                transform = biject_to(trace.nodes[name]["fn"].support)
+                transform = to_support(trace.nodes[name]["fn"])
                 assert torch.allclose(transform(u[name]), value), name
                 total = total + transform.log_abs_det_jacobian(u[name], value).sum()
             terms.append(torch.as_tensor(total))

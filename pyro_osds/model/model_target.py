@@ -14,12 +14,13 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 from torch import Tensor
-from torch.distributions import AffineTransform, Transform
+from torch.distributions import AffineTransform, Transform, identity_transform
 
 from pyro_osds.model.capture import block_size
 from pyro_osds.model.compat import VmapCompat, vmappable_pyro
 from pyro_osds.model.decode import decode
 from pyro_osds.model.determinism import TrainingLayerError, check_deterministic, no_training_layers
+from pyro_osds.model.edge_draws import unconstrained_draw
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.ladder import Ladder, check_points
 from pyro_osds.model.parameters import Constants
@@ -36,14 +37,13 @@ from pyro_osds.model.trace import (
     is_latent,
     is_value,
     joint_like,
-    loc_scale,
     observed_values,
     outside_support,
     plate_nesting,
     site_dims,
     support_kind,
-    to_support,
 )
+from pyro_osds.model.transforms import by_batch, is_saturated, loc_scale, to_support, unconstrained_log_prob
 from pyro_osds.precision import in_double
 
 _PROTOTYPE_TRIES = 20
@@ -183,6 +183,29 @@ class ModelTarget:
 
         return self._as_drawn(dict(zip(names, values, strict=True))), dict(zip(names, log_abs_det, strict=True))
 
+    def saturated_sites(self, z: Tensor) -> dict[str, Tensor]:
+        """Which draws have a value that was rounded to a bound of its support, so that nothing tells how near it is.
+
+        Arguments:
+            z: Draws, ``(S, D)``.
+
+        Returns:
+            ``{name: (S,)}``, booleans: whether any entry of the site's value is 0 or 1, at an end of its interval, or
+            infinite.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> target = ModelTarget(lambda: pyro.sample("x", dist.Beta(0.05, 0.05)))
+            >>> target.saturated_sites(torch.tensor([[0.0], [50.0]]))
+            {'x': tensor([False,  True])}
+        """
+
+        def read(row: Tensor) -> dict[str, Tensor]:
+            run = self._run(row)
+            return {name: is_saturated(run.transforms[name], value).any() for name, value in run.values.items()}
+
+        return self._ladder.map(read, z.to(self.dtype))
+
     def split(self, row: Tensor) -> dict[str, Tensor]:
         """Coordinates by site of one point ``(D,)``, as :meth:`to_value` takes them."""
         return split(self.sites, row)
@@ -192,17 +215,39 @@ class ModelTarget:
         name = site["name"]
         if name in self.transforms:
             return self.transforms[name].inv
-        standard = loc_scale(site["fn"]) if self.standardized and name not in self._below_discrete else None
+        standard = self._standard(site) if self.standardized else None
         if standard is not None:
             return AffineTransform(*standard, event_dim=site["fn"].event_dim)
 
-        return to_support(site["fn"])
+        return to_support(site["fn"], centered=name not in self._below_discrete)
+
+    def _standard(self, site: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """Location and scale of a site that has other coordinates."""
+        name = site["name"]
+
+        return None if name in self.transforms or name in self._below_discrete else loc_scale(site["fn"])
+
+    def value_with_density(self, site: Mapping[str, Any], u: Tensor) -> tuple[Tensor, Tensor]:
+        """A site's value and its log density, given its name and its distribution in the present run.
+
+        Arguments:
+            site: As for :meth:`to_value`.
+            u: Its coordinates.
+
+        Returns:
+            The value ``(*shape,)``, and the log density of the coordinates, ``(*batch_shape,)``.
+        """
+        name, fn, transform = site["name"], site["fn"], self.to_value(site)
+        value = transform(u)
+        log_prob = None if name in self.transforms else unconstrained_log_prob(fn, transform, u)
+        if log_prob is None:
+            log_prob = fn.log_prob(value) + self.by_batch(name, value, transform.log_abs_det_jacobian(u, value))
+
+        return value, log_prob
 
     def by_batch(self, name: str, value: Tensor, log_abs_det: Tensor) -> Tensor:
         """Log-determinants of the way to a site's value with its event dimensions summed, ``(*batch_shape,)``."""
-        batch_dim = value.dim() - self.event_dims[name]
-
-        return log_abs_det.flatten(batch_dim).sum(-1) if log_abs_det.dim() > batch_dim else log_abs_det
+        return by_batch(log_abs_det, value, self.event_dims[name])
 
     def deterministics(self, z: Tensor) -> dict[str, Tensor]:
         """Values of the ``pyro.deterministic`` sites, ``(B, D)`` to ``{name: (B, *shape)}``.
@@ -261,11 +306,12 @@ class ModelTarget:
         """Unconstrained draws of the model's own prior, ``(num_draws, D)``; rows may hold infinities."""
         names = [site.name for site in self.sites]
         with torch.no_grad(), vmappable_pyro(), self._precision(), VmapCompat():
-            together = sample_together(self._call, names, num_draws) if num_draws >= _MIN_TOGETHER else None
+            is_worth_it = num_draws >= _MIN_TOGETHER
+            together = sample_together(self._call, names, num_draws, self._to_support) if is_worth_it else None
             if together is not None:
-                columns = [self.to_value(together[name]).inv(together[name]["value"]) for name in names]
+                columns = [self._to_line(together[name]) for name in names]
                 return torch.cat([column.reshape(num_draws, -1).to(self.dtype) for column in columns], -1)
-            draws = [sample_latents(self._call, names) for _ in range(num_draws)]
+            draws = [sample_latents(self._call, names, to_value=self._to_support) for _ in range(num_draws)]
             return torch.stack([self._flatten(draw) for draw in draws])
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -309,12 +355,15 @@ class ModelTarget:
 
         def move(row: Tensor) -> tuple[Tensor, Tensor]:
             run = self._run(row)
-            log_abs_det, flat = -sum((part.sum() for part in run.log_abs_det), row.new_zeros(())), []
-            for site in run.latents:
-                transform = other.to_value(site)
-                u = transform.inv(site["value"])
+            log_abs_det, flat = row.new_zeros(()), []
+            for site, here in zip(run.latents, run.log_abs_det, strict=True):
+                u = run.unconstrained[site["name"]]
+                if self._standard(site) is not None:
+                    transform = other.to_value(site)
+                    u = transform.inv(site["value"])
+                    log_abs_det = log_abs_det + transform.log_abs_det_jacobian(u, site["value"]).sum() - here.sum()
+                # Another site keeps its coordinates: its value may have been rounded to a bound of its support.
                 flat.append(u.reshape(-1).to(row.dtype))
-                log_abs_det = log_abs_det + transform.log_abs_det_jacobian(u, site["value"]).sum()
             return torch.cat(flat), log_abs_det
 
         with torch.no_grad():
@@ -330,7 +379,7 @@ class ModelTarget:
             return self._run(row).terms()
 
     def _run(self, row: Tensor) -> ModelRun:
-        run = ModelRun(split(self.sites, row), self.to_value, self._shapes)
+        run = ModelRun(split(self.sites, row), self.to_value, self._shapes, self.transforms)
         enumerate_all = Enumerate(self.nesting) if self.discrete_sites else contextlib.nullcontext()
         with run, enumerate_all:
             self._call()
@@ -373,10 +422,14 @@ class ModelTarget:
     def _check_enumeration(self, trace: Any) -> None:
         """Refuse dimensions that are nobody's, and note which sites have a distribution for each discrete value."""
         check_stray_dims(trace)
+        # Until it is known which those are, they are all taken for such.
+        self._below_discrete = frozenset(self._shapes)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             run = self._run(self.start)
         shapes = {site["name"]: site["fn"].shape() for site in run.latents}
         self._below_discrete = frozenset(name for name, shape in shapes.items() if shape != self._shapes[name])
+        with torch.no_grad():
+            self.start = self._flatten(trace.nodes)
 
     def _prototype(self) -> Any:
         """The trace of a first run; an exception in it is reported with the sites that were reached."""
@@ -405,9 +458,19 @@ class ModelTarget:
 
     def _flatten(self, nodes: Mapping[str, Any]) -> Tensor:
         drawn = (nodes[site.name] for site in self.sites)
-        flat = [self.to_value(node).inv(node["value"]).reshape(-1).to(self.dtype) for node in drawn]
+        flat = [self._to_line(node).reshape(-1).to(self.dtype) for node in drawn]
 
         return torch.cat(flat) if flat else torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def _to_line(self, site: Mapping[str, Any]) -> Tensor:
+        """A site's unconstrained value: the one that was drawn, or that of its value."""
+        u = unconstrained_draw(site)
+
+        return self.to_value(site).inv(site["value"]) if u is None else u
+
+    def _to_support(self, site: Mapping[str, Any]) -> Any:
+        """As :meth:`to_value`, and no map that is known where the transform is the user's own."""
+        return identity_transform if site["name"] in self.transforms else self.to_value(site)
 
     def _check_observations(self, trace: Any) -> None:
         """An observation outside its support under every one of several prior draws has probability zero."""

@@ -3,10 +3,13 @@
 A thousand runs take a second. Most models can be run once for all draws, inside one more plate; but a model that says
 ``x.mean()`` or ``x[0]`` would then mix draws, or take one of them for a coordinate. So rows of the one run are held
 against single runs, density by density.
+
+What would round to a bound of its support is drawn on the unconstrained side (:mod:`~pyro_osds.model.edge_draws`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -16,6 +19,10 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor
+
+from pyro_osds.model.edge_draws import DrawUnconstrained, unconstrained_draw
+from pyro_osds.model.transforms import unconstrained_log_prob
 
 _NUM_CHECKED = 3
 
@@ -38,13 +45,20 @@ class _StopAfter(Messenger):
                 raise _LastLatent
 
 
-def sample_latents(run: Callable[[], Any], names: Collection[str], drawn: bool = True) -> dict[str, Any]:
+ToValue = Callable[[Mapping[str, Any]], Any]
+"""The transform to a site's value, given the site."""
+
+
+def sample_latents(
+    run: Callable[[], Any], names: Collection[str], drawn: bool = True, to_value: ToValue | None = None
+) -> dict[str, Any]:
     """One draw of the prior.
 
     Arguments:
         run: Runs the model.
         names: The sites that are wanted.
         drawn: Whether to leave out sites with a given value.
+        to_value: The transform to a site's value, for draws on the unconstrained side; None for draws of values.
 
     Returns:
         All stochastic sites up to the last one that is wanted, by name.
@@ -60,7 +74,7 @@ def sample_latents(run: Callable[[], Any], names: Collection[str], drawn: bool =
     # The trace is the outer of the two, so that it has noted the last site before the run ends.
     tracer = TraceMessenger()
     try:
-        with tracer, _StopAfter(names):
+        with _drawing(names, to_value), tracer, _StopAfter(names):
             run()
     except _LastLatent:
         pass
@@ -70,13 +84,20 @@ def sample_latents(run: Callable[[], Any], names: Collection[str], drawn: bool =
     return {name: site for name, site in sites.items() if not (drawn and site["is_observed"])}
 
 
-def sample_together(run: Callable[[], Any], names: Collection[str], num_draws: int) -> dict[str, Any] | None:
+def _drawing(names: Collection[str], to_value: ToValue | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if to_value is None else DrawUnconstrained(names, to_value)
+
+
+def sample_together(
+    run: Callable[[], Any], names: Collection[str], num_draws: int, to_value: ToValue | None = None
+) -> dict[str, Any] | None:
     """Many draws of the prior by one run of the model, or None where it cannot be run so.
 
     Arguments:
         run: Runs the model.
         names: The sites that are wanted.
         num_draws: How many draws.
+        to_value: As for :func:`sample_latents`.
 
     Returns:
         As :func:`sample_latents`, with values ``(num_draws, *shape)`` and distributions to match.
@@ -90,10 +111,14 @@ def sample_together(run: Callable[[], Any], names: Collection[str], num_draws: i
     single = sample_latents(run, names)
     nesting = max(len(site["fn"].batch_shape) for site in single.values())
     try:
-        with pyro.plate("_pyro_osds_draws", num_draws, dim=-1 - nesting):
+        # Draws on the unconstrained side are made outside of the plate, where its size is known.
+        plate = pyro.plate("_pyro_osds_draws", num_draws, dim=-1 - nesting)
+        with _drawing(names, to_value), plate:
             sites = sample_latents(run, names)
         rows = torch.linspace(0, num_draws - 1, _NUM_CHECKED).long().tolist()
-        is_right = sites.keys() == single.keys() and all(_agrees(run, names, sites, single, row) for row in rows)
+        is_right = sites.keys() == single.keys() and all(
+            _agrees(run, names, sites, single, row, to_value) for row in rows
+        )
     except Exception:  # noqa: BLE001 - whatever a model has against one more plate, it means the same: run by run
         return None
 
@@ -101,16 +126,35 @@ def sample_together(run: Callable[[], Any], names: Collection[str], num_draws: i
 
 
 def _agrees(
-    run: Callable[[], Any], names: Collection[str], sites: Mapping[str, Any], single: Mapping[str, Any], row: int
+    run: Callable[[], Any],
+    names: Collection[str],
+    sites: Mapping[str, Any],
+    single: Mapping[str, Any],
+    row: int,
+    to_value: ToValue | None,
 ) -> bool:
     """Whether a single run with one row's values has that row's densities."""
     values = {name: sites[name]["value"][row].reshape(single[name]["value"].shape) for name in sites}
     alone = sample_latents(poutine.condition(run, data=values), names, drawn=False)
-    pairs = [(sites[name], alone[name]) for name in sites]
-    many = torch.stack([site["fn"].log_prob(site["value"])[row].sum() for site, _ in pairs])
-    one = torch.stack([site["fn"].log_prob(site["value"]).sum() for _, site in pairs])
+    many, one = [], []
+    for name, site in sites.items():
+        many.append(_log_density(site, site, to_value)[row].sum())
+        one.append(_log_density(alone[name], site, to_value, row).sum())
 
-    return torch.allclose(many, one, rtol=1e-4, atol=1e-4)
+    return torch.allclose(torch.stack(many), torch.stack(one), rtol=1e-4, atol=1e-4)
+
+
+def _log_density(site: Any, drawn: Any, to_value: ToValue | None, row: int | None = None) -> Tensor:
+    """Log density of what was drawn at a site, or of one row of it, by the site's distribution in another run."""
+    u = None if to_value is None else unconstrained_draw(drawn)
+    if to_value is not None and u is not None:
+        transform = to_value(site)
+        u = u if row is None else u[row].reshape(transform.inverse_shape(site["value"].shape))
+        log_prob = unconstrained_log_prob(site["fn"], transform, u)
+        if log_prob is not None:
+            return log_prob
+
+    return site["fn"].log_prob(site["value"])
 
 
 def _is_stochastic(site: Mapping[str, Any]) -> bool:

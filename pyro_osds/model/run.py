@@ -5,7 +5,8 @@ r"""One run of the user's model at one point ``u`` of the unconstrained space.
         + \sum_{\text{observed } j} \log p_j(y_j), \qquad z_i = T_i(u_i)
 
 :math:`T_i` maps the real line to the support of site *i*. It is looked up while the model runs, so a support may depend
-on other latents.
+on other latents. Where :mod:`~pyro_osds.model.transforms` has a latent's two terms in closed form, :math:`z_i` is never
+looked at: it may have been rounded to a bound of its support.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from pyro_osds.model.enumeration import is_changed, is_enumerable, pointwise, sum_out
+from pyro_osds.model.transforms import by_batch, unconstrained_log_prob
 
 _NO_DENSITY = "so there is no density of fixed dimension"
 
@@ -36,6 +38,7 @@ class ModelRun(Messenger):
         unconstrained: Values on the real line by site.
         to_value: The transform from there to a site's support, given the site.
         shapes: Shapes of the values by site.
+        transformed: Sites with a transform of the user's own, which no closed form knows.
     """
 
     def __init__(
@@ -43,15 +46,19 @@ class ModelRun(Messenger):
         unconstrained: Mapping[str, Tensor],
         to_value: Callable[[Mapping[str, Any]], Transform],
         shapes: Mapping[str, torch.Size],
+        transformed: Container[str] = (),
     ) -> None:
         super().__init__()
         self.unconstrained = unconstrained
         self.to_value = to_value
         self.shapes = shapes
+        self.transformed = transformed
         self.latents: list[Any] = []
         self.discrete: list[Any] = []
         self.observed: list[Any] = []
         self.log_abs_det: list[Tensor] = []
+        self.transforms: dict[str, Transform] = {}
+        self._closed_forms: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}
         self.deterministics: dict[str, Tensor] = {}
 
@@ -75,7 +82,11 @@ class ModelRun(Messenger):
         self._check_shape(msg, value)
         self.latents.append(msg)
         self.values[name] = value
+        self.transforms[name] = transform
         self.log_abs_det.append(transform.log_abs_det_jacobian(u, value))
+        closed = None if name in self.transformed else unconstrained_log_prob(msg["fn"], transform, u)
+        if closed is not None:
+            self._closed_forms[name] = closed - by_batch(self.log_abs_det[-1], value, msg["fn"].event_dim)
         msg["value"] = value
         msg["done"] = True
 
@@ -100,7 +111,10 @@ class ModelRun(Messenger):
         if is_deterministic(msg):
             self.deterministics[msg["name"]] = msg["value"]
             return
-        msg["log_prob"] = scale_and_mask(msg["fn"].log_prob(msg["value"]), msg["scale"], msg["mask"])
+        log_prob = self._closed_forms.get(msg["name"])
+        if log_prob is None:
+            log_prob = msg["fn"].log_prob(msg["value"])
+        msg["log_prob"] = scale_and_mask(log_prob, msg["scale"], msg["mask"])
         if msg["is_observed"]:
             self.observed.append(msg)
         elif is_enumerable(msg):

@@ -10,19 +10,11 @@ from typing import Any
 
 import torch
 from pyro.distributions import ImproperUniform
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import ComposeTransform, biject_to, constraints
+from torch.distributions import biject_to
 
 from pyro_osds.model.run import is_deterministic, is_missing_part
-
-_LOCATION_SCALE = (
-    torch.distributions.Normal,
-    torch.distributions.StudentT,
-    torch.distributions.Laplace,
-    torch.distributions.Cauchy,
-)
 
 
 def init_anywhere(strategy: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,42 +128,6 @@ def site_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
         names.append(plate or f"{site['name']}_dim_{axis}")
 
     return tuple(names)
-
-
-def loc_scale(fn: Any) -> tuple[Tensor, Tensor] | None:
-    """Location and scale of a distribution on the real line that has both, else None."""
-    shape = fn.shape()
-    while isinstance(fn, (torch.distributions.Independent, MaskedDistribution)):
-        fn = fn.base_dist
-    if not isinstance(fn, _LOCATION_SCALE):
-        return None
-
-    return fn.loc.expand(shape), fn.scale.expand(shape)
-
-
-def to_support(fn: Any) -> Any:
-    """The transform from the real line to a distribution's support.
-
-    A plain ``TransformedDistribution`` says that an affine map of positive numbers may be any number. There, the way
-    leads through the support of its base.
-    """
-    plain = fn
-    while isinstance(plain, (torch.distributions.Independent, MaskedDistribution)):
-        plain = plain.base_dist
-    transformed = torch.distributions.TransformedDistribution
-    if isinstance(plain, transformed) and type(plain).support is transformed.support:
-        through_base = not _is_real(plain.base_dist.support)
-        if through_base and _is_real(plain.support):
-            return ComposeTransform([biject_to(plain.base_dist.support), *plain.transforms])
-
-    return biject_to(fn.support)
-
-
-def _is_real(support: Any) -> bool:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-
-    return support is constraints.real
 
 
 def joint_like(trace: Any) -> Tensor:
