@@ -11,8 +11,8 @@ from torch.distributions import constraints
 
 from .base import Kind, undefined
 from .integrals import data, exact, integrate_log
-from .propriety import flat, schools_given_tau, sharp_x, sharp_y, spread_y
-from .support import schools_sd, schools_y
+from .propriety import flat, sharp_x, sharp_y, spread_y
+from .support import schools_given_tau, schools_sd, schools_y
 
 propriety = Kind("propriety")
 
