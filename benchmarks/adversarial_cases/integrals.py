@@ -112,10 +112,8 @@ class Gaussians:
         axes = [np.eye(len(locs[0])) if rotation is None else rotation for rotation in rotations]
         self.whiten = torch.tensor(np.stack([a / s for a, s in zip(axes, scales, strict=True)]))  # (K, D, D)
         self.loc = torch.tensor(np.stack(locs))
-        constants = [
-            math.log(w) - np.log(s).sum() for w, s in zip(np.array(weights) / np.sum(weights), scales, strict=True)
-        ]
-        self.constant = torch.tensor(np.array(constants) - 0.5 * len(locs[0]) * LOG_2PI)
+        constants = np.log(np.array(weights) / np.sum(weights)) - np.log(np.stack(scales)).sum(1)
+        self.constant = torch.tensor(constants - 0.5 * len(locs[0]) * LOG_2PI)
 
     def __call__(self, z: Tensor) -> Tensor:
         u = torch.einsum("nkd,kde->nke", z[:, None] - self.loc.to(z), self.whiten.to(z))

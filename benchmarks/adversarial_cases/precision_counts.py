@@ -97,9 +97,8 @@ def negbin_truth(log_prior, top: float) -> float:
     u, mean = np.linspace(-11, top, 801), np.linspace(15, 27, 241)
     values, counts = np.unique(exact(negbin_k), return_counts=True)
     log_f = sum(c * log_negbin(k, mean[:, None], np.exp(u)[None]) for k, c in zip(values, counts, strict=True))
-    return integrate_log_2d(
-        log_f + (gamma_log(np.log(mean), 2.0, 0.05) - np.log(mean))[:, None] + log_prior(u), mean, u
-    )
+    mean_prior = gamma_log(np.log(mean), 2.0, 0.05) - np.log(mean)
+    return integrate_log_2d(log_f + mean_prior[:, None] + log_prior(u), mean, u)
 
 
 def negbin(name: str, prior: dist.Distribution, truth) -> None:

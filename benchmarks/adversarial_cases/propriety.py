@@ -1,4 +1,4 @@
-"""Posteriors without an integral, proper ones that look as if they had none, and flat priors with a proper posterior."""
+"""Posteriors without an integral, and proper ones that look as if they had none."""
 
 import math
 
@@ -181,7 +181,7 @@ def tilted_truth() -> float:
 def tilted(tilt: float) -> None:
     @propriety.density(2, tilted_truth, f"tilted_scale_{tilt:g}")
     def density(z):
-        """Mean and log sd, on axes tilted a little: on a far ray the sd overtakes the residual, and the density rises."""
+        """Mean and log sd, on axes tilted a little: on a far ray the sd overtakes the residual."""
         mean, log_sd = 0.3 * z[:, 0], tilt * z[:, 0] + 0.25 * z[:, 1]
         u = (tilted_y.to(z) - mean[:, None]) * torch.exp(-log_sd)[:, None]
         return -0.5 * u.square().sum(-1) - 10 * log_sd - 5 * LOG_2PI
@@ -266,9 +266,8 @@ def separable_truth() -> float:
     log_f = sum(
         -np.logaddexp(0, -(1 if y else -1) * eta[:, [i]] * np.exp(log_r)) for i, y in enumerate(logistic_y.tolist())
     )
-    return integrate_log_2d(
-        log_f - LOG_2PI - 2 * math.log(1e4) - 0.5 * np.exp(2 * log_r) / 1e8 + 2 * log_r, angle, log_r
-    )
+    prior = -LOG_2PI - 2 * math.log(1e4) - 0.5 * np.exp(2 * log_r) / 1e8
+    return integrate_log_2d(log_f + prior + 2 * log_r, angle, log_r)
 
 
 @propriety.model(2, separable_truth)

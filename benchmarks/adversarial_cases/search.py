@@ -148,14 +148,9 @@ def degenerate_mixture() -> None:
 
 modes_rng = np.random.default_rng(30)
 MANY = "Many modes of unequal weights."
-blobs = Blobs(
-    modes_rng.dirichlet(np.ones(200)), modes_rng.uniform(-20, 20, (200, 2)), modes_rng.uniform(0.05, 0.3, 200)
-)
-density("modes_200_2d", MANY, blobs, 2)
-blobs = Blobs(
-    modes_rng.dirichlet(0.5 * np.ones(40)), modes_rng.uniform(-10, 10, (40, 6)), modes_rng.uniform(0.3, 1, 40)
-)
-density("modes_40_6d", MANY, blobs, 6)
+for number, dim, reach, widths in ((200, 2, 20.0, (0.05, 0.3)), (40, 6, 10.0, (0.3, 1.0))):
+    weights, locs = modes_rng.dirichlet(np.full(number, 0.7)), modes_rng.uniform(-reach, reach, (number, dim))
+    density(f"modes_{number}_{dim}d", MANY, Blobs(weights, locs, modes_rng.uniform(*widths, number)), dim)
 
 
 def rastrigin_truth() -> float:

@@ -263,10 +263,8 @@ def log_normal_wide() -> None:
 
 def half_normal_truth() -> float:
     """Normal times half-normal: a normal tail."""
-    variance = 1 / (1 + 1 / 0.01)
-    return (
-        math.log(2) + normal(-0.5, 0, math.sqrt(1.01)) + special.log_ndtr(variance * -0.5 / 0.01 / math.sqrt(variance))
-    )
+    sd = 1 / math.sqrt(1 + 1 / 0.01)
+    return math.log(2) + normal(-0.5, 0, math.sqrt(1.01)) + special.log_ndtr(sd * -0.5 / 0.01)
 
 
 @support.model(1, half_normal_truth)

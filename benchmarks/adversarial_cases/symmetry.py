@@ -34,11 +34,9 @@ def two_means(name: str, locs=(0.0, 0.0), sds=(1.0, 1.0), weight: float = 0.5, c
     def model() -> None:
         """Two means whose orders differ by less than the rounding of a large constant."""
         mu = pyro.sample("mu", dist.Normal(torch.tensor(locs), 1.0).to_event(1))
-        parts = dist.Normal(mu.unsqueeze(-2), torch.tensor(sds))
+        parts, weights = dist.Normal(mu.unsqueeze(-2), torch.tensor(sds)), torch.tensor([weight, 1 - weight])
         with pyro.plate("n", 20):
-            pyro.sample(
-                "y", dist.MixtureSameFamily(dist.Categorical(torch.tensor([weight, 1 - weight])), parts), obs=two_y
-            )
+            pyro.sample("y", dist.MixtureSameFamily(dist.Categorical(weights), parts), obs=two_y)
         pyro.factor("constant", torch.tensor(constant))
 
 
