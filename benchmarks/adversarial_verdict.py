@@ -20,7 +20,7 @@ NOTICEABLE, NUM_SIGMAS = 0.05, 3  # nats; standard errors
 MAX_MEAN_ERROR, MIN_SD_RATIO, MAX_SD_RATIO = 0.15, 0.85, 1.18
 
 SAYS_NO_INTEGRAL = re.compile(
-    r"no integral|without an integral|not integrable|not fall off|posterior is improper", re.I
+    r"no integral|without an integral|not integrable|not fall off|posterior is improper|improper posterior", re.I
 )
 SAYS_FLAT_PRIOR = re.compile(r"improper|flat", re.I)
 
