@@ -78,17 +78,18 @@ def run_all(tasks: Sequence[Task], state: str, limit: float, num_jobs: int, dead
 
 
 def row(record: Record) -> str:
-    number = {key: record.get(key, math.nan) for key in ("log_evidence", "std_error", "pareto_k", "ess_share")}
+    """A number that there is none of is a dash."""
+    error = record.get("log_evidence", math.nan) - record["truth"]
+    numbers = (
+        (record["truth"], ".3f"),
+        (error, "+.4f"),
+        (record.get("std_error", math.nan), ".4f"),
+        (record.get("pareto_k", math.nan), ".2f"),
+        (record.get("ess_share", math.nan), ".3f"),
+    )
     cells = (
-        record["case"],
-        record["kind"],
-        record["dim"],
-        record["seed"],
-        f"{record['truth']:.3f}",
-        f"{number['log_evidence'] - record['truth']:+.4f}",
-        f"{number['std_error']:.4f}",
-        f"{number['pareto_k']:.2f}",
-        f"{number['ess_share']:.3f}",
+        *(record[key] for key in ("case", "kind", "dim", "seed")),
+        *("-" if math.isnan(number) else format(number, style) for number, style in numbers),
         outcome(record),
         f"{record['seconds']:.0f}",
     )
