@@ -129,7 +129,9 @@ def main() -> None:
 
         write_report([r for r in stored if args.any_revision or r["revision"] == state])
         return
-    done = {(r["case"], r["seed"]): r for r in stored if r["revision"] == state}
+    # What was ended at a shorter limit gets another chance.
+    fresh = (r for r in stored if r["revision"] == state and not (r.get("too_long") and r["seconds"] < args.limit))
+    done = {(r["case"], r["seed"]): r for r in fresh}
     # Seed by seed, so that a run that is cut short has some of everything.
     tasks = [(name, seed) for seed in args.seeds for name in names]
     print(f"| {' | '.join(HEADER)} |\n|---|---|{'--:|' * 7}---|--:|")
