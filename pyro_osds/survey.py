@@ -7,7 +7,7 @@ the check. In many dimensions particles are too few for a base: the Gaussian of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,8 @@ class Survey:
         modes: Separated modes among the particles.
         num_evaluations: Points at which the density was evaluated in annealing.
         endless: Coordinates along which the density does not fall off; any at all, and it has no integral.
+        undefined_share: Share of the draws of the prior with a density that is nan or ``+inf``.
+        undefined_at: One of them, ``(D,)``; empty where there is none.
     """
 
     target: Any
@@ -59,6 +61,8 @@ class Survey:
     modes: Modes
     num_evaluations: int
     endless: tuple[int, ...] = ()
+    undefined_share: float = 0.0
+    undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def is_folded(self) -> bool:
@@ -89,6 +93,7 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     exploration = explore(way, num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
     exploration = replace(exploration, start=exploration.start if spread is None else spread)
     num_evaluations, ways = exploration.num_evaluations, 1
+    first, from_prior = exploration, isinstance(way, PriorPath)
     given, (target, exploration, modes) = target, _in_one_order(target, exploration)
     more = _affordable(given, exploration) if modes.parted > _MANY_PARTED and _is_vectorized(given) else 0
     if more:
@@ -118,7 +123,9 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     loc, scale_tril = weighted_moments(exploration.z, torch.zeros_like(exploration.log_prob))
     endless = endless_coordinates(target, loc, scale_tril)
 
-    return Survey(target, base, exploration, modes, num_evaluations, tuple(endless))
+    undefined = first.num_undefined / len(first.start) if from_prior else 0.0
+
+    return Survey(target, base, exploration, modes, num_evaluations, tuple(endless), undefined, first.undefined_at)
 
 
 def explore_anew(
