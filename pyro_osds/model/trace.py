@@ -200,6 +200,14 @@ def improper_sites(trace: Any) -> tuple[str, ...]:
     return tuple(n for n, site in latents.items() if _is_improper(site) and not is_missing_part(site, trace.nodes))
 
 
+def has_bounded_likelihood(trace: Any) -> bool:
+    """Whether all observations are discrete, so that each has a probability of at most one; a factor may be anything."""
+    observed = [s for s in trace.nodes.values() if s["type"] == "sample" and s["is_observed"] and not is_deterministic(s)]
+    plain = (site for site in observed if not isinstance(site["fn"], _Subsample))
+
+    return all(not site["infer"].get("is_auxiliary") and site["fn"].support.is_discrete for site in plain)
+
+
 def _is_improper(site: Mapping[str, Any]) -> bool:
     fn = site["fn"]
     while fn is not None:
