@@ -27,20 +27,22 @@ from torch import Tensor
 from pyro_osds.target import Target, finite_log_prob, in_chunks
 from pyro_osds.valley import walk_outwards
 
-# Whole decades of a ray say enough once it lies far below the centre at the last ones.
+# Half decades from 10 to 1e8. Three decades of them that end beyond 1e4 hold 1e4 or 1e5: a ray low at both is left out.
 _RAY = tuple(10.0 ** (0.5 * half) for half in range(2, 17))
-_SCREEN = (8, 14)
+_SCREEN = (6, 8)
 # Standard deviations that a far end spans at least: three decades.
 _SPAN = 1e3
 # A power law of exponent -1.02 still counts as one without an integral, -1.05 does not: of f, nats per nat of distance.
 _MAX_FALL = 0.02
+# Walks arrive close to the top of each slice, not at it.
+_NOISE = 0.05
 # The far shell may hold less than the centre: a likelihood with one group's variance at zero, for instance.
 _BELOW = 5.0
 # Clamped at one unit of rounding, each log probability ends on a plateau: so far below the centre it says nothing.
 _CLAMPED, _FLAT = 0.8, 0.01
 # Where numbers end early: a mass that has not fallen on the last factor of four, or has risen by as much as no mode that
 # the particles have missed is likely to.
-_SHORT_SPAN, _MIN_SHORT, _SAME, _MIN_RISE = 3.9, 16.0, 0.1, 20.0
+_SHORT_SPAN, _MIN_SHORT, _SAME, _MIN_RISE = 3.9, 8.0, 0.1, 20.0
 # Nats that a log likelihood without bound exceeds the centre's by, at the far end.
 _GROWN = 10.0
 _NUM_RANDOM, _MAX_AXES = 64, 256
@@ -146,9 +148,8 @@ def _along_rays(
     distances = loc.new_tensor(_RAY)
     centre = _centre(target, loc, scale_tril)
     screen = _density(target, loc + distances[list(_SCREEN), None, None] * directions)
-    low = screen + power * distances[list(_SCREEN), None].log() < centre - _BELOW
-    # Finite and low at both looks: whatever it does in between, it is not up over the last decades.
-    kept = (~(low & screen.isfinite()).all(0)).nonzero()[:, 0]
+    high = screen + power * distances[list(_SCREEN), None].log() > centre - _BELOW
+    kept = high.any(0).nonzero()[:, 0]
     if not math.isfinite(centre) or not len(kept):
         return None
     paths = loc + distances[:, None, None] * directions[kept]
@@ -249,7 +250,7 @@ def _far_span(
     span = [i for i in range(last + 1) if distances[i] >= 0.99 * distances[last] / _SPAN]
     far = shell[span]
     fall = far[0] - far
-    may_fall = _MAX_FALL * (distances[span] / distances[span[0]]).log()
+    may_fall = _NOISE + _MAX_FALL * (distances[span] / distances[span[0]]).log()
     stays = bool((far > centre - _BELOW).all()) and bool((fall <= may_fall).all())
     plateau = density[span]
     is_clamped = bool(plateau.max() < clamped) and bool(plateau.max() - plateau.min() < _FLAT)

@@ -16,6 +16,7 @@ one distance to the next.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,17 +34,22 @@ DISTANCES = (
 _LOST = 20.0
 # Walks of a Gaussian take as many evaluations of each point and its D - 1 neighbours.
 _EVALUATIONS = 15
+# Terms do not tell what a density costs that has loops in it.
+_MAX_SECONDS = 2.0
+_MIN_BATCH = 64
 # The step of a difference of scores, in local widths: its error is the square of that.
 _DIFFERENCE = 0.02
 # Points that rounding moves by more than this share of such a step say nothing about curvature.
 _MAX_ROUNDING = 0.1
-_MAX_CLIMBS, _SHORTER = 12, (1.0, 0.3, 0.1, 0.03, 0.01)
+_MAX_CLIMBS, _SHORTER = 12, (0.0, 1.0, 0.3, 0.1, 0.01)
+# Where a density is all but straight, Newton's step goes anywhere; some standard deviations uphill are better.
+_LENGTHS = (0.3, 1.0, 3.0)
 # Nats that Newton's step promises at most where a walk has arrived.
 _ARRIVED = 2e-3
 # Curvatures below this share of the largest, each in its own units, are rounding.
 _MIN_CURVATURE = 1e-10
 # A location is as wide as its scale is large, and that grows exponentially along the log of the scale.
-_SMALLEST = 1e-200
+_SMALLEST, _WIDEST = 1e-200, 1e20
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def walk_outwards(target: Target, loc: Tensor, scale_tril: Tensor, held: Tensor,
         near = finite_log_prob(target.log_prob((loc + 3.0 * axes @ scale_tril.mT).to(target.dtype)))
     count = max(2, max_points // (_EVALUATIONS * target.dim))
     best = near.argsort(descending=True)[:count]
-    slices = _Slices(target, loc, scale_tril, axes[best])
+    slices = _Slices(target, loc, scale_tril, axes[best], coordinates[best])
     steps = list(_walk(slices, max_points))
     z, log_prob, log_mass = (torch.stack(column) for column in zip(*steps, strict=True))
     distances = torch.tensor(DISTANCES[: len(steps)], dtype=loc.dtype, device=loc.device)
@@ -104,8 +110,10 @@ def _walk(slices: _Slices, max_points: int) -> Iterator[tuple[Tensor, Tensor, Te
     passed: list[tuple[float, Tensor]] = []
     alive = torch.ones(len(place), dtype=torch.bool, device=place.device)
     highest = torch.full((len(place),), -torch.inf, dtype=place.dtype, device=place.device)
+    start_time = time.perf_counter()
     for distance in DISTANCES:
-        if not alive.any() or slices.num_points > max_points:
+        late = time.perf_counter() - start_time > _MAX_SECONDS
+        if late or slices.num_points > max_points or not alive.any():
             return
         index = alive.nonzero()[:, 0]
         start = slices.start(index, distance, [(0.0, slices.centre()[index]), *((d, p[index]) for d, p in passed[-2:])])
@@ -127,17 +135,20 @@ class _Slices:
         target: The target.
         loc: Centre, ``(D,)``.
         scale_tril: Scale, ``(D, D)``.
-        axes: Unit vectors to walk along, ``(K, D)``.
+        axes: Unit vectors to walk along, whitened, ``(K, D)``.
+        held: The coordinates that they stand for, ``(K,)``.
     """
 
-    def __init__(self, target: Target, loc: Tensor, scale_tril: Tensor, axes: Tensor) -> None:
-        self.target, self.loc, self.scale_tril, self.axes = target, loc, scale_tril, axes
+    def __init__(self, target: Target, loc: Tensor, scale_tril: Tensor, axes: Tensor, held: Tensor) -> None:
+        self.target, self.loc, self.scale_tril, self.axes = target, loc, scale_tril, axes @ scale_tril.mT
         # A reflection that takes the first unit vector to the axis takes the others to a basis of the slice.
         normal = axes.clone()
         normal[:, 0] += torch.where(axes[:, 0] < 0, -1.0, 1.0).to(axes)
         reflection = 2 * normal[:, :, None] * normal[:, None] / normal.square().sum(-1)[:, None, None]
         eye = torch.eye(target.dim, dtype=loc.dtype, device=loc.device)
-        self.across = (eye - reflection)[:, 1:]
+        self.across = (eye - reflection)[:, 1:] @ scale_tril.mT
+        # Zero but for rounding, which would drown the small score of a location in the large one of its scale.
+        self.across[torch.arange(len(held), device=held.device), :, held] = 0.0
         self.widths = torch.ones(len(axes), target.dim - 1, dtype=loc.dtype, device=loc.device)
         self.num_points = 0
 
@@ -147,9 +158,7 @@ class _Slices:
 
     def points(self, index: Tensor | slice, distance: float, place: Tensor) -> Tensor:
         """Points of places, ``(..., K, D - 1) -> (..., K, D)``."""
-        u = distance * self.axes[index] + (place[..., None, :] @ self.across[index]).squeeze(-2)
-
-        return self.loc + u @ self.scale_tril.mT
+        return self.loc + distance * self.axes[index] + (place[..., None, :] @ self.across[index]).squeeze(-2)
 
     def start(self, index: Tensor, distance: float, passed: list[tuple[float, Tensor]]) -> Tensor:
         """Where to begin the climb: the best of where valleys lead that are straight, parabolas or logarithms."""
@@ -166,11 +175,18 @@ class _Slices:
         """The places of the largest density, ``(O, K, D - 1) -> (K, D - 1)``."""
         z = self.points(index, distance, offers).to(self.target.dtype)
         with torch.no_grad():
-            log_prob = finite_log_prob(in_chunks(self.target.log_prob, z.flatten(0, 1))).view(offers.shape[:2])
-        self.num_points += log_prob.numel()
+            log_prob = finite_log_prob(in_chunks(self.target.log_prob, self._filled(z.flatten(0, 1))))
+        log_prob = log_prob[: z.shape[0] * z.shape[1]].view(offers.shape[:2])
         best = log_prob.argmax(0)
 
         return offers[best, torch.arange(len(best), device=best.device)]
+
+    def _filled(self, z: Tensor) -> Tensor:
+        """Points ``(N, D)``, and repeats of the last one: small batches of a model run far slower than its graph."""
+        self.num_points += len(z)
+        missing = max(0, _MIN_BATCH - len(z)) if getattr(self.target, "num_terms", None) else 0
+
+        return torch.cat([z, z[-1:].expand(missing, -1)])
 
     def climb(self, index: Tensor, distance: float, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Newton's steps on the slices of some walks: places, log densities and log masses; those lost are nan."""
@@ -180,6 +196,9 @@ class _Slices:
             rows = index[active]
             density, score, curvature, seen = self._look(rows, distance, place[active])
             step, promise, log_width, widths = _newton(score, curvature, distance)
+            diagonal = curvature.diagonal(dim1=-2, dim2=-1)
+            # A width that grew until its curvature underflowed is no longer known.
+            seen = seen & ~((diagonal.abs() <= _SMALLEST) & (self.widths[rows] > _WIDEST)).any(-1)
             # Differences over another width than the local one are no curvature: look again.
             steady = (widths / self.widths[rows]).log().abs().lt(1.0).all(-1)
             self.widths[rows] = torch.where(seen[:, None], widths, self.widths[rows])
@@ -190,8 +209,7 @@ class _Slices:
             active, step = active[go], step[go]
             if not len(active):
                 break
-            shorter = place.new_tensor((0.0, *_SHORTER))[:, None, None]
-            place = place.index_copy(0, active, self._best(index[active], distance, place[active] + shorter * step))
+            place = place.index_copy(0, active, self._best(index[active], distance, place[active] + _shortened(step)))
 
         return place, log_prob, log_mass
 
@@ -202,20 +220,28 @@ class _Slices:
         moves = torch.cat([torch.zeros_like(steps)[:, None], torch.diag_embed(steps)], 1)
         exact = self.points(index, distance, (place[:, None] + moves).transpose(0, 1)).transpose(0, 1)
         z = exact.to(self.target.dtype)
-        parts = [log_prob_and_score(self.target.log_prob, chunk) for chunk in z.reshape(-1, dim).split(8192)]
-        density = torch.cat([part[0] for part in parts]).double().view(count, dim)
-        score = torch.cat([part[1] for part in parts]).double().view(count, dim, dim) @ self.scale_tril
-        self.num_points += density.numel()
+        rows = self._filled(z.reshape(-1, dim))
+        parts = [log_prob_and_score(self.target.log_prob, chunk) for chunk in rows.split(8192)]
+        density = torch.cat([part[0] for part in parts])[: count * dim].double().view(count, dim)
+        score = torch.cat([part[1] for part in parts])[: count * dim].double().view(count, dim, dim)
         score = score @ self.across[index].mT
         curvature = (score[:, :1] - score[:, 1:]) / steps[:, :, None]
         curvature = 0.5 * (curvature + curvature.mT)
-        wanted = (moves[:, 1:] @ self.across[index]) @ self.scale_tril.mT
+        wanted = moves[:, 1:] @ self.across[index]
         error = (z[:, 1:].double() - z[:, :1].double() - wanted).reshape(-1, dim).mT
         error = torch.linalg.solve_triangular(self.scale_tril, error, upper=False).mT.reshape(count, dim - 1, dim)
         exact_enough = (error.square().sum(-1).sqrt() < _MAX_ROUNDING * steps).all(-1)
         seen = density.isfinite().all(-1) & curvature.isfinite().flatten(1).all(-1) & exact_enough
 
         return density[:, 0], score[:, 0], curvature.nan_to_num(0.0, 0.0, 0.0), seen
+
+
+def _shortened(step: Tensor) -> Tensor:
+    """Steps of several lengths in one direction, the first of them none at all, ``(K, D - 1) -> (S, K, D - 1)``."""
+    length = step.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-300)
+    shares = [*(torch.full_like(length, share) for share in _SHORTER), *((r / length).clamp(max=1.0) for r in _LENGTHS)]
+
+    return torch.stack(shares) * step
 
 
 def _newton(score: Tensor, curvature: Tensor, distance: float) -> tuple[Tensor, ...]:
