@@ -68,6 +68,29 @@ class Endless:
     centre_log_prob: float = math.nan
     kind: str = "noted"
 
+    def sentence(self, where: str) -> str:
+        """What was seen, and what follows from it.
+
+        Arguments:
+            where: The coordinates in words.
+
+        Example:
+            >>> Endless((0,), 1e8, -3.2, -2.9, "ray").sentence("site 'b'")[:59]
+            "Along site 'b' the posterior density does not fall off: at "
+        """
+        if self.kind == "noted":
+            return (
+                f"An earlier version noted that the density may not fall off along {where}; run again to look closely."
+            )
+        log_prob, centre = (f"{value:.4g}" for value in (self.log_prob, self.centre_log_prob))
+        seen = f"at {self.distance:.1g} posterior standard deviations from the centre its log is {log_prob}"
+        way = "" if self.kind == "ray" else ", where it is largest,"
+
+        return (
+            f"Along {where} the posterior density does not fall off{way}: {seen}, at the centre {centre}. A density that "
+            "stays so has no integral."
+        )
+
 
 def find_endless(target: Target, loc: Tensor, scale_tril: Tensor) -> Endless | None:
     """A direction or a valley along which the density does not fall off as one with an integral must, or None.

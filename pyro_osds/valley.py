@@ -190,7 +190,9 @@ class _Slices:
 
     def climb(self, index: Tensor, distance: float, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Newton's steps on the slices of some walks: places, log densities and log masses; those lost are nan."""
-        log_prob, log_mass = (torch.full((len(index),), torch.nan, dtype=place.dtype, device=place.device) for _ in "12")
+        log_prob, log_mass = (
+            torch.full((len(index),), torch.nan, dtype=place.dtype, device=place.device) for _ in "12"
+        )
         active = torch.arange(len(index), device=place.device)
         for _ in range(_MAX_CLIMBS):
             rows = index[active]
