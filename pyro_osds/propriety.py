@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.target import Target, finite_log_prob, in_chunks
-from pyro_osds.valley import walk_outwards
+from pyro_osds.valley import Walks, walk_outwards
 
 # Half decades from 10 to 1e8. Three decades of them that end beyond 1e4 hold 1e4 or 1e5: a ray low at both is left out.
 _RAY = tuple(10.0 ** (0.5 * half) for half in range(2, 17))
@@ -40,8 +40,8 @@ _NOISE = 0.05
 _BELOW = 5.0
 # Clamped at one unit of rounding, each log probability ends on a plateau: so far below the centre it says nothing.
 _CLAMPED, _FLAT = 0.8, 0.01
-# Where numbers end early: a mass that has not fallen on the last factor of four, or has risen by as much as no mode that
-# the particles have missed is likely to.
+# Where numbers end early: a mass that has not fallen on the last factor of four, or has risen by as much as no lost mode
+# is likely to.
 _SHORT_SPAN, _MIN_SHORT, _SAME, _MIN_RISE = 3.9, 8.0, 0.1, 20.0
 # Nats that a log likelihood without bound exceeds the centre's by, at the far end.
 _GROWN = 10.0
@@ -57,7 +57,7 @@ class Endless:
     Arguments:
         coordinates: The coordinates that run away.
         distance: How far it was followed, in standard deviations of the posterior.
-        log_prob: Its log there.
+        log_prob: Its log there: of the density itself on a ray, of a coordinate's marginal one in a valley.
         centre_log_prob: Its log at the centre.
         kind: ``"ray"`` or ``"valley"``; ``"noted"`` where an earlier version left no more than the coordinates.
     """
@@ -75,20 +75,20 @@ class Endless:
             where: The coordinates in words.
 
         Example:
-            >>> Endless((0,), 1e8, -3.2, -2.9, "ray").sentence("site 'b'")[:59]
-            "Along site 'b' the posterior density does not fall off: at "
+            >>> Endless((0,), 1e8, -3.2, -2.9, "ray").sentence("site 'b'")[:54]
+            "Along site 'b' the posterior density does not fall off"
         """
         if self.kind == "noted":
             return (
-                f"An earlier version noted that the density may not fall off along {where}; run again to look closely."
+                f"An earlier version noted that the density may not fall off along {where}: run again to look closer."
             )
+        which = "the posterior density" if self.kind == "ray" else "the marginal posterior density"
         log_prob, centre = (f"{value:.4g}" for value in (self.log_prob, self.centre_log_prob))
-        seen = f"at {self.distance:.1g} posterior standard deviations from the centre its log is {log_prob}"
-        way = "" if self.kind == "ray" else ", where it is largest,"
 
         return (
-            f"Along {where} the posterior density does not fall off{way}: {seen}, at the centre {centre}. A density that "
-            "stays so has no integral."
+            f"Along {where} {which} does not fall off as one with an integral must: at {self.distance:.1g} posterior "
+            f"standard deviations from the centre its log is {log_prob}, at the centre {centre}. A density that stays "
+            "so has no integral."
         )
 
 
@@ -113,11 +113,13 @@ def find_endless(target: Target, loc: Tensor, scale_tril: Tensor) -> Endless | N
     loc, scale_tril = loc.double(), scale_tril.double()
     looked = _looked_along(target).to(loc)
     found = _along_rays(target, likelihood, loc, scale_tril, looked)
-    walks = getattr(target, "vectorized", True) and target.dim <= _MAX_AXES
-    if found is None and walks and looked.any():
-        found = _along_valleys(target, likelihood, loc, scale_tril, looked)
+    if not getattr(target, "vectorized", True) or target.dim > _MAX_AXES or not looked.any():
+        return found
+    if found is None:
+        return _along_valleys(target, likelihood, loc, scale_tril, looked)
+    held = torch.tensor(found.coordinates, device=loc.device)
 
-    return found
+    return None if _is_contradicted(_walks(target, loc, scale_tril, held)) else found
 
 
 # ---- what the prior promises ----
@@ -191,7 +193,7 @@ def _along_rays(
 
 
 def _directions(scale_tril: Tensor, looked: Tensor) -> tuple[Tensor, Tensor]:
-    """Rays ``(N, D)`` along axes, principal and random directions, and the power of the distance that goes with each."""
+    """Rays ``(N, D)`` along axes, principal and random directions, and the powers of the distance that go with them."""
     dim = len(scale_tril)
     axes = torch.eye(dim, dtype=scale_tril.dtype, device=scale_tril.device)[:_MAX_AXES]
     others = torch.randn(_NUM_RANDOM, dim, dtype=scale_tril.dtype, device=scale_tril.device)
@@ -228,8 +230,7 @@ def _density(target: Target, z: Tensor) -> Tensor:
 def _along_valleys(
     target: Target, likelihood: _Likelihood, loc: Tensor, scale_tril: Tensor, looked: Tensor
 ) -> Endless | None:
-    max_points = int(min(_MAX_POINTS, _MAX_TERMS / max(1, getattr(target, "num_terms", 1))))
-    walks = walk_outwards(target, loc, scale_tril, looked.nonzero()[:, 0], max_points)
+    walks = _walks(target, loc, scale_tril, looked.nonzero()[:, 0])
     distances, found, centres = walks.distances, [], []
     for column, coordinate in enumerate(walks.coordinates.tolist()):
         mass, density = walks.log_mass[:, column], walks.log_prob[:, column]
@@ -242,11 +243,28 @@ def _along_valleys(
         if span is None:
             span = _short_span(distances, mass, centre, last)
         if span is not None and likelihood.grows(walks.z[span, column], walks.z[0, column]):
-            found.append((mass[last].item() - centre, coordinate, last, density[last].item()))
-            centres.append(density[0].item())
+            found.append((mass[last].item() - centre, coordinate, last, mass[last].item()))
+            centres.append(centre)
     best = max(range(len(found)), key=lambda i: found[i][0], default=0)
 
     return _told(found, distances, centres[best], "valley") if found else None
+
+
+def _walks(target: Target, loc: Tensor, scale_tril: Tensor, held: Tensor) -> Walks:
+    max_points = int(min(_MAX_POINTS, _MAX_TERMS / max(1, getattr(target, "num_terms", 1))))
+
+    return walk_outwards(target, loc, scale_tril, held, max_points)
+
+
+def _is_contradicted(walks: Walks) -> bool:
+    """Whether all walks lose their mass: along a ray a density may stay as high, and grow too narrow to count."""
+    for mass in walks.log_mass.mT:
+        last = _last_finite(mass)
+        shell = mass + walks.distances.clamp(min=1.0).log()
+        if last < 1 or not bool(shell[last] < mass[:2].max() - _BELOW):
+            return False
+
+    return True
 
 
 # ---- what counts ----
@@ -283,9 +301,10 @@ def _far_span(
 
 def _short_span(distances: Tensor, mass: Tensor, centre: float, last: int) -> list[int] | None:
     """The last factor of four of a walk that ended early, if its slices hold more and more, or the same."""
-    span = [i for i in range(1, last + 1) if distances[i] >= distances[last] / _SHORT_SPAN]
-    if len(span) < 4:
+    # Four points at least, none of them the centre.
+    if last < 4:
         return None
+    span = [i for i in range(1, last + 1) if distances[i] >= distances[last] / _SHORT_SPAN or i > last - 4]
     far = mass[span]
     rises = bool((far.diff() > 0).all()) and bool(far[-1] > centre + _MIN_RISE)
     stays = bool((far.diff() > -_SAME).all()) and bool(far[-1] > max(centre - _BELOW, far[0].item() - _SAME))

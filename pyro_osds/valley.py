@@ -190,9 +190,8 @@ class _Slices:
 
     def climb(self, index: Tensor, distance: float, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Newton's steps on the slices of some walks: places, log densities and log masses; those lost are nan."""
-        log_prob, log_mass = (
-            torch.full((len(index),), torch.nan, dtype=place.dtype, device=place.device) for _ in "12"
-        )
+        log_prob = place.new_full((len(index),), torch.nan)
+        log_mass = log_prob.clone()
         active = torch.arange(len(index), device=place.device)
         for _ in range(_MAX_CLIMBS):
             rows = index[active]
@@ -247,7 +246,7 @@ def _shortened(step: Tensor) -> Tensor:
 
 
 def _newton(score: Tensor, curvature: Tensor, distance: float) -> tuple[Tensor, ...]:
-    """A step uphill, the nats it promises, the log of the volume across, and the widths: ``(K, D - 1)``, ``(K,)``, ..."""
+    """A step uphill, the nats it promises, the log of the volume across, and the widths, each ``(K, ...)``."""
     diagonal = curvature.diagonal(dim1=-2, dim2=-1).abs()
     # What is exactly flat across makes a cone, as wide as it is far away and not more.
     diagonal = torch.where(diagonal > _SMALLEST, diagonal, 1.0 / (1.0 + distance**2))

@@ -201,11 +201,9 @@ def improper_sites(trace: Any) -> tuple[str, ...]:
 
 
 def has_bounded_likelihood(trace: Any) -> bool:
-    """Whether all observations are discrete, so that each has a probability of at most one; a factor may be anything."""
-    observed = [
-        s for s in trace.nodes.values() if s["type"] == "sample" and s["is_observed"] and not is_deterministic(s)
-    ]
-    plain = (site for site in observed if not isinstance(site["fn"], _Subsample))
+    """Whether all observations are discrete, each with a probability of at most one; a factor may be anything."""
+    samples = [s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample)]
+    plain = [site for site in samples if site["is_observed"] and not is_deterministic(site)]
 
     return all(not site["infer"].get("is_auxiliary") and site["fn"].support.is_discrete for site in plain)
 
