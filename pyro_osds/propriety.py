@@ -40,8 +40,8 @@ _NOISE = 0.05
 _BELOW = 5.0
 # Clamped at one unit of rounding, each log probability ends on a plateau: so far below the centre it says nothing.
 _CLAMPED, _FLAT = 0.8, 0.01
-# Where numbers end early: a mass that has not fallen on the last factor of four, or has risen by as much as no lost mode
-# is likely to.
+# Where numbers end early: a mass that has not fallen on the last factor of four, or has risen by more than a lost mode
+# would make it.
 _SHORT_SPAN, _MIN_SHORT, _SAME, _MIN_RISE = 3.9, 8.0, 0.1, 20.0
 # Nats that a log likelihood without bound exceeds the centre's by, at the far end.
 _GROWN = 10.0
@@ -261,7 +261,11 @@ def _is_contradicted(walks: Walks) -> bool:
     for mass in walks.log_mass.mT:
         last = _last_finite(mass)
         shell = mass + walks.distances.clamp(min=1.0).log()
-        if last < 1 or not bool(shell[last] < mass[:2].max() - _BELOW):
+        centre = mass[:2].max().item()
+        is_far = last > 0 and bool(walks.distances[last] >= 10.0 * _SPAN)
+        # Nothing can be clamped here that was not on the ray.
+        fell = is_far and _far_span(walks.distances, shell, mass, centre, -math.inf, last) is None
+        if last < 1 or not (fell or bool(shell[last] < centre - _BELOW)):
             return False
 
     return True

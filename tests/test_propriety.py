@@ -43,6 +43,7 @@ CURVED = {
     ),
     # Along z1 = 0 the density is constant, but ever narrower: the integral over z1 is that of 1 / sqrt(1 + z0^4).
     "narrowing": lambda z: -0.5 * z[:, 1].square() * (1 + z[:, 0].pow(4)),
+    "narrowing slowly": lambda z: -0.5 * z[:, 1].square() * (1 + z[:, 0].square()).pow(1.2),
 }
 
 
