@@ -412,19 +412,25 @@ class Fit:
         return (*reasons, *undefined_reasons(self.given, found.undefined_share, found.undefined_at))
 
     def _endless_reasons(self) -> tuple[Reason, ...]:
-        found = self.recipe.found
-        if found is None or not found.endless:
+        """What was seen of a density that does not fall off, and the cure that fits it."""
+        endless = self.recipe.found.endless if self.recipe.found else None
+        if endless is None:
             return ()
         sites = getattr(self.model_target, "sites", ())
-        names = [site.name for site in sites if any(site.start <= index < site.stop for index in found.endless)]
-        where = f"site {', '.join(map(repr, names))}" if names else f"coordinate {', '.join(map(str, found.endless))}"
+        names = [site.name for site in sites if any(site.start <= index < site.stop for index in endless.coordinates)]
+        where = name_sites(names) if names else f"coordinate {', '.join(map(str, endless.coordinates))}"
+        flat = [name for name in names if name in self.improper_sites]
+        if flat:
+            cure = f"Give {name_sites(flat)} a proper prior."
+        elif names:
+            cure = (
+                "With a proper prior that takes a likelihood without bound, as where a scale shrinks around equal "
+                f"values, or a factor that undoes the prior. Keep scales away from zero, and check {where}."
+            )
+        else:
+            cure = f"Add the log density of a proper prior along {where}."
 
-        return (
-            Reason(
-                f"The posterior density does not fall off far out along {where}, so it has no integral and neither "
-                "draws nor evidence mean anything. Give the model a proper prior, and check its factors."
-            ),
-        )
+        return (Reason(f"{endless.sentence(where)} {cure}", mendable=False),)
 
     def _volume_reasons(self) -> tuple[Reason, ...]:
         """Why the leap's volume is not to be trusted, if it is not."""
@@ -476,3 +482,13 @@ class Fit:
         chains = self.settings.num_chains, self.settings.num_samples
 
         return {name: value.unflatten(0, chains) for name, value in values.items()}
+
+
+def name_sites(names: Sequence[str]) -> str:
+    """Sites in a sentence.
+
+    Example:
+        >>> name_sites(["mu", "tau"])
+        "sites 'mu', 'tau'"
+    """
+    return f"site{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"

@@ -33,6 +33,7 @@ from pyro_osds.model.trace import (
     check_latents,
     check_plates,
     check_stray_dims,
+    has_bounded_likelihood,
     improper_sites,
     init_anywhere,
     is_latent,
@@ -122,6 +123,7 @@ class ModelTarget:
         self.improper_sites = improper_sites(trace)
         scaled = any(torch.as_tensor(site["scale"]).ne(1).any() for site in latents)
         self.can_sample_prior = not self.improper_sites and not scaled
+        self.has_bounded_likelihood = has_bounded_likelihood(trace)
         if discrete:
             self._check_enumeration(trace)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():

@@ -149,6 +149,14 @@ def improper_sites(trace: Any) -> tuple[str, ...]:
     return tuple(n for n, site in latents.items() if _is_improper(site) and not is_missing_part(site, trace.nodes))
 
 
+def has_bounded_likelihood(trace: Any) -> bool:
+    """Whether all observations are discrete, each with a probability of at most one; a factor may be anything."""
+    samples = [s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample)]
+    plain = [site for site in samples if site["is_observed"] and not is_deterministic(site)]
+
+    return all(not site["infer"].get("is_auxiliary") and site["fn"].support.is_discrete for site in plain)
+
+
 def _is_improper(site: Mapping[str, Any]) -> bool:
     fn = site["fn"]
     while fn is not None:
