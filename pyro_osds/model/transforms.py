@@ -41,6 +41,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
@@ -335,7 +336,8 @@ def unconstrained_log_prob(fn: Any, transform: Any, u: Tensor) -> Tensor | None:
         return None
     value, shape, own = log_density(source, u), fn.shape(), len(source.event_shape)
     # An expanded distribution has the parameters of one, and a uniform one has none.
-    value = value.expand(torch.broadcast_shapes(value.shape, shape[: len(shape) - own]))
+    # Numpy's function: torch's own imports symbolic algebra, a second at the first use.
+    value = value.expand(np.broadcast_shapes(value.shape, shape[: len(shape) - own]))
     event = fn.event_dim - own
 
     return value.flatten(value.dim() - event).sum(-1) if event else value
