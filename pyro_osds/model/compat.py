@@ -38,6 +38,8 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from pyro_osds.model.stable import stable_densities
+
 _FACTORIES = {
     torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.tensor,
     torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.clone,
@@ -84,7 +86,7 @@ def vmappable_pyro() -> Iterator[None]:
     safe_log = pyro.ops.special._SafeLog
     pyro.ops.special._SafeLog = _SafeLog
     try:
-        with pyro.validation_enabled(False), warnings.catch_warnings():
+        with pyro.validation_enabled(False), stable_densities(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=_NO_RULE)
             yield
     finally:
