@@ -8,6 +8,7 @@ step. Callables of Pyro are asked once for each parameter, by its name in the fl
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -112,7 +113,10 @@ def step_schedule(scheduler: Any, loss: float) -> None:
     if isinstance(scheduler, ReduceLROnPlateau):
         scheduler.step(loss)
     elif scheduler is not None:
-        scheduler.step()
+        with warnings.catch_warnings():
+            # A first step that was skipped, since its gradient was not finite, is no mistake in the order of calls.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            scheduler.step()
 
 
 def _asked(given: Any, name: str) -> Any:

@@ -25,8 +25,10 @@ NETWORK_DTYPE = torch.float32
 
 _LOW = {torch.float32, torch.float16, torch.bfloat16}
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
-# Two precisions of one density differ by its rounding: this share of its value at most, at half of the points.
-_RESEMBLANCE = 1e-2
+# Two precisions of one density differ by its rounding, which is large where terms cancel: by this share of its value at
+# most, at half of the points. Or by more still; rounding then changes from one point to its neighbour by at least this
+# share of itself. All of it is to notice code that does something else in another precision.
+_RESEMBLANCE, _ROUGH, _NEIGHBOUR = 0.5, 0.05, 1e-3
 # Constants that are made in single precision before they meet the point differ by this much.
 _SAME = 1e-9
 _NUM_PROBES, _PROBE_STEP = 256, 1e-3
@@ -120,6 +122,27 @@ def resembles(double: Tensor, single: Tensor) -> bool:
     return bool((difference / (1.0 + single[both].double().abs())).median() < _RESEMBLANCE)
 
 
+def is_rounding(
+    double: Callable[[Tensor], Tensor], single: Callable[[Tensor], Tensor], z: Tensor, difference: Tensor
+) -> bool:
+    """Whether the difference between two precisions of a density is noise, and not that of two densities.
+
+    Arguments:
+        double: The log density in double precision, ``(N, D) -> (N,)``.
+        single: The same as the user wrote it.
+        z: The points, ``(N, D)``.
+        difference: What they differ by at the points, ``(N,)``.
+    """
+    neighbours = z * (1.0 + _NEIGHBOUR)
+    with torch.no_grad():
+        other = double(neighbours).double() - single(neighbours).double()
+    both = difference.isfinite() & other.isfinite()
+    if not both.any():
+        return False
+
+    return bool((other - difference)[both].abs().median() >= _ROUGH * difference[both].abs().median())
+
+
 def most_precise(function: Callable[[Tensor], Tensor], dtype: torch.dtype, z: Tensor) -> Precise:
     """A log density in double precision: as it is where it follows its argument, else raised, else as it is written.
 
@@ -148,7 +171,9 @@ def most_precise(function: Callable[[Tensor], Tensor], dtype: torch.dtype, z: Te
         and torch.allclose(native, raised, rtol=_SAME, atol=_SAME, equal_nan=True)
     ):
         return Precise(function)
-    if raised is not None and resembles(raised, single):
+    if raised is not None and (
+        resembles(raised, single) or is_rounding(_Raised(function), written, z, raised - single)
+    ):
         return _Raised(function)
     if native is not None and raised is None and resembles(native, single):
         return Precise(function)

@@ -45,6 +45,9 @@ _CLAMPED, _FLAT = 0.8, 0.01
 _SHORT_SPAN, _MIN_SHORT, _SAME, _MIN_RISE = 3.9, 8.0, 0.1, 20.0
 # Nats that a log likelihood without bound exceeds the centre's by, at the far end.
 _GROWN = 10.0
+# Unconstrained values at which an edge is looked for: between bounds those are rounded from 37 on, above one from 708
+# on. Over the outer half the density may not fall by more than a fortieth of what Beta(0.05, 0.05) falls by.
+_EDGE_STEP, _EDGE_END, _EDGE_FALL, _MAX_EDGES = 4.0, 760.0, 0.2, 32
 _NUM_RANDOM, _MAX_AXES = 64, 256
 # Points that walks may take, and terms of the log density: a tenth of a second and half a second on one core.
 _MAX_POINTS, _MAX_TERMS = 20_000, 1e7
@@ -59,7 +62,7 @@ class Endless:
         distance: How far it was followed, in standard deviations of the posterior.
         log_prob: Its log there: of the density itself on a ray, of a coordinate's marginal one in a valley.
         centre_log_prob: Its log at the centre.
-        kind: ``"ray"`` or ``"valley"``; ``"noted"`` where an earlier version left no more than the coordinates.
+        kind: ``"ray"``, ``"edge"`` or ``"valley"``; ``"noted"`` where an earlier version left no more than coordinates.
     """
 
     coordinates: tuple[int, ...]
@@ -82,7 +85,7 @@ class Endless:
             return (
                 f"An earlier version noted that the density may not fall off along {where}: run again to look closer."
             )
-        which = "the posterior density" if self.kind == "ray" else "the marginal posterior density"
+        which = "the posterior density" if self.kind in ("ray", "edge") else "the marginal posterior density"
         log_prob, centre = (f"{value:.4g}" for value in (self.log_prob, self.centre_log_prob))
 
         return (
@@ -112,7 +115,9 @@ def find_endless(target: Target, loc: Tensor, scale_tril: Tensor) -> Endless | N
     # Distances of 1e8 and widths of 1e-12 have no place in single precision.
     loc, scale_tril = loc.double(), scale_tril.double()
     looked = _looked_along(target).to(loc)
-    found = _along_rays(target, likelihood, loc, scale_tril, looked)
+    found = _up_to_edges(target, loc, scale_tril) or _along_rays(target, likelihood, loc, scale_tril, looked)
+    if found is not None and found.kind == "edge":
+        return found
     if not getattr(target, "vectorized", True) or target.dim > _MAX_AXES or not looked.any():
         return found
     if found is None:
@@ -161,6 +166,38 @@ def _looked_along(target: Target) -> Tensor:
             looked[site.start : site.stop] = 0.0
 
     return looked
+
+
+# ---- edges of supports ----
+
+
+def _up_to_edges(target: Any, loc: Tensor, scale_tril: Tensor) -> Endless | None:
+    r"""A flat prior on a support with a bound, under which the density stays up until values are rounded to the bound.
+
+    A prior such as :math:`1 / \tau` is flat in :math:`\log \tau`, which double precision follows to -708 and no
+    further: a few standard deviations of a posterior that has no integral, too near for a ray.
+    """
+    improper = getattr(target, "improper_sites", ())
+    sites = [s for s in getattr(target, "sites", ()) if s.name in improper and s.shape == s.unconstrained_shape]
+    columns = [(site, index) for site in sites for index in range(site.start, site.stop)][:_MAX_EDGES]
+    centre = _centre(target, loc, scale_tril) if columns else 0.0
+    for site, index in columns:
+        for sign in (-1.0, 1.0):
+            places = sign * torch.arange(_EDGE_STEP, _EDGE_END, _EDGE_STEP, dtype=loc.dtype, device=loc.device)
+            points = loc.repeat(len(places), 1)
+            points[:, index] = places
+            density, rounded = _density(target, points), target.saturated_sites(points)[site.name]
+            valid = (density.isfinite() & ~rounded).long().cumprod(0).bool()
+            last = int(valid.sum()) - 1
+            # Without a bound on this side rays look further.
+            if last < 1 or last == len(places) - 1:
+                continue
+            end, half = density[last].item(), density[last // 2].item()
+            if end > centre - _BELOW and half - end < _EDGE_FALL:
+                distance = ((places[last] - loc[index]).abs() / scale_tril[index].norm()).item()
+                return Endless((index,), distance, end, centre, "edge")
+
+    return None
 
 
 # ---- straight rays ----

@@ -1,6 +1,7 @@
 """Densities with large parameters against mpmath, and against torch and Pyro where those are exact."""
 
 import mpmath
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -71,17 +72,15 @@ def test_no_trials_count_nothing():
 
 
 def test_a_model_has_no_peaks_of_rounding():
-    def model():
-        import pyro
+    counts = torch.poisson(torch.full((50,), 5.0), generator=torch.Generator().manual_seed(0))
+    gate = torch.tensor(0.1)
 
+    def model():
         size = pyro.sample("size", dist.LogNormal(0.0, 10.0))
         with pyro.plate("rows", 50):
-            pyro.sample(
-                "k", dist.ZeroInflatedNegativeBinomial(size, probs=5 / (5 + size), gate=torch.tensor(0.1)), obs=counts
-            )
+            count = dist.ZeroInflatedNegativeBinomial(size, probs=5 / (5 + size), gate=gate)
+            pyro.sample("k", count, obs=counts)
 
-    gate = torch.tensor(0.1)
-    counts = torch.poisson(torch.full((50,), 5.0), generator=torch.Generator().manual_seed(0))
     target = ModelTarget(model)
     # From a million on it is Poisson to 1e-4; in plain double precision the noise at exp(34) was hundreds of nats.
     likelihood = target.log_prior_and_likelihood(torch.linspace(14.0, 34.0, 500)[:, None])[1]

@@ -36,7 +36,7 @@ from pyro_osds.model.capture import (
 )
 from pyro_osds.model.compat import VmapCompat, is_numerical, vmappable_pyro
 from pyro_osds.model.source import first_line, user_line
-from pyro_osds.precision import in_double, resembles
+from pyro_osds.precision import in_double, is_rounding, resembles
 from pyro_osds.trouble import VectorizationWarning, warn
 
 VECTORIZE = ("auto", "vmap", "loop")
@@ -158,11 +158,23 @@ class Ladder:
             self.is_double = False
             _log.info("single precision, as the model is written: %s", first_line(error))
             return
-        self.is_double = resembles(double[0] + double[1], written[0] + written[1])
+        self.is_double = resembles(double[0] + double[1], written[0] + written[1]) or is_rounding(
+            self._total(True), self._total(False), self._points, double[0] + double[1] - written[0] - written[1]
+        )
         if self.is_double and self._example.is_cuda and self._is_single_enough(double):
             self.is_double = False
         if self.is_double:
             self._expected = double
+
+    def _total(self, is_double: bool) -> Callable[[Tensor], Tensor]:
+        """The log joint density in one of the two precisions; the ladder stays in it."""
+
+        def total(z: Tensor) -> Tensor:
+            self.is_double = is_double
+            log_prior, log_likelihood = self.densities(z)
+            return log_prior + log_likelihood
+
+        return total
 
     def _is_single_enough(self, double: tuple[Tensor, ...]) -> bool:
         """Whether a device pays for double precision with its time, and single precision is as good.
