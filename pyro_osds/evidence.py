@@ -365,9 +365,10 @@ def _mixing_reasons(mixing: Mixing | None) -> list[Reason]:
         seen, bound = apart(mixing.r_hat, MAX_R_HAT)
         reasons.append(f"The chains disagree: r_hat is {seen}, above {bound}. Raise num_iterations or num_samples.")
     if mixing.ess < MIN_CHAIN_ESS:
+        seen, bound = apart(100 * mixing.ess, 100 * MIN_CHAIN_ESS, digits=1)
         reasons.append(
-            f"The chains stick: {mixing.ess:.1%} of their draws are effective, less than {MIN_CHAIN_ESS:.0%}. Raise "
-            "num_iterations, and look at n_eff in summary()."
+            f"The chains stick: {seen}% of their draws are effective, less than {bound}%. Raise num_iterations, and "
+            "look at n_eff in summary()."
         )
 
     return [Reason(text, evidence=False) for text in reasons]
