@@ -15,6 +15,7 @@ from pyro_osds.plot_leap import plot_leap
 from pyro_osds.trouble import (
     AmbiguousArgumentWarning,
     InterruptedWarning,
+    ModelWarning,
     OSDSWarning,
     TrainingWarning,
     UnreliableEvidenceWarning,
@@ -34,6 +35,7 @@ __all__ = [
     "FitManyError",
     "InterruptedWarning",
     "OSDSKernel",
+    "ModelWarning",
     "OSDSWarning",
     "TrainingWarning",
     "UnreliableEvidenceWarning",

@@ -45,11 +45,13 @@ class Reason(NamedTuple):
         text: The sentence.
         draws: Whether it speaks against the posterior draws.
         evidence: Whether it speaks against the log evidence.
+        mendable: Whether more work could mend it; what is wrong with a model, no further rung cures.
     """
 
     text: str
     draws: bool = True
     evidence: bool = True
+    mendable: bool = True
 
 
 class Mixing(NamedTuple):
@@ -101,6 +103,7 @@ class Evidence:
         improper_sites: Latent sites with an improper prior: with one, there is no log evidence.
         log_integral: Log of the integral of prior times likelihood, as the model states them, nats: the log evidence
             or, with an improper prior, that up to an unknown constant.
+        is_settled: Whether more work could mend nothing: all is well, or what is not lies in the model.
 
     Example:
         >>> evidence = Evidence(-2.0, 0.01, -2.1, 40.0, 0.8, 1000, False, ("pareto k is 0.80 ...",))
@@ -126,13 +129,7 @@ class Evidence:
     draws_reasons: tuple[str, ...] = ()
     improper_sites: tuple[str, ...] = ()
     log_integral: float = math.nan
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether more work could mend nothing: what an improper prior leaves undefined stays so."""
-        improper = _improper_text(self.improper_sites, healthy=True)
-
-        return self.draws_reliable and (self.reliable or self.reasons == (improper,))
+    is_settled: bool = True
 
     @property
     def all_reasons(self) -> tuple[str, ...]:
@@ -271,6 +268,7 @@ def _with_verdicts(judged: Evidence, reasons: Sequence[Reason], improper_sites: 
         draws_reliable=not against_draws,
         draws_reasons=against_draws,
         improper_sites=improper_sites,
+        is_settled=not any(reason.mendable for reason in reasons),
     )
 
 
@@ -394,7 +392,8 @@ def _rounding_reasons(rounding: float) -> list[Reason]:
         Reason(
             f"Rounding adds {rounding:.2g} nats to the log density (standard deviation, measured at posterior draws). "
             "The model could not be run in double precision: look for numpy, .numpy() or a check of dtype in it. Pass "
-            "data and constants as torch.float64, or leave out the constant part of a large log density."
+            "data and constants as torch.float64, or leave out the constant part of a large log density.",
+            mendable=False,
         )
     ]
 

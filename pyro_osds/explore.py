@@ -104,6 +104,8 @@ class Exploration:
         ess: Smallest effective number of particles after one.
         start: The draws of the reference, ``(num_islands * num_particles, D)``.
         settled: Whether the mean log density had stopped drifting at the end; true where nobody looked.
+        num_undefined: Draws of the reference with a density that is nan or ``+inf``.
+        undefined_at: One of them, ``(D,)``; empty where there is none.
     """
 
     z: Tensor
@@ -117,6 +119,8 @@ class Exploration:
     ess: float = math.nan
     start: Tensor = field(default_factory=lambda: torch.empty(0))
     settled: bool = True
+    num_undefined: int = 0
+    undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def log_evidence(self) -> float:
@@ -169,7 +173,7 @@ def explore(
     """
     num_total = num_particles * num_islands
     largest_increment = 1.0 / min_temperatures
-    z, log_reference, log_target = _start(path, num_total)
+    z, log_reference, log_target, undefined = _start(path, num_total)
     start = z
     num_not_finite = int((~log_target.isfinite()).sum())
     mover = _HamiltonianMover(path, num_moves, num_leapfrog)
@@ -207,6 +211,8 @@ def explore(
         ess,
         start,
         settled,
+        len(undefined),
+        undefined[:1].flatten(),
     )
 
 
@@ -226,14 +232,15 @@ def _settle(
     return z, log_target, settled
 
 
-def _start(path: AnnealingPath, num_total: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws of the reference and their densities; where the target is not finite it has density zero."""
-    z = path.sample(num_total)
+def _start(path: AnnealingPath, num_total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draws of the reference and their densities, zero where the target is not finite; and those where it is nan."""
+    given = z = path.sample(num_total)
     usable = z.isfinite().all(-1)
     # A point that overflowed has no coordinates to move from: it takes the place of a usable one, with weight zero.
     z = torch.where(usable[:, None], z, z.new_zeros(()))
     with torch.no_grad():
         log_reference, log_target = path.log_densities(z)
+    undefined = given[given.isnan().any(-1) | (usable & (log_target.isnan() | (log_target == torch.inf)))]
     usable = usable & log_reference.isfinite() & log_target.isfinite()
     if not usable.any():
         raise NotFiniteError(
@@ -242,7 +249,7 @@ def _start(path: AnnealingPath, num_total: int) -> tuple[Tensor, Tensor, Tensor]
             z[0],
         )
 
-    return z, torch.where(usable, log_reference, 0.0), torch.where(usable, log_target, -torch.inf)
+    return z, torch.where(usable, log_reference, 0.0), torch.where(usable, log_target, -torch.inf), undefined
 
 
 def _increment(log_ratio: Tensor, remaining: float, ess_threshold: float) -> float:

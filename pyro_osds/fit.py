@@ -25,6 +25,7 @@ from pyro_osds.exchange import OrderedTarget
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.leap import Leap
 from pyro_osds.parallel import by_rows
+from pyro_osds.plausibility import model_reasons, undefined_reasons
 from pyro_osds.point import PointLeap, PointRecipe, PointTrainer
 from pyro_osds.posterior import (
     NUM_ISLANDS,
@@ -48,6 +49,8 @@ AnyTrainer = Trainer | VelocityTrainer | PointTrainer
 # A run of the model for many draws at once makes tensors as large as this, or a few times as large.
 _VALUES_AT_ONCE = 2**22
 _MIN_CHUNK, _MAX_CHUNK = 64, 8192
+# Draws that show what is wrong with a model, and where densities come point by point.
+_NUM_LOOKED_AT, _NUM_LOOKED_AT_SLOWLY = 512, 32
 _log = logging.getLogger(__name__)
 
 
@@ -198,7 +201,7 @@ class Fit:
         num_particles = NUM_ISLANDS * particles_for(self.settings.num_chains * self.settings.num_samples)
         can_explore = is_affordable(self.given, recipe.found.exploration, num_particles)
         # No rung cures a density without an integral.
-        is_hopeless = bool(self._other_reasons())
+        is_hopeless = bool(self._hopeless_reasons())
         # What is judged of a training that was cut short is judged for now only.
         rungs = {} if recipe.is_paused else self._rungs
         deadline = -math.inf if is_hopeless else self._deadline
@@ -390,22 +393,44 @@ class Fit:
 
     def _other_reasons(self) -> tuple[Reason, ...]:
         """What speaks against draws and evidence, whatever their weights."""
+        return (*self._hopeless_reasons(), *self._model_reasons())
+
+    def _hopeless_reasons(self) -> tuple[Reason, ...]:
+        """What no rung cures, so that none is climbed."""
         return (*self._endless_reasons(), *self._volume_reasons())
 
+    def _model_reasons(self) -> tuple[Reason, ...]:
+        """What a few draws of the flow show about the model itself."""
+        found, target = self.recipe.found, self.model_target
+        if found is None or not hasattr(target, "saturated_sites"):
+            return ()
+        count = _NUM_LOOKED_AT if target.vectorized else _NUM_LOOKED_AT_SLOWLY
+        with torch.random.fork_rng(devices=[target.device] if target.device.type == "cuda" else []):
+            draws = weigh(self.leap, self.target, count)
+        reasons = model_reasons(target, self.in_model(draws.z), draws.log_weight)
+
+        return (*reasons, *undefined_reasons(self.given, found.undefined_share, found.undefined_at))
+
     def _endless_reasons(self) -> tuple[Reason, ...]:
-        found = self.recipe.found
-        if found is None or not found.endless:
+        """What was seen of a density that does not fall off, and the cure that fits it."""
+        endless = self.recipe.found.endless if self.recipe.found else None
+        if endless is None:
             return ()
         sites = getattr(self.model_target, "sites", ())
-        names = [site.name for site in sites if any(site.start <= index < site.stop for index in found.endless)]
-        where = f"site {', '.join(map(repr, names))}" if names else f"coordinate {', '.join(map(str, found.endless))}"
+        names = [site.name for site in sites if any(site.start <= index < site.stop for index in endless.coordinates)]
+        where = name_sites(names) if names else f"coordinate {', '.join(map(str, endless.coordinates))}"
+        flat = [name for name in names if name in self.improper_sites]
+        if flat:
+            cure = f"Give {name_sites(flat)} a proper prior."
+        elif names:
+            cure = (
+                "With a proper prior that takes a likelihood without bound, as where a scale shrinks around equal "
+                f"values, or a factor that undoes the prior. Keep scales away from zero, and check {where}."
+            )
+        else:
+            cure = f"Add the log density of a proper prior along {where}."
 
-        return (
-            Reason(
-                f"The posterior density does not fall off far out along {where}, so it has no integral and neither "
-                "draws nor evidence mean anything. Give the model a proper prior, and check its factors."
-            ),
-        )
+        return (Reason(f"{endless.sentence(where)} {cure}", mendable=False),)
 
     def _volume_reasons(self) -> tuple[Reason, ...]:
         """Why the leap's volume is not to be trusted, if it is not."""
@@ -457,3 +482,13 @@ class Fit:
         chains = self.settings.num_chains, self.settings.num_samples
 
         return {name: value.unflatten(0, chains) for name, value in values.items()}
+
+
+def name_sites(names: Sequence[str]) -> str:
+    """Sites in a sentence.
+
+    Example:
+        >>> name_sites(["mu", "tau"])
+        "sites 'mu', 'tau'"
+    """
+    return f"site{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"

@@ -25,6 +25,7 @@ from pyro_osds.importance import FlowDraws
 from pyro_osds.modes import Modes
 from pyro_osds.plan import FlowSize, Plan
 from pyro_osds.posterior import PosteriorDraws
+from pyro_osds.propriety import Endless
 from pyro_osds.survey import Survey
 from pyro_osds.teacher import TeacherHistory
 from pyro_osds.train import Course, History
@@ -35,6 +36,7 @@ _RECORDS: dict[str, Any] = {
     record.__name__: record
     for record in (
         Base,
+        Endless,
         Evidence,
         EvidenceCheck,
         Exchange,

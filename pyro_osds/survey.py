@@ -7,7 +7,7 @@ the check. In many dimensions particles are too few for a base: the Gaussian of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor
 from pyro_osds.base import MAX_COMPONENTS, Base, adapt_mixture, effective_share, gaussian_base, mixture_base
 from pyro_osds.exchange import OrderedTarget, find_exchanges, ordered
 from pyro_osds.explore import AnnealingPath, Exploration, PriorPath, ReferencePath, explore
-from pyro_osds.integrable import endless_coordinates
 from pyro_osds.modes import Modes, find_modes
 from pyro_osds.moments import ENOUGH_PARTICLES, weighted_moments
+from pyro_osds.propriety import Endless, find_endless
 from pyro_osds.reference import throw, wide_reference
 from pyro_osds.scout import lost_modes
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
@@ -50,7 +50,9 @@ class Survey:
         exploration: The last annealing run; its log evidence is the check of the flow's.
         modes: Separated modes among the particles.
         num_evaluations: Points at which the density was evaluated in annealing.
-        endless: Coordinates along which the density does not fall off; any at all, and it has no integral.
+        endless: Where the density was seen not to fall off, as one without an integral does not; or None.
+        undefined_share: Share of the draws of the prior with a density that is nan or ``+inf``.
+        undefined_at: One of them, ``(D,)``; empty where there is none.
     """
 
     target: Any
@@ -58,7 +60,15 @@ class Survey:
     exploration: Exploration
     modes: Modes
     num_evaluations: int
-    endless: tuple[int, ...] = ()
+    endless: Endless | None = None
+    undefined_share: float = 0.0
+    undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __post_init__(self) -> None:
+        # Files of earlier versions hold the coordinates alone.
+        if isinstance(self.endless, (tuple, list)):
+            noted = tuple(self.endless)
+            object.__setattr__(self, "endless", Endless(noted) if noted else None)
 
     @property
     def is_folded(self) -> bool:
@@ -89,6 +99,7 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     exploration = explore(way, num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
     exploration = replace(exploration, start=exploration.start if spread is None else spread)
     num_evaluations, ways = exploration.num_evaluations, 1
+    first, from_prior = exploration, isinstance(way, PriorPath)
     given, (target, exploration, modes) = target, _in_one_order(target, exploration)
     more = _affordable(given, exploration) if modes.parted > _MANY_PARTED and _is_vectorized(given) else 0
     if more:
@@ -116,9 +127,11 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
         ways += 1
 
     loc, scale_tril = weighted_moments(exploration.z, torch.zeros_like(exploration.log_prob))
-    endless = endless_coordinates(target, loc, scale_tril)
+    endless = find_endless(target, loc, scale_tril)
 
-    return Survey(target, base, exploration, modes, num_evaluations, tuple(endless))
+    undefined = first.num_undefined / len(first.start) if from_prior else 0.0
+
+    return Survey(target, base, exploration, modes, num_evaluations, endless, undefined, first.undefined_at)
 
 
 def explore_anew(

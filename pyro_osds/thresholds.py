@@ -29,6 +29,15 @@ MAX_ROUNDING = 0.05
 MAX_NOT_FINITE = 0.001
 """Share of draws with a log density of nan or +inf. Their mass is lost: a share of 0.001 loses about 0.001 nats."""
 
+MAX_UNDEFINED = 0.01
+"""Share of the draws of a prior with a density that is not a number: heavy tails overflow at fewer."""
+
+MAX_SATURATED = 0.001
+"""Share of the posterior, by weight, whose values are rounded to a bound: a share of 0.001 hides about as many nats."""
+
+SAME_LIKELIHOOD = 0.01
+"""Nats by which a log likelihood may still change, on average over draws, just before values are rounded to a bound."""
+
 MAX_SIGMAS = 3.0
 """Combined standard errors between two estimates of one log evidence: 0.3 % of honest pairs lie further apart."""
 

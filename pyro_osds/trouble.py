@@ -32,6 +32,10 @@ class UnreliableEvidenceWarning(OSDSWarning):
     """A log evidence is not reliable; one warning for each reason of the verdict."""
 
 
+class ModelWarning(OSDSWarning):
+    """The model, or its data, may not be what was meant: an observation seems forgotten, or counts are rounded."""
+
+
 class VectorizationWarning(OSDSWarning):
     """The model cannot be evaluated in batches and runs point by point, which is slow but right."""
 

@@ -17,10 +17,10 @@ from pyro_osds.base import whitened
 from pyro_osds.bridge import bridge
 from pyro_osds.coordinates import coordinates_of, in_coordinates
 from pyro_osds.explore import Exploration, ReferencePath, explore
-from pyro_osds.integrable import endless_coordinates
 from pyro_osds.leap import Leap
 from pyro_osds.modes import find_modes
 from pyro_osds.moments import weighted_moments
+from pyro_osds.propriety import find_endless
 from pyro_osds.scout import lost_modes
 from pyro_osds.survey import Survey, first_way
 from pyro_osds.target import NotFiniteError
@@ -95,7 +95,7 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
         exploration,
         find_modes(walked.z, walked.log_prob, seen.log_prob),
         exploration.num_evaluations,
-        tuple(endless_coordinates(seen, loc, scale_tril)),
+        find_endless(seen, loc, scale_tril),
     )
 
 

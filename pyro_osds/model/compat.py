@@ -13,6 +13,7 @@ one:
 * New tensors belong to the batch from the start, if asked for: writing a batched value into an unbatched tensor fails.
 * ``clamp_`` and ``log_ndtr``, which vmap does one point after the other, are made of what it does at once.
 * A large triangular matrix that all points share is inverted once: solving for a batch would copy it for each point.
+* A normal draw with a negative scale is not a number, where torch would end the run.
 * Binary cross entropy on logits is written with ``logsigmoid``: the same function with a third of the operations.
 
 Pyro's logarithm with a bounded gradient is a function that vmap refuses; :func:`vmappable_pyro` puts another in its
@@ -241,6 +242,19 @@ def _clamp_in_place(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return tensor.copy_(tensor.clone().clamp(*args, **kwargs))
 
 
+def _normal(mean: Any, std: Any = 1.0, *args: Any, **kwargs: Any) -> Tensor:
+    """Draws; not a number where the scale is negative, which has no density either."""
+    if not isinstance(std, Tensor) or not is_plain(std) or not (std < 0).any():
+        return torch.normal(mean, std, *args, **kwargs)
+
+    return torch.normal(mean, std.abs(), *args, **kwargs).masked_fill(std < 0, torch.nan)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is the same for all points, so that Python may look at it."""
+    return not is_batchedtensor(tensor)
+
+
 def _log_ndtr(x: Tensor) -> Tensor:
     """Log of the normal distribution function, by the complement in the middle and scaled in the lower tail."""
     lower = torch.special.erfcx(-x.clamp(max=-1.0) / math.sqrt(2)).log() - math.log(2) - 0.5 * x.square()
@@ -267,6 +281,7 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.new_tensor: _new_tensor,
     Tensor.clamp_: _clamp_in_place,
     torch.special.log_ndtr: _log_ndtr,
+    torch.normal: _normal,
     torch._is_all_true: _is_all_true,  # type: ignore[attr-defined]
     functional.binary_cross_entropy_with_logits: _bce_with_logits,
 }

@@ -17,34 +17,35 @@ from torch import Tensor
 from torch.distributions import AffineTransform, Transform, identity_transform
 
 from pyro_osds.model.capture import block_size
-from pyro_osds.model.compat import VmapCompat, vmappable_pyro
+from pyro_osds.model.compat import VmapCompat, is_numerical, vmappable_pyro
 from pyro_osds.model.decode import decode
 from pyro_osds.model.determinism import TrainingLayerError, check_deterministic, no_training_layers
 from pyro_osds.model.edge_draws import unconstrained_draw
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.ladder import Ladder, check_points
+from pyro_osds.model.observations import forgotten, impossible, observed_values, refusal, rounded_counts
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
-from pyro_osds.model.run import ModelRun
+from pyro_osds.model.run import ModelRun, is_deterministic
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
 from pyro_osds.model.source import first_line
 from pyro_osds.model.trace import (
     check_latents,
     check_plates,
     check_stray_dims,
+    has_bounded_likelihood,
     improper_sites,
     init_anywhere,
     is_latent,
     is_value,
     joint_like,
-    observed_values,
-    outside_support,
     plate_nesting,
     site_dims,
     support_kind,
 )
 from pyro_osds.model.transforms import by_batch, is_saturated, loc_scale, to_support, unconstrained_log_prob
 from pyro_osds.precision import in_double
+from pyro_osds.trouble import ModelWarning, warn
 
 _PROTOTYPE_TRIES = 20
 # Fewer draws of the prior are not worth the runs that one run for all is checked by.
@@ -95,7 +96,7 @@ class ModelTarget:
         self.transforms = dict(transforms or {})
         self.standardized = False
         self._constants = Constants()
-        trace = self._prototype()
+        trace = self._finite_prototype()
         latents = [site for site in trace.nodes.values() if is_latent(site)]
         discrete = [site for site in latents if is_enumerable(site)]
         continuous = [site for site in latents if not is_enumerable(site)]
@@ -122,14 +123,18 @@ class ModelTarget:
         self.improper_sites = improper_sites(trace)
         scaled = any(torch.as_tensor(site["scale"]).ne(1).any() for site in latents)
         self.can_sample_prior = not self.improper_sites and not scaled
+        self.has_bounded_likelihood = has_bounded_likelihood(trace)
         if discrete:
             self._check_enumeration(trace)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
-            self.num_terms = self._run(self.start).num_terms
+            run = self._run(self.start)
+        self.num_terms, self._closed_forms = run.num_terms, run.closed_forms
+        self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
         check_deterministic(self._terms, check_points(self.start)[:2])
         size = block_size(self.dim, self.num_terms)
         self._ladder = Ladder(self._single, self.start, vectorize, capture, size)
         self.vectorized = self._ladder.vectorized
+        self.notes = self._look_at_observations(trace)
 
     @property
     def is_double(self) -> bool:
@@ -205,6 +210,15 @@ class ModelTarget:
             return {name: is_saturated(run.transforms[name], value).any() for name, value in run.values.items()}
 
         return self._ladder.map(read, z.to(self.dtype))
+
+    def has_closed_form(self, name: str) -> bool:
+        """Whether a site's density is computed in its unconstrained coordinate, so that no mass is lost at an edge."""
+        return name in self._closed_forms
+
+    @property
+    def discrete_observations(self) -> tuple[str, ...]:
+        """Observed sites with a probability, which is at most one, instead of a density."""
+        return self._discrete_observations
 
     def split(self, row: Tensor) -> dict[str, Tensor]:
         """Coordinates by site of one point ``(D,)``, as :meth:`to_value` takes them."""
@@ -431,6 +445,16 @@ class ModelTarget:
         with torch.no_grad():
             self.start = self._flatten(trace.nodes)
 
+    def _finite_prototype(self) -> Any:
+        """The trace of a first run that starts where all latents are numbers, if one of several does."""
+        for _ in range(_PROTOTYPE_TRIES):
+            trace = self._prototype()
+            latents = (site["value"] for site in trace.nodes.values() if is_latent(site))
+            if all(torch.as_tensor(value).isfinite().all() for value in latents):
+                break
+
+        return trace
+
     def _prototype(self) -> Any:
         """The trace of a first run; an exception in it is reported with the sites that were reached."""
         trace = poutine.Trace()
@@ -474,21 +498,65 @@ class ModelTarget:
 
     def _check_observations(self, trace: Any) -> None:
         """An observation outside its support under every one of several prior draws has probability zero."""
-        outside = outside_support(trace)
+        found = impossible(trace)
         tries = 0
-        while outside and tries < _PROTOTYPE_TRIES:
+        while found and tries < _PROTOTYPE_TRIES:
             try:
-                still = outside_support(self._trace_prior())
+                still = impossible(self._trace_prior())
             except NotImplementedError:  # an improper prior cannot be sampled: the first run decides
                 break
             # A support that moves with the latents may yet reach the observation.
-            outside = {name: seen for name, seen in outside.items() if still.get(name) == seen}
+            found = {name: seen for name, seen in found.items() if still.get(name) == seen}
             tries += 1
-        for name, (value, support) in outside.items():
-            raise ValueError(
-                f"Observed site {name!r} has the value {value}, outside its support {support}, so the posterior has "
-                "no mass. Remove or transform that observation, or change the site's distribution."
-            )
+        for name, seen in found.items():
+            raise ValueError(refusal(name, seen))
+
+    def _look_at_observations(self, trace: Any) -> tuple[str, ...]:
+        """What is suspicious about the observations, in sentences; the worst are warned of at once."""
+        counts = rounded_counts(trace)
+        names = [site.name for site in self.sites if not is_deterministic(trace.nodes[site.name])]
+        reached = self._reached()
+        unreached = [name for name in names if name not in reached]
+        notes, is_mistake = forgotten(trace, unreached, (*self.args, *self.kwargs.values()))
+        self.mistakes = tuple(notes) if is_mistake else ()
+        for note in (*counts, *self.mistakes):
+            warn(note, ModelWarning)
+
+        return (*counts, *notes)
+
+    def _reached(self) -> set[str]:
+        """Latents that an observation, or a factor, depends on, by way of other latents or not."""
+        return set().union(*(self._reached_at(row) for row in check_points(self.start)))
+
+    def _reached_at(self, row: Tensor) -> set[str]:
+        row = row.detach().requires_grad_()
+        with torch.enable_grad(), vmappable_pyro(), self._precision(), VmapCompat():
+            try:
+                run = self._run(row)
+            except RuntimeError as error:
+                if not is_numerical(error):
+                    raise
+                return set()
+        reached = set(self.discrete_sites)
+        depends = {site["name"]: self._parents(site["log_prob"], row) - {site["name"]} for site in run.latents}
+        for site in (*run.observed, *run.discrete):
+            reached |= self._parents(site["log_prob"], row)
+        waiting = list(reached)
+        while waiting:
+            more = depends.get(waiting.pop(), set()) - reached
+            reached |= more
+            waiting += more
+
+        return reached
+
+    def _parents(self, log_prob: Tensor, row: Tensor) -> set[str]:
+        """The latents that a log density depends on, by its gradient at one point."""
+        if not log_prob.requires_grad:
+            return set()
+        (gradient,) = torch.autograd.grad(log_prob.sum(), row, retain_graph=True, materialize_grads=True)
+        moves = gradient.ne(0)
+
+        return {site.name for site in self.sites if moves[site.start : site.stop].any()}
 
 
 def _describe(value: Any) -> str:

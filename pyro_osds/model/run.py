@@ -120,6 +120,11 @@ class ModelRun(Messenger):
         elif is_enumerable(msg):
             self.discrete.append(msg)
 
+    @property
+    def closed_forms(self) -> frozenset[str]:
+        """Latents whose density was computed in the unconstrained coordinate."""
+        return frozenset(self._closed_forms)
+
     def check_complete(self) -> None:
         """Refuse a run that passed by a latent site."""
         absent = [name for name in self.unconstrained if name not in self.values]

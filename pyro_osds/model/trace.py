@@ -142,18 +142,19 @@ def joint_like(trace: Any) -> Tensor:
     return torch.empty(0, dtype=dtype, device=(latents or terms or [torch.empty(0)])[0].device)
 
 
-def observed_values(trace: Any) -> dict[str, Tensor]:
-    """Values of the observed sites, by name."""
-    nodes = trace.nodes.items()
-
-    return {n: s["value"] for n, s in nodes if is_value(s) and s["is_observed"] and not is_deterministic(s)}
-
-
 def improper_sites(trace: Any) -> tuple[str, ...]:
     """Latent sites whose prior is flat somewhere: ImproperUniform, or masked out."""
     latents = {name: site for name, site in trace.nodes.items() if is_latent(site)}
 
     return tuple(n for n, site in latents.items() if _is_improper(site) and not is_missing_part(site, trace.nodes))
+
+
+def has_bounded_likelihood(trace: Any) -> bool:
+    """Whether all observations are discrete, each with a probability of at most one; a factor may be anything."""
+    samples = [s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample)]
+    plain = [site for site in samples if site["is_observed"] and not is_deterministic(site)]
+
+    return all(not site["infer"].get("is_auxiliary") and site["fn"].support.is_discrete for site in plain)
 
 
 def _is_improper(site: Mapping[str, Any]) -> bool:
@@ -166,22 +167,3 @@ def _is_improper(site: Mapping[str, Any]) -> bool:
     mask = site["mask"]
 
     return mask is not None and not bool(torch.as_tensor(mask).all())
-
-
-def outside_support(trace: Any) -> dict[str, tuple[float, str]]:
-    """Observed sites with a value outside their support: ``{name: (the value, the support)}``."""
-    outside = {}
-    for name, site in trace.nodes.items():
-        if not (is_value(site) and site["is_observed"]) or is_deterministic(site):
-            continue
-        value, support = torch.as_tensor(site["value"]), site["fn"].support
-        inside = support.check(value)
-        mask = site["mask"]
-        if mask is not None:
-            inside = inside | ~torch.as_tensor(mask, device=inside.device)
-        if not inside.all():
-            values = torch.broadcast_to(value, (*inside.shape, *value.shape[inside.dim() :]))
-            bad = values[~inside].reshape(-1)[0].item()
-            outside[name] = (bad, str(support))
-
-    return outside

@@ -170,7 +170,7 @@ class Circle(Transform):
     domain = constraints.real
     codomain = constraints.half_open_interval(-math.pi, math.pi)
     bijective = True
-    sign = +1
+    sign = +1  # type: ignore[assignment]
 
     def __init__(self, center: Tensor, cache_size: int = 0) -> None:
         super().__init__(cache_size=cache_size)
@@ -290,8 +290,8 @@ def _stripped(transform: Any) -> Any:
         transform = transform.base_transform
     if type(transform) is ComposeTransform and list(map(type, transform.parts)) == [ExpTransform, AffineTransform]:
         exp, affine = transform.parts
-        is_identity = isinstance(affine.loc, (int, float)) and isinstance(affine.scale, (int, float))
-        return exp if is_identity and affine.loc == 0 and affine.scale == 1 else transform
+        is_identity = isinstance(affine.loc, (int, float)) and isinstance(affine.scale, (int, float))  # type: ignore[attr-defined]
+        return exp if is_identity and affine.loc == 0 and affine.scale == 1 else transform  # type: ignore[attr-defined]
 
     return transform
 
@@ -563,7 +563,7 @@ def is_saturated(transform: Any, value: Tensor) -> Tensor:
         first, maps = _stripped(transform.parts[0]), ComposeTransform(transform.parts[1:])
         ends = [maps(value.new_tensor(end)) for end in _ends(first, value)]
         at_end = [value == end for end in ends]
-        return functools.reduce(torch.logical_or, at_end, is_saturated(first, maps.inv(value)))
+        return functools.reduce(torch.logical_or, at_end, is_saturated(first, maps.inv(value)))  # type: ignore[arg-type]
     if kind_of(transform) == SIMPLEX:
         return (value <= 0) | (value >= 1)
     if ends := _ends(transform, value):

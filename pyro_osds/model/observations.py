@@ -1,0 +1,147 @@
+"""What can be wrong with the observations of a model, read off a trace: impossible values, and forgotten ones.
+
+An impossible observation leaves the posterior without mass and is refused. What is only suspicious is told: a model
+without observations is a prior, and may be meant as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Independent
+
+from pyro_osds.model.run import is_deterministic
+from pyro_osds.model.trace import is_latent, is_value
+
+# From here on not every whole number is one of single precision.
+_LARGEST_WHOLE = 2**24
+
+
+def observed_sites(trace: Any) -> dict[str, Any]:
+    """The sites with observed values, by name; what only shows others is none."""
+    nodes = trace.nodes.items()
+
+    return {name: s for name, s in nodes if is_value(s) and s["is_observed"] and not is_deterministic(s)}
+
+
+def observed_values(trace: Any) -> dict[str, Tensor]:
+    """Values of the observed sites, by name."""
+    return {name: site["value"] for name, site in observed_sites(trace).items()}
+
+
+def impossible(trace: Any) -> dict[str, tuple[Any, ...]]:
+    """Observed sites with a value of probability zero: ``{name: (value, place, how many, of how many, why)}``.
+
+    Arguments:
+        trace: A trace with log densities computed or not.
+    """
+    found = {}
+    for name, site in observed_sites(trace).items():
+        value = torch.as_tensor(site["value"])
+        wrong, why = _wrong(site["fn"], value)
+        mask = site["mask"]
+        if mask is not None:
+            wrong = wrong & torch.as_tensor(mask, device=wrong.device)
+        if wrong.any():
+            entries = torch.broadcast_to(value, (*wrong.shape, *value.shape[wrong.dim() :]))[wrong]
+            place = tuple(wrong.nonzero()[0].tolist())
+            found[name] = entries.reshape(-1)[0].item(), place, int(wrong.sum()), wrong.numel(), why
+    return found
+
+
+def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str]:
+    """Which values cannot be, in the batch shape, and why."""
+    support = fn.support
+    inside = support.check(value)
+    if value.is_floating_point():
+        infinite = value.isinf()
+        while infinite.dim() > inside.dim():
+            infinite = infinite.any(-1)
+        if infinite.any():
+            return infinite | ~inside, "no observation is infinite"
+    plain = fn
+    while isinstance(plain, Independent):
+        plain = plain.base_dist
+    if isinstance(plain, Bernoulli) and "probs" in plain.__dict__:
+        never = ((plain.probs == 0) & (value == 1)) | ((plain.probs == 1) & (value == 0))
+        if never.any():
+            never = never.reshape(*never.shape[: inside.dim()], -1).any(-1) if never.dim() > inside.dim() else never
+            return never | ~inside, "its probability is exactly zero"
+
+    return ~inside, f"outside its support {support}"
+
+
+def refusal(name: str, seen: tuple[Any, ...]) -> str:
+    """The sentence for an impossible observation.
+
+    Example:
+        >>> print(refusal("y", (float("inf"), (3,), 1, 30, "no observation is infinite")))
+        Observed site 'y' has the value inf at index (3,) (1 of 30 values): no observation is infinite, so the posterior has no mass. Remove or transform that observation, or change the site's distribution.
+    """  # noqa: E501 - one line is printed
+    value, place, count, total, why = seen
+    cure = "Remove or transform that observation, or change the site's distribution."
+    if isinstance(value, float) and value in (0.0, 1.0) and "support" in why:
+        cure = (
+            "If rounding put it on the bound, pass the data in float64 or move it inside (clamp to 1e-6 and 1 - 1e-6, "
+            "for instance); else change the site's distribution."
+        )
+    at = f" at index {place}" if place else ""
+
+    return (
+        f"Observed site {name!r} has the value {value}{at} ({count} of {total} values): {why}, so the posterior has no "
+        f"mass. {cure}"
+    )
+
+
+def rounded_counts(trace: Any) -> list[str]:
+    """Sentences on counts that single precision, or less, cannot hold."""
+    notes = []
+    for name, site in observed_sites(trace).items():
+        value = torch.as_tensor(site["value"])
+        if not value.is_floating_point() or value.dtype == torch.float64 or not site["fn"].support.is_discrete:
+            continue
+        largest = value.abs().max().item() if value.numel() else 0.0
+        bound = min(_LARGEST_WHOLE, round(2 / torch.finfo(value.dtype).eps))
+        if largest > bound:
+            dtype = str(value.dtype).removeprefix("torch.")
+            notes.append(
+                f"Observed site {name!r} holds counts up to {largest:.10g} in {dtype}, "
+                f"which has not every whole number above {bound}: they may be rounded. Pass them in torch.float64."
+            )
+
+    return notes
+
+
+def forgotten(trace: Any, unreached: Collection[str], arguments: Iterable[Any]) -> tuple[list[str], bool]:
+    """Sentences on latents that no observation says anything about, and whether to warn of them.
+
+    Arguments:
+        trace: The trace of a first run.
+        unreached: Latent sites that reach no observation.
+        arguments: The model's arguments; data among them that go nowhere are a mistake.
+    """
+    latents: Mapping[str, Any] = {name: site for name, site in trace.nodes.items() if is_latent(site)}
+    sizes = {size for value in arguments if isinstance(value, Tensor) for size in value.shape}
+    in_plate = [
+        name
+        for name in unreached
+        if any(frame.vectorized and frame.size in sizes for frame in latents[name]["cond_indep_stack"])
+    ]
+    if not observed_sites(trace) and not any(site["is_observed"] for site in _sampled(trace)):
+        where = f" Site {in_plate[0]!r} lies in a plate as long as the data." if in_plate else ""
+        note = f"No site of the model is observed: the draws are those of its prior.{where} Is an obs= missing?"
+        return [note], bool(sizes)
+    if not unreached:
+        return [], False
+    names = ", ".join(map(repr, unreached))
+
+    return [f"No observation depends on site {names}: its draws are those of its prior. Is an obs= missing?"], bool(
+        in_plate
+    )
+
+
+def _sampled(trace: Any) -> list[Any]:
+    return [site for site in trace.nodes.values() if site["type"] == "sample" and not is_deterministic(site)]
