@@ -85,12 +85,19 @@ def in_double() -> Iterator[None]:
         >>> torch.tensor(0.1).dtype
         torch.float32
     """
-    with _default_dtype(torch.float64), RaisePrecision():
+    with default_dtype(torch.float64), RaisePrecision():
         yield
 
 
 @contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What torch makes of numbers, and of quotients of integers, for a while.
+
+    Example:
+        >>> with default_dtype(torch.float64):
+        ...     (torch.ones(1, dtype=torch.long) / 2).dtype
+        torch.float64
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -170,7 +177,7 @@ class Precise:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Log densities, ``(B, D) -> (B,)``."""
-        with _default_dtype(torch.float64):
+        with default_dtype(torch.float64):
             return self.function(z)
 
 
