@@ -279,26 +279,21 @@ def test_rounding_in_double_precision():
     assert posterior._rounding(insists_on_single(0.0), z[:3], torch.full((3,), -math.inf)) == 0.0
 
 
-@pytest.mark.parametrize(("constant", "unit"), [(2e7, 2.0), (2e6, 0.125), (2e4, 2.0**-9)])
-def test_rounding_in_single_precision(constant, unit):
-    # Measured: values on a grid of one unit have errors of standard deviation unit / sqrt(12).
+@pytest.mark.parametrize("constant", [2e6, 2e5, 2e4])
+def test_rounding_in_single_precision(constant):
+    # Measured, at the draws: the spread of what the constant leaves of the density.
     target = insists_on_single(constant)
-    z = 0.3 + 0.8 * torch.randn(300, 1, dtype=torch.float64)
+    z = 0.3 + 0.8 * torch.randn(2000, 1, dtype=torch.float64)
     error = target.log_prob(z) - constant - near().log_prob(z)
-    measured = posterior._rounding(target, z, target.log_prob(z))
-    # Beside a unit as large as this, a density that varies by one nat is hardly spread over the grid.
-    assert measured == pytest.approx(error.std().item(), rel=0.25) or unit > 1.0
-    assert 0.15 * unit < measured < 0.6 * unit
+    assert posterior._rounding(target, z, target.log_prob(z)) == pytest.approx(error.std().item(), rel=0.15)
 
 
 def test_a_large_constant_is_a_reason_in_single_precision(leap):
-    # Two million nats are rounded to an eighth; in double precision there is nothing to complain about.
-    evidence = draw_posterior(leap, insists_on_single(2e6), 1, 100, max_draws=4096).evidence
-    assert any("Rounding adds 0.0" in reason for reason in evidence.reasons) is (evidence.std_error < 0.1)
-    assert not evidence.reliable
-    for target in (near(), FunctionTarget(lambda z: near().log_prob(z) + 2e7, 1)):
-        evidence = draw_posterior(leap, target, 1, 100).evidence
-        assert evidence.reliable and not any("Rounding" in reason for reason in evidence.all_reasons)
+    # Twenty million nats are rounded to two; in double precision there is nothing to complain about.
+    evidence = draw_posterior(leap, insists_on_single(2e7), 1, 100, max_draws=4096).evidence
+    assert any("Rounding adds 0." in reason for reason in evidence.draws_reasons) and evidence.std_error > 0.3
+    evidence = draw_posterior(leap, FunctionTarget(lambda z: near().log_prob(z) + 2e7, 1), 1, 100).evidence
+    assert evidence.reliable and evidence.std_error <= posterior._STD_ERROR
     base = leap.base
     target = FunctionTarget(lambda z: base.log_prob(z) + 2e7, 1)
     evidence = draw_posterior(leap, target, 1, 100).evidence
