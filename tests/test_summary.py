@@ -72,7 +72,9 @@ def test_summary_prints_what_one_decides_by(fitted, capsys):
     evidence = fitted.evidence
     assert card.startswith(f"{evidence.log_evidence:.4f} +- {evidence.std_error:.4f}")
     assert f"ess          {evidence.ess:.0f} of {evidence.num_draws} draws" in card
-    assert re.search(r"^verdict +draws: reliable; log evidence: reliable$", card, re.M) and re.search(r"^rung +flow$", card, re.M)
+    assert re.search(r"^verdict +draws: reliable; log evidence: reliable$", card, re.M) and re.search(
+        r"^rung +flow$", card, re.M
+    )
     assert re.search(r"^fit +1 dimension, base of 1 component, recipe calibrate, 20 iterations$", card, re.M)
     assert f"exploration {fitted.fit.seconds['exploration_time']:.1f}" in card
 
@@ -123,8 +125,13 @@ def test_evidence_reads_well():
         "log evidence: reliable)"
     )
     assert repr(BAD).endswith("NOT reliable, 2 reasons)") and "\n" not in repr(BAD)
-    assert "exploration  -7.1800 +- 0.0200\n" in str(GOOD) and str(GOOD).endswith("verdict      draws: reliable; log evidence: reliable")
-    assert "\nverdict      draws: reliable; log evidence: NOT reliable\n- pareto k is too high. Train longer.\n- ess < 100 & so on" in str(BAD)
+    assert "exploration  -7.1800 +- 0.0200\n" in str(GOOD) and str(GOOD).endswith(
+        "verdict      draws: reliable; log evidence: reliable"
+    )
+    assert (
+        "\nverdict      draws: reliable; log evidence: NOT reliable\n- pareto k is too high. Train longer.\n- ess < 100 & so on"
+        in str(BAD)
+    )
     assert "bridge" not in str(GOOD) and "not to be used above 0.67" in str(GOOD)
 
 
