@@ -13,7 +13,7 @@ from pyro_osds.evidence import EvidenceCheck, judge
 from pyro_osds.explore import Exploration
 from pyro_osds.flow_map import FlowMap
 from pyro_osds.leap import Leap
-from pyro_osds.posterior import bridge_posterior, draw_posterior
+from pyro_osds.posterior import annealed_posterior, bridge_posterior, draw_posterior
 from pyro_osds.target import FunctionTarget
 
 
@@ -181,9 +181,7 @@ def test_a_bridge_that_disagrees_is_a_reason(leap, monkeypatch):
 def judged():
     """What weights say that did not suffice."""
     log_weight = 2.0 * torch.randn(200)
-    return SimpleNamespace(
-        evidence=judge(log_weight), proposals=SimpleNamespace(num_not_finite=0), flow_log_weight=log_weight
-    )
+    return SimpleNamespace(evidence=judge(log_weight), flow_log_weight=log_weight, flow_not_finite=0)
 
 
 @pytest.fixture
@@ -241,9 +239,13 @@ def test_bridge_and_improper_sites(leap, judged, walked):
 
 def test_what_speaks_against_the_density_outlives_the_bridge(leap, judged, walked):
     # Draws that were no numbers, and log densities that are rounded: a bridge cannot make up for either.
-    judged.proposals.num_not_finite = 20
-    reasons = bridge_posterior(leap, wide(), 1, 50, judged).evidence.reasons
-    assert len(reasons) == 1 and "nan or +inf at 20 of 200 draws" in reasons[0]
+    judged.flow_not_finite = 20
+    bridged = bridge_posterior(leap, wide(), 1, 50, judged)
+    again = annealed_posterior(bridged.bridge, wide(), 1, 50, bridged, from_flow=False)
+    for draws in (bridged, again):
+        reasons = draws.evidence.reasons
+        assert len(reasons) == 1 and "nan or +inf at 20 of 200 draws" in reasons[0]
+        assert draws.flow_not_finite == 20 and draws.flow_log_weight is judged.flow_log_weight
 
 
 def test_a_bridge_in_single_precision_is_not_believed_where_it_is_rounded(leap, judged):

@@ -128,10 +128,8 @@ def test_evidence_reads_well():
     assert "exploration  -7.1800 +- 0.0200\n" in str(GOOD) and str(GOOD).endswith(
         "verdict      draws: reliable; log evidence: reliable"
     )
-    assert (
-        "\nverdict      draws: reliable; log evidence: NOT reliable\n- pareto k is too high. Train longer.\n- ess < 100 & so on"
-        in str(BAD)
-    )
+    assert "\nverdict      draws: reliable; log evidence: NOT reliable\n- pareto k is too high. Train" in str(BAD)
+    assert str(BAD).endswith("\n- ess < 100 & so on")
     assert "bridge" not in str(GOOD) and "not to be used above 0.67" in str(GOOD)
 
 
