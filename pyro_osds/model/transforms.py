@@ -44,6 +44,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import (
     AffineTransform,
@@ -334,8 +335,9 @@ def unconstrained_log_prob(fn: Any, transform: Any, u: Tensor) -> Tensor | None:
     if log_density is None:
         return None
     value, shape, own = log_density(source, u), fn.shape(), len(source.event_shape)
-    # An expanded distribution has the parameters of one, and a uniform one has none.
-    value = value.expand(torch.broadcast_shapes(value.shape, shape[: len(shape) - own]))
+    # An expanded distribution has the parameters of one, and a uniform one has none. Torch's own function for shapes
+    # imports symbolic algebra first, for seconds.
+    value = value.expand(broadcast_shape(value.shape, shape[: len(shape) - own]))
     event = fn.event_dim - own
 
     return value.flatten(value.dim() - event).sum(-1) if event else value
