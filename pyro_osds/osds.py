@@ -35,6 +35,7 @@ from pyro_osds.guide import FlowGuide
 from pyro_osds.identity import check_arguments, check_density, check_model, identity
 from pyro_osds.importance import WeightedDraws, weigh
 from pyro_osds.leap import Leap
+from pyro_osds.memory import keep_freed_memory
 from pyro_osds.model import (
     CAPTURE,
     TEMPERATURES,
@@ -946,6 +947,7 @@ class OSDS:
         """A fit for these arguments; nothing is replaced before all of it succeeded."""
         if keep and self.is_trained_on(*args, **kwargs):
             return
+        keep_freed_memory()
         target = self._make_target(*args, **kwargs)
         try:
             starts = self._starts(target)

@@ -69,7 +69,7 @@ def _above_zero(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
     for name in target.discrete_observations:
         if name not in seen:
             continue
-        largest = seen[name].flatten(1).amax(1).nan_to_num(-torch.inf)
+        largest = seen[name].reshape(len(z), -1).amax(1).nan_to_num(-torch.inf)
         wrong = largest > _ABOVE_ZERO
         if weight[wrong].sum() > MAX_SATURATED:
             reasons.append(

@@ -60,6 +60,7 @@ class Ladder:
         vectorize: ``"auto"``, ``"vmap"`` (an error where vmap fails) or ``"loop"``.
         capture: ``"auto"``, or False for no graphs.
         block_size: Points that are evaluated at once.
+        large_block_size: The same in larger batches.
 
     Raises:
         ValueError: If an option is unknown, or ``vectorize="vmap"`` and vmap fails or is wrong.
@@ -79,6 +80,7 @@ class Ladder:
         vectorize: str = "auto",
         capture: str | bool = "auto",
         block_size: int = BLOCK_SIZE,
+        large_block_size: int = LARGE_BLOCK_SIZE,
     ) -> None:
         for name, value, allowed in (("vectorize", vectorize, VECTORIZE), ("capture", capture, CAPTURE)):
             if value not in allowed or isinstance(value, int) != isinstance(value, bool):
@@ -86,7 +88,7 @@ class Ladder:
         self.single = single
         self.reason = ""
         self._options = vectorize, capture
-        self._block_size = block_size
+        self._block_size, self._large_block_size = block_size, large_block_size
         self._min_batch = min(MIN_BATCH, block_size // 2)
         self._example = example
         self._batched_factories = False
@@ -108,7 +110,9 @@ class Ladder:
         vectorize, capture = self._options
 
         # What does not run in batches here does not there either, and was warned of.
-        return Ladder(single, self._example, vectorize if self.vectorized else "loop", capture, self._block_size)
+        sizes = self._block_size, self._large_block_size
+
+        return Ladder(single, self._example, vectorize if self.vectorized else "loop", capture, *sizes)
 
     @property
     def rung(self) -> str:
@@ -190,7 +194,8 @@ class Ladder:
         block_size = self._block_size
         if block_size == BLOCK_SIZE < num_points:
             first = self._graphs.get((True, BLOCK_SIZE)) or self._capture(True, BLOCK_SIZE)
-            block_size = LARGE_BLOCK_SIZE if first and first.num_operations < _MANY_OPERATIONS else BLOCK_SIZE
+            is_soon_recorded = first is not None and first.num_operations < _MANY_OPERATIONS
+            block_size = self._large_block_size if is_soon_recorded else BLOCK_SIZE
         if not self._may_capture:
             return None
 

@@ -16,7 +16,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 from torch import Tensor
 from torch.distributions import AffineTransform, Transform, identity_transform
 
-from pyro_osds.model.capture import block_size
+from pyro_osds.model.capture import block_size, large_block_size
 from pyro_osds.model.compat import VmapCompat, is_numerical, vmappable_pyro
 from pyro_osds.model.decode import decode
 from pyro_osds.model.determinism import TrainingLayerError, check_deterministic, no_training_layers
@@ -131,8 +131,8 @@ class ModelTarget:
         self.num_terms, self._closed_forms = run.num_terms, run.closed_forms
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
         check_deterministic(self._terms, check_points(self.start)[:2])
-        size = block_size(self.dim, self.num_terms)
-        self._ladder = Ladder(self._single, self.start, vectorize, capture, size)
+        sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
+        self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes)
         self.vectorized = self._ladder.vectorized
         self.notes = self._look_at_observations(trace)
 

@@ -71,7 +71,25 @@ def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str]:
             never = never.reshape(*never.shape[: inside.dim()], -1).any(-1) if never.dim() > inside.dim() else never
             return never | ~inside, "its probability is exactly zero"
 
+    if inside.all():
+        return _on_bound(fn, value, inside.shape), "on a bound of its support, where its density is zero or infinite"
+
     return ~inside, f"outside its support {support}"
+
+
+def _on_bound(fn: Any, value: Tensor, shape: torch.Size) -> Tensor:
+    """Which values lie on a bound of their support and have no finite density there, in the batch shape."""
+    support = fn.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    bounds = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    at_bound = [value == bound for bound in bounds if bound is not None]
+    if support.is_discrete or not at_bound or not any(at.any() for at in at_bound):
+        return torch.zeros(shape, dtype=torch.bool, device=value.device)
+    on_bound = torch.stack([torch.broadcast_to(at, value.shape) for at in at_bound]).any(0)
+    on_bound = on_bound.flatten(len(shape)).any(-1) if on_bound.dim() > len(shape) else on_bound
+
+    return on_bound & ~torch.broadcast_to(fn.log_prob(value), shape).isfinite()
 
 
 def refusal(name: str, seen: tuple[Any, ...]) -> str:
@@ -83,7 +101,7 @@ def refusal(name: str, seen: tuple[Any, ...]) -> str:
     """  # noqa: E501 - one line is printed
     value, place, count, total, why = seen
     cure = "Remove or transform that observation, or change the site's distribution."
-    if isinstance(value, float) and value in (0.0, 1.0) and "support" in why:
+    if "on a bound" in why:
         cure = (
             "If rounding put it on the bound, pass the data in float64 or move it inside (clamp to 1e-6 and 1 - 1e-6, "
             "for instance); else change the site's distribution."

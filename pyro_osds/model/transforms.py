@@ -41,10 +41,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
-from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import (
     AffineTransform,
@@ -335,9 +335,9 @@ def unconstrained_log_prob(fn: Any, transform: Any, u: Tensor) -> Tensor | None:
     if log_density is None:
         return None
     value, shape, own = log_density(source, u), fn.shape(), len(source.event_shape)
-    # An expanded distribution has the parameters of one, and a uniform one has none. Torch's own function for shapes
-    # imports symbolic algebra first, for seconds.
-    value = value.expand(broadcast_shape(value.shape, shape[: len(shape) - own]))
+    # An expanded distribution has the parameters of one, and a uniform one has none.
+    # Numpy's function: torch's own imports symbolic algebra, a second at the first use.
+    value = value.expand(np.broadcast_shapes(value.shape, shape[: len(shape) - own]))
     event = fn.event_dim - own
 
     return value.flatten(value.dim() - event).sum(-1) if event else value
