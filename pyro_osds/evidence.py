@@ -281,6 +281,7 @@ def judge_annealed(
     rounding: float = 0.0,
     mixing: Mixing | None = None,
     from_flow: bool = True,
+    num_flow_draws: int | None = None,
 ) -> Evidence:
     """Evidence and verdicts from annealed particles, for a flow whose weights did not suffice.
 
@@ -297,6 +298,7 @@ def judge_annealed(
         mixing: How the chains of posterior draws mix.
         from_flow: Whether the particles were annealed from the flow, or explored anew; these must not lie below what
             the stage before found.
+        num_flow_draws: How many draws of the flow there were. Default: as many as the stage before has.
     """
     num_draws, estimate = len(found.z), found.log_evidence
     std_error = math.hypot(found.std_error, UNREACHED, rounding)
@@ -309,7 +311,7 @@ def judge_annealed(
         *_ess_reasons(found.ess, num_draws),
         *_move_reasons(found),
         *_mixing_reasons(mixing),
-        *_not_finite_reasons(num_not_finite, judged.num_draws),
+        *_not_finite_reasons(num_not_finite, judged.num_draws if num_flow_draws is None else num_flow_draws),
         *_rounding_reasons(rounding),
         *_error_reasons(std_error),
     ]
@@ -363,9 +365,10 @@ def _mixing_reasons(mixing: Mixing | None) -> list[Reason]:
         seen, bound = apart(mixing.r_hat, MAX_R_HAT)
         reasons.append(f"The chains disagree: r_hat is {seen}, above {bound}. Raise num_iterations or num_samples.")
     if mixing.ess < MIN_CHAIN_ESS:
+        seen, bound = apart(100 * mixing.ess, 100 * MIN_CHAIN_ESS, digits=1)
         reasons.append(
-            f"The chains stick: {mixing.ess:.1%} of their draws are effective, less than {MIN_CHAIN_ESS:.0%}. Raise "
-            "num_iterations, and look at n_eff in summary()."
+            f"The chains stick: {seen}% of their draws are effective, less than {bound}%. Raise num_iterations, and "
+            "look at n_eff in summary()."
         )
 
     return [Reason(text, evidence=False) for text in reasons]

@@ -240,7 +240,7 @@ def fit_tail(log_weight: Tensor) -> TailFit:
         return TailFit(0, math.nan, -math.inf, math.nan)
     size, cutoff = tail
     excess = ascending[-size:].exp() - cutoff
-    if not excess[size // 4] > _ROUNDING:
+    if not excess[_quarter(size)] > _ROUNDING:
         # So few weights carry all of it that there is no tail to fit.
         return TailFit(size, cutoff, math.inf, math.nan)
 
@@ -264,6 +264,11 @@ def pareto_k(log_weight: Tensor) -> float:
     return pareto_smooth(log_weight)[1]
 
 
+def _quarter(size: int) -> int:
+    """Where Pyro's fit looks for the lower quartile of a tail, by which it divides."""
+    return int(size / 4 - 0.5)
+
+
 def _tail(ascending: Tensor) -> tuple[int, float] | None:
     """Size of the tail and the weight at which it starts, or None where there is nothing to fit."""
     count = len(ascending)
@@ -273,7 +278,7 @@ def _tail(ascending: Tensor) -> tuple[int, float] | None:
     cutoff = max(ascending[-size - 1].item(), math.log(torch.finfo(torch.float64).tiny))
     excess = ascending[-size:].exp() - math.exp(cutoff)
     # Weights equal up to rounding have no tail; the fit would divide by zero.
-    if not excess[size // 4] > _ROUNDING and excess[-1] < 0.5:
+    if not excess[_quarter(size)] > _ROUNDING and excess[-1] < 0.5:
         return None
     # Nor is there one to speak of where weights are nearly equal; its shape would be that of noise.
     weights = ascending.exp()

@@ -57,6 +57,7 @@ class PosteriorDraws:
         evidence: Evidence and verdict from all weighted draws.
         bridge: The short bridge that gave the second opinion, if the weights asked for one.
         flow_log_weight: Log weights of the flow's own draws, ``(S,)``, also where a bridge gave the draws.
+        flow_not_finite: How many of these had a log density of nan or ``+inf``.
     """
 
     proposals: FlowDraws
@@ -65,6 +66,7 @@ class PosteriorDraws:
     evidence: Evidence
     bridge: Exploration | None = None
     flow_log_weight: Tensor = field(default_factory=lambda: torch.empty(0))
+    flow_not_finite: int = 0
 
     @property
     def z(self) -> Tensor:
@@ -126,7 +128,7 @@ def draw_posterior(
         Mixing(*mixing(draws.z[index])),
     )
 
-    return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight)
+    return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight, draws.num_not_finite)
 
 
 def _weigh_enough(leap: Proposal, target: Target, num_draws: int, max_draws: int) -> FlowDraws:
@@ -218,15 +220,16 @@ def annealed_posterior(
         found,
         judged.evidence,
         improper_sites,
-        judged.proposals.num_not_finite,
+        judged.flow_not_finite,
         reasons,
         _rounding(target, found.z, found.log_prob),
         Mixing(*mixing(found.z[index])),
         from_flow,
+        len(judged.flow_log_weight),
     )
     acceptance = torch.full_like(index, math.nan, dtype=nothing.dtype)
 
-    return PosteriorDraws(particles, index, acceptance, evidence, found, judged.flow_log_weight)
+    return PosteriorDraws(particles, index, acceptance, evidence, found, judged.flow_log_weight, judged.flow_not_finite)
 
 
 def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:

@@ -61,6 +61,9 @@ MIN_ACCEPTANCE = 0.3
 EQUAL_SHARE = 0.99
 """Share of effective particles from which on the tail of their weights has the shape of noise."""
 
+# Neighbours of single precision need nine; what needs more is written as Python does it.
+_MAX_DIGITS = 15
+
 
 def pareto_k_threshold(num_draws: int) -> float:
     """The largest trustworthy pareto k for a number of draws: ``min(1 - 1 / log10(S), 0.7)``.
@@ -88,7 +91,9 @@ def apart(value: float, bound: float, digits: int = 2) -> tuple[str, str]:
         >>> apart(0.93, 0.7)
         ('0.93', '0.70')
     """
-    while value != bound and digits < 15 and f"{value:.{digits}f}" == f"{bound:.{digits}f}":
+    while value != bound and digits < _MAX_DIGITS and float(f"{value:.{digits}f}") == float(f"{bound:.{digits}f}"):
         digits += 1
+    if value != bound and digits == _MAX_DIGITS:
+        return repr(value), repr(bound)
 
     return f"{value:.{digits}f}", f"{bound:.{digits}f}"

@@ -44,7 +44,8 @@ def test_order_factors_and_probabilities():
         assert math.isclose(table.loc[name, "posterior_prob"], math.exp(value) / total)
     assert table["std_error"].tolist() == [0.02, 0.01, 0.01]
     assert table["reliable"].all() and (table["pareto_k"] == 0.25).all()
-    assert list(table.columns) == [*CONTRACT, "log_bayes_factor_se", "evidence_against", "flag"]
+    assert list(table.columns) == [*CONTRACT, "log_bayes_factor_se", "evidence_against", "flag", "draws_reliable"]
+    assert table["draws_reliable"].all()
 
 
 def test_standard_error_of_the_factor():

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,20 @@ from pyro_osds.train import History
 def verdict(reliable, share=0.5, log_evidence=-1.0):
     """Draws with nothing but a verdict, and that share of them effective."""
     reasons = () if reliable else ("A reason.",)
-    evidence = Evidence(log_evidence, 0.01, -1.5, 1000 * share, 0.6, 1000, reliable, reasons)
+    evidence = Evidence(
+        log_evidence,
+        0.01,
+        -1.5,
+        1000 * share,
+        0.6,
+        1000,
+        reliable,
+        reasons,
+        draws_reliable=reliable,
+        draws_reasons=reasons,
+        log_integral=log_evidence,
+        is_settled=reliable,
+    )
 
     return SimpleNamespace(evidence=evidence, bridge=None)
 
@@ -50,11 +64,13 @@ class FakeRecipe:
 class Climb:
     """One run through the rungs, with all that was asked for and kept."""
 
-    def __init__(self, first, after=None, walked=None, recipe=None, deadline=math.inf):
+    def __init__(self, first, after=None, walked=None, recipe=None, deadline=math.inf, explored=None):
         self.recipe = recipe or FakeRecipe()
         self.first, self.judged, self.walks, self.kept = first, [], [], []
-        self.after, self.walked = after or verdict(False), walked or verdict(True)
-        Escalation(self.recipe, self.judge, self.walk, deadline).climb(first, self.keep)
+        self.after, self.walked, self.explored = after or verdict(False), walked or verdict(True), explored
+        self.explorations = []
+        explore = self.explore if explored else None
+        Escalation(self.recipe, self.judge, self.walk, explore, deadline).climb(first, self.keep)
 
     def judge(self, leap):
         self.judged.append(leap)
@@ -63,6 +79,10 @@ class Climb:
     def walk(self, leap, draws):
         self.walks.append((leap, draws))
         return self.walked
+
+    def explore(self, draws):
+        self.explorations.append(draws)
+        return self.explored
 
     def keep(self, draws, report):
         self.kept.append((draws, report))
@@ -134,11 +154,51 @@ def test_a_larger_flow_that_is_no_better():
     assert climb.rungs == ["flow", "larger flow", "bridge"]
 
 
-def test_the_bridge_is_the_last_rung():
+def test_the_bridge_is_the_last_rung_where_exploration_costs_too_much():
     # Whatever it says is kept.
     climb = Climb(verdict(False), walked=verdict(False))
     assert climb.rungs == ["flow", "bridge"] and climb.kept[1][0] is climb.walked
-    assert climb.kept[1][1].endswith("not reliable")
+    assert climb.kept[1][1].endswith("draws: NOT reliable; log evidence: NOT reliable")
+
+
+def test_exploration_follows_a_bridge_that_is_not_believed():
+    # Given the bridge's draws; with a good verdict it is kept whatever its number, and says that it is no one step.
+    climb = Climb(verdict(False), walked=verdict(False, log_evidence=5.0), explored=verdict(True, log_evidence=-9.0))
+    assert climb.rungs == ["flow", "bridge", "exploration"] and climb.explorations == [climb.walked]
+    assert climb.kept[2][0] is climb.explored
+    assert climb.kept[2][1].endswith("log evidence: reliable; these draws do not come from one step")
+
+
+@pytest.mark.parametrize(("log_evidence", "taken"), [(-0.9, True), (-1.0, False), (-1.1, False), (math.nan, False)])
+def test_the_better_founded_rung_is_kept(log_evidence, taken):
+    # Where no verdict is good, the higher evidence: annealing that misses a part is too low.
+    climb = Climb(verdict(False), walked=verdict(False), explored=verdict(False, log_evidence=log_evidence))
+    assert climb.rungs == ["flow", "bridge", "exploration"]
+    assert climb.kept[2][0] is (climb.explored if taken else climb.walked)
+    assert climb.kept[2][1].endswith("do not come from one step" if taken else "; not taken")
+
+
+def test_exploration_without_a_bridge():
+    # A velocity network has no bridge, and may be helped by exploring all the same.
+    recipe = FakeRecipe(leap=object(), iterations_left=0)
+    climb = Climb(verdict(False), recipe=recipe, explored=verdict(True))
+    assert climb.rungs == ["flow", "exploration"] and climb.explorations == [climb.first]
+
+
+def test_no_exploration_where_the_bridge_is_believed():
+    # Nor after the deadline.
+    climb = Climb(verdict(False), explored=verdict(True))
+    assert climb.rungs == ["flow", "bridge"] and not climb.explorations
+    climb = Climb(verdict(False), explored=verdict(True), deadline=time.perf_counter() - 1)
+    assert climb.rungs == ["flow"] and not climb.explorations
+
+
+def test_what_is_settled_is_not_climbed_for():
+    # With an improper prior there is no evidence, and more work would not make one.
+    first = verdict(True)
+    first.evidence = replace(first.evidence, reliable=False, reasons=("Improper.",), log_evidence=math.nan)
+    climb = Climb(first, explored=verdict(True))
+    assert climb.rungs == ["flow"] and climb.kept[0][0] is first
 
 
 @pytest.mark.parametrize(
@@ -227,7 +287,8 @@ def test_reports_name_the_numbers():
     climb = Climb(verdict(False, 0.1, -3.25), walked=verdict(True, 0.8, -3.0))
     assert climb.kept[0][1] == (
         "flow: log evidence -3.2500 +- 0.0100, ELBO -1.5000, pareto k 0.60, effective sample size 100 of 1000 "
-        "(10 iterations): not reliable"
+        "(10 iterations): draws: NOT reliable; log evidence: NOT reliable"
     )
-    assert "(110 iterations): not reliable" in climb.kept[1][1]
-    assert climb.kept[2][1].startswith("bridge: log evidence -3.0000") and climb.kept[2][1].endswith("): reliable")
+    assert "(110 iterations): draws: NOT reliable; log evidence: NOT reliable" in climb.kept[1][1]
+    assert climb.kept[2][1].startswith("bridge: log evidence -3.0000")
+    assert climb.kept[2][1].endswith("): draws: reliable; log evidence: reliable")

@@ -37,8 +37,9 @@ def test_a_bridge_takes_over_where_weights_do_not_suffice():
     # An evidence that is right, and draws with the moments of the posterior: variance three, for three degrees.
     osds = fit(tight())
     assert [line.split(":")[0] for line in osds.run_report] == ["flow", "bridge"]
-    assert osds.run_report[0].endswith("not reliable") and osds.run_report[1].endswith(": reliable")
-    assert osds.evidence.reliable and osds.evidence.bridge is not None
+    assert osds.run_report[0].endswith("draws: NOT reliable; log evidence: NOT reliable")
+    assert osds.run_report[1].endswith("draws: reliable; log evidence: reliable")
+    assert osds.evidence.reliable and osds.evidence.draws_reliable and osds.evidence.bridge is not None
     assert_within_standard_error(osds.log_evidence, HEAVY_LOG_EVIDENCE, osds.log_evidence_se)
     z = osds.get_samples()["z"]
     # The spread of one dimension, in quantiles since its fourth moment is infinite: the quartiles of Student's t.
@@ -53,7 +54,7 @@ def test_a_bridge_takes_over_where_weights_do_not_suffice():
 def test_escalation_can_be_turned_off():
     # One rung, and its verdict stands.
     osds = fit(tight(escalate=False))
-    assert osds.run_report == () and not osds.evidence.reliable
+    assert osds.run_report == () and not osds.evidence.reliable and not osds.evidence.draws_reliable
 
 
 def test_no_rung_after_the_time():

@@ -14,6 +14,15 @@ from pyro_osds.model.ladder import Ladder, VectorizationWarning, agree, check_po
 SIZES = [1, MIN_BATCH - 1, MIN_BATCH, BLOCK_SIZE + 1]
 
 
+def origin(dim):
+    """Points are in double precision, whatever the density is written in."""
+    return torch.zeros(dim, dtype=torch.float64)
+
+
+def points(size, dim, **options):
+    return torch.randn(size, dim, dtype=torch.float64, **options)
+
+
 def quartic(row):
     """Not symmetric, so that mistakes in sign and order show."""
     return -0.5 * row.square().sum(), -((row[0] - 1) ** 4) + row[1] * row[0]
@@ -46,7 +55,7 @@ def climb(single, example=None, **options):
     """A ladder that stays silent."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VectorizationWarning)
-        return Ladder(single, torch.zeros(2) if example is None else example, **options)
+        return Ladder(single, origin(2) if example is None else example, **options)
 
 
 # ---- options ----
@@ -66,35 +75,35 @@ def climb(single, example=None, **options):
 def test_unknown_options(options, message):
     # Named, with what is allowed and what was got; zero is not False here.
     with pytest.raises(ValueError, match=message):
-        Ladder(quartic, torch.zeros(2), **options)
+        Ladder(quartic, origin(2), **options)
 
 
 def test_rungs_by_option():
     # The fastest unless another one is asked for, and no warning at any of them.
-    assert Ladder(quartic, torch.zeros(2)).rung == "captured"
-    assert Ladder(quartic, torch.zeros(2), vectorize="vmap").rung == "captured"
-    assert Ladder(quartic, torch.zeros(2), capture=False).rung == "vmap"
-    assert Ladder(quartic, torch.zeros(2), vectorize="vmap", capture=False).rung == "vmap"
-    assert Ladder(quartic, torch.zeros(2), vectorize="loop").rung == "loop"
+    assert Ladder(quartic, origin(2)).rung == "captured"
+    assert Ladder(quartic, origin(2), vectorize="vmap").rung == "captured"
+    assert Ladder(quartic, origin(2), capture=False).rung == "vmap"
+    assert Ladder(quartic, origin(2), vectorize="vmap", capture=False).rung == "vmap"
+    assert Ladder(quartic, origin(2), vectorize="loop").rung == "loop"
 
 
 def test_the_loop_by_request_is_silent():
     # A model that cannot be evaluated in batches, and a user who knows it.
-    ladder = Ladder(branching, torch.zeros(2), vectorize="loop")
+    ladder = Ladder(branching, origin(2), vectorize="loop")
     assert ladder.rung == "loop" and not ladder.vectorized and ladder.reason == ""
 
 
 def test_another_density_with_the_same_options():
     # Its own density and its own rung, the options of the first.
     for options, rung in (({"capture": False}, "vmap"), ({"vectorize": "loop"}, "loop"), ({}, "captured")):
-        ladder = Ladder(quartic, torch.zeros(2), **options)
+        ladder = Ladder(quartic, origin(2), **options)
         other = ladder.of(in_place)
         assert other.rung == rung and other.single is in_place and ladder.single is quartic
-        z = torch.randn(3, 2)
+        z = points(3, 2)
         torch.testing.assert_close(other.densities(z)[1], -z[:, 0].square())
         torch.testing.assert_close(ladder.densities(z), quartic_batch(z))
     with pytest.raises(ValueError, match="vectorize='vmap' does not work"):
-        Ladder(quartic, torch.zeros(2), vectorize="vmap").of(branching)
+        Ladder(quartic, origin(2), vectorize="vmap").of(branching)
 
 
 # ---- rungs agree ----
@@ -104,8 +113,8 @@ def test_another_density_with_the_same_options():
 @pytest.mark.parametrize("options", [{}, {"capture": False}, {"vectorize": "loop"}], ids=["captured", "vmap", "loop"])
 def test_densities_and_gradients(float64, options, size):
     # The formula, at batches below and above the size from which graphs are used.
-    ladder = Ladder(quartic, torch.zeros(2), **options)
-    z = torch.randn(size, 2, requires_grad=True)
+    ladder = Ladder(quartic, origin(2), **options)
+    z = points(size, 2, requires_grad=True)
     expected = quartic_batch(z)
     gradients = [torch.autograd.grad(part.sum(), z, retain_graph=True)[0] for part in expected]
     assert_same(with_scores(ladder.densities)(z), (*expected, *gradients))
@@ -116,9 +125,9 @@ def test_densities_and_gradients(float64, options, size):
 @pytest.mark.parametrize("single", [quartic, in_place], ids=["quartic", "in place"])
 def test_small_and_large_batches_agree(single):
     # The same points in one batch and in several.
-    ladder = Ladder(single, torch.zeros(2))
+    ladder = Ladder(single, origin(2))
     assert ladder.rung == "captured"
-    z = torch.randn(4 * MIN_BATCH, 2)
+    z = points(4 * MIN_BATCH, 2)
     pieces = [with_scores(ladder.densities)(piece) for piece in z.split(MIN_BATCH // 2)]
     assert_same(with_scores(ladder.densities)(z), [torch.cat(parts) for parts in zip(*pieces, strict=True)])
 
@@ -131,11 +140,11 @@ def test_a_large_density_is_evaluated_in_small_blocks(capture):
     def single(row):
         return row.sum(), quartic(row)[1]
 
-    ladder = Ladder(single, torch.zeros(2), capture=capture, block_size=16)
-    whole = Ladder(single, torch.zeros(2), capture=False)
+    ladder = Ladder(single, origin(2), capture=capture, block_size=16)
+    whole = Ladder(single, origin(2), capture=False)
     run = ladder.map
     ladder.map = lambda read, z: (sizes.append(len(z)), run(read, z))[1]
-    z = torch.randn(90, 2)
+    z = points(90, 2)
     assert_same(with_scores(ladder.densities)(z), with_scores(whole.densities)(z))
     assert_same(ladder.densities(z), whole.densities(z))
     assert all(size <= 16 for size in sizes) and (capture == "auto" or len(sizes) == 12)
@@ -154,8 +163,8 @@ def test_second_derivatives(float64, flat, size):
         (score,) = torch.autograd.grad(log_prob.sum(), z, create_graph=True)
         return torch.autograd.grad((score * weight).sum(), z)[0]
 
-    z, weight = torch.randn(size, 2, requires_grad=True), torch.randn(size, 2)
-    ladder = Ladder(single, torch.zeros(2))
+    z, weight = points(size, 2, requires_grad=True), points(size, 2)
+    ladder = Ladder(single, origin(2))
     expected = quartic_batch(z)[1] if flat else sum(quartic_batch(z))
     torch.testing.assert_close(curvature(sum(ladder.densities(z))), curvature(expected))
 
@@ -168,16 +177,16 @@ def test_graphs_are_made_once():
         calls.append(1)
         return quartic(row)
 
-    ladder = Ladder(single, torch.zeros(2))
+    ladder = Ladder(single, origin(2))
     for size in (MIN_BATCH, BLOCK_SIZE + 1):
-        ladder.densities(torch.randn(size, 2))
-        with_scores(ladder.densities)(torch.randn(size, 2))
+        ladder.densities(points(size, 2))
+        with_scores(ladder.densities)(points(size, 2))
     made = len(calls)
     for size in (*SIZES[2:], 4 * BLOCK_SIZE):
-        ladder.densities(torch.randn(size, 2))
-        with_scores(ladder.densities)(torch.randn(size, 2))
+        ladder.densities(points(size, 2))
+        with_scores(ladder.densities)(points(size, 2))
     assert len(calls) == made
-    ladder.densities(torch.randn(MIN_BATCH - 1, 2))
+    ladder.densities(points(MIN_BATCH - 1, 2))
     assert len(calls) == made + 1
 
 
@@ -192,28 +201,28 @@ def test_one_graph_for_many_operations():
             total = total.sin() + 1.0
         return total, total
 
-    ladder = Ladder(single, torch.zeros(1))
-    with_scores(ladder.densities)(torch.zeros(MIN_BATCH, 1))
+    ladder = Ladder(single, origin(1))
+    with_scores(ladder.densities)(points(MIN_BATCH, 1))
     made = len(calls)
-    with_scores(ladder.densities)(torch.zeros(4 * BLOCK_SIZE, 1))
+    with_scores(ladder.densities)(points(4 * BLOCK_SIZE, 1))
     assert len(calls) == made and ladder.rung == "captured"
 
 
 def test_another_type_than_that_of_the_example():
-    # Graphs are of one type; others are evaluated without, at their own precision.
-    ladder = Ladder(quartic, torch.zeros(2))
+    # Graphs are of one type; points of another are evaluated without, in double precision too.
+    ladder = Ladder(quartic, origin(2))
     assert ladder.rung == "captured"
-    z = torch.randn(MIN_BATCH, 2, dtype=torch.float64)
-    got, expected = ladder.densities(z), quartic_batch(z)
+    z = points(MIN_BATCH, 2).float()
+    got, expected = ladder.densities(z), quartic_batch(z.double())
     assert got[0].dtype == torch.float64
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_map_reads_mappings_and_tuples():
     # Any function of one point, on each rung, with everything stacked.
-    z = torch.randn(3, 2)
+    z = points(3, 2)
     for options in ({}, {"vectorize": "loop"}):
-        ladder = Ladder(quartic, torch.zeros(2), **options)
+        ladder = Ladder(quartic, origin(2), **options)
         by_name = ladder.map(lambda row: {"double": 2 * row, "sum": row.sum()}, z)
         assert torch.equal(by_name["double"], 2 * z) and torch.equal(by_name["sum"], z.sum(-1))
         double, total = ladder.map(lambda row: (2 * row, row.sum()), z)
@@ -230,19 +239,20 @@ def test_no_coordinates(vectorize):
         calls.append(1)
         return row.new_tensor(-2.0), row.new_tensor(3.0)
 
-    ladder = Ladder(single, torch.zeros(0), vectorize=vectorize)
+    ladder = Ladder(single, origin(0), vectorize=vectorize)
     before = len(calls)
-    log_prior, log_likelihood = ladder.densities(torch.zeros(300, 0))
+    log_prior, log_likelihood = ladder.densities(points(300, 0))
     assert len(calls) == before + 1 and ladder.rung != "captured"
-    assert torch.equal(log_prior, torch.full((300,), -2.0)) and torch.equal(log_likelihood, torch.full((300,), 3.0))
+    assert (log_prior == -2.0).all() and (log_likelihood == 3.0).all()
+    assert log_prior.shape == log_likelihood.shape == (300,) and log_prior.dtype == torch.float64
 
 
 def test_a_constant_density_has_score_zero():
     # The prior may be flat.
-    ladder = Ladder(lambda row: (row.new_zeros(()), -row.square().sum()), torch.zeros(2))
+    ladder = Ladder(lambda row: (row.new_zeros(()), -row.square().sum()), origin(2))
     assert ladder.rung == "captured"
     for size in SIZES:
-        log_prior, _, gradient, _ = with_scores(ladder.densities)(torch.randn(size, 2))
+        log_prior, _, gradient, _ = with_scores(ladder.densities)(points(size, 2))
         assert not log_prior.any() and not gradient.any()
 
 
@@ -252,17 +262,17 @@ def test_a_constant_density_has_score_zero():
 def test_a_branch_names_its_line():
     # The reason, the line and the file; values are right on both sides of the branch.
     with pytest.warns(VectorizationWarning, match=r"`if row\[0\] > 0:` \(line \d+ of test_ladder\.py\)"):
-        ladder = Ladder(branching, torch.zeros(2))
+        ladder = Ladder(branching, origin(2))
     assert ladder.rung == "loop" and "failed under torch.func.vmap" in ladder.reason
-    z = torch.tensor([[1.0, 0.5], [-1.0, 0.5]])
-    torch.testing.assert_close(ladder.densities(z)[1], torch.tensor([3.0, -0.5]))
+    z = torch.tensor([[1.0, 0.5], [-1.0, 0.5]], dtype=torch.float64)
+    torch.testing.assert_close(ladder.densities(z)[1], z.new_tensor([3.0, -0.5]))
 
 
 def test_a_branch_where_vmap_is_asked_for():
     # An error instead of a warning, with the line and the cure.
     message = r"vectorize='vmap' does not work .*`if row\[0\] > 0:` \(line \d+ of test_ladder\.py\).*vectorize='auto'"
     with pytest.raises(ValueError, match=message):
-        Ladder(branching, torch.zeros(2), vectorize="vmap")
+        Ladder(branching, origin(2), vectorize="vmap")
 
 
 def test_vmap_that_is_wrong():
@@ -276,8 +286,8 @@ def test_vmap_that_is_wrong():
 
     for single in (wrong_value, wrong_gradient):
         with pytest.warns(VectorizationWarning, match="differs from single runs"):
-            ladder = Ladder(single, torch.zeros(2))
-        z = torch.randn(3, 2, requires_grad=True)
+            ladder = Ladder(single, origin(2))
+        z = points(3, 2, requires_grad=True)
         (gradient,) = torch.autograd.grad(ladder.densities(z)[1].sum(), z)
         torch.testing.assert_close(gradient, 2 * z)
 
@@ -292,9 +302,9 @@ def test_a_graph_that_is_wrong(first):
         return row.sum(), -row.square().sum() * (2.0 if calls[0] == recorded else 1.0)
 
     recorded = 0
-    ladder = Ladder(single, torch.zeros(2))
+    ladder = Ladder(single, origin(2))
     recorded = calls[0] + 1
-    z = torch.randn(MIN_BATCH, 2)
+    z = points(MIN_BATCH, 2)
     if first == "scores":
         z.requires_grad_()
     if first == "rung":
@@ -307,17 +317,17 @@ def test_a_graph_that_is_wrong(first):
 
 def test_a_density_that_cannot_be_captured():
     # A change in place of what was there before is fine in batches, not in a graph; the line is named.
-    calls = torch.zeros(())
+    calls = torch.zeros((), dtype=torch.float64)
 
     def single(row):
         calls.add_(1)
         return row.sum(), row.sum() * 5
 
-    ladder = Ladder(single, torch.zeros(2))
+    ladder = Ladder(single, origin(2))
     assert ladder.rung == "vmap" and ladder.vectorized
     assert "`calls.add_(1)` (line " in ladder.reason
     assert "of test_ladder.py) could not be captured" in ladder.reason
-    z = torch.randn(MIN_BATCH, 2)
+    z = points(MIN_BATCH, 2)
     torch.testing.assert_close(ladder.densities(z)[1], 5 * z.sum(-1))
 
 
@@ -329,17 +339,17 @@ def test_numbers_out_of_constants_can_be_captured():
         factor = constant.sum().item() if constant[0] > 0 else 0.0
         return row.sum(), sum(row[i.item()] * factor for i in torch.arange(2))
 
-    ladder = Ladder(single, torch.zeros(2))
+    ladder = Ladder(single, origin(2))
     assert ladder.rung == "captured"
-    z = torch.randn(MIN_BATCH, 2)
+    z = points(MIN_BATCH, 2)
     torch.testing.assert_close(ladder.densities(z)[1], 5 * z.sum(-1))
 
 
 def test_new_tensors_join_the_batch_where_that_helps():
     # The second try of vmap, unnoticed.
-    ladder = Ladder(in_place, torch.zeros(2), capture=False)
+    ladder = Ladder(in_place, origin(2), capture=False)
     assert ladder.rung == "vmap"
-    z = torch.randn(5, 2)
+    z = points(5, 2)
     torch.testing.assert_close(ladder.densities(z)[1], -z[:, 0].square())
 
 
@@ -370,7 +380,7 @@ def singular_by_hand(row):
 def test_a_singular_point_marks_itself_only(float64, single, options, size):
     # Its density is nan; the others keep values and gradients.
     ladder = climb(single, **options)
-    z = torch.randn(size, 2)
+    z = points(size, 2)
     z[1] = 0.0
     log_prior, log_likelihood, *gradients = with_scores(ladder.densities)(z)
     others = torch.arange(size) != 1
@@ -408,12 +418,12 @@ def test_other_errors_propagate(error, vectorize):
 
     broken = True
     with pytest.raises(type(error), match=str(error.args[0])):
-        Ladder(single, torch.zeros(2), vectorize=vectorize)
+        Ladder(single, origin(2), vectorize=vectorize)
     broken = False
-    ladder = Ladder(single, torch.zeros(2), vectorize=vectorize)
+    ladder = Ladder(single, origin(2), vectorize=vectorize)
     broken = True
     with pytest.raises(type(error), match=str(error.args[0])):
-        ladder.densities(torch.randn(3, 2))
+        ladder.densities(points(3, 2))
 
 
 @pytest.mark.parametrize("options", [{}, {"capture": False}, {"vectorize": "loop"}], ids=["captured", "vmap", "loop"])
@@ -428,18 +438,18 @@ def test_interruptions_propagate(options):
     for num_calls in (0, 5):
         countdown = iter(range(num_calls))
         with pytest.raises(KeyboardInterrupt):
-            Ladder(single, torch.zeros(2), **options)
-            Ladder(single, torch.zeros(2), **options)
+            Ladder(single, origin(2), **options)
+            Ladder(single, origin(2), **options)
         assert (pyro.ops.special._SafeLog, pyro.distributions.is_validation_enabled()) == before
     countdown = iter(range(1000))
-    ladder = Ladder(single, torch.zeros(2), **options)
+    ladder = Ladder(single, origin(2), **options)
     for size in (2, MIN_BATCH):
         countdown = iter(())
         with pytest.raises(KeyboardInterrupt):
-            ladder.densities(torch.randn(size, 2))
+            ladder.densities(points(size, 2))
         assert (pyro.ops.special._SafeLog, pyro.distributions.is_validation_enabled()) == before
     countdown = iter(range(1000))
-    z = torch.randn(MIN_BATCH, 2)
+    z = points(MIN_BATCH, 2)
     torch.testing.assert_close(ladder.densities(z), quartic_batch(z))
 
 
@@ -451,9 +461,9 @@ def test_pyro_is_prepared_and_put_back():
 
     before = pyro.ops.special._SafeLog
     with pyro.validation_enabled(True):
-        ladder = Ladder(single, torch.zeros(2))
+        ladder = Ladder(single, origin(2))
         assert ladder.rung == "captured" and pyro.distributions.is_validation_enabled()
-        z = torch.randn(3, 2)
+        z = points(3, 2)
         torch.testing.assert_close(ladder.densities(z)[1], z.sum(-1))
         assert pyro.distributions.is_validation_enabled()
     assert pyro.ops.special._SafeLog is before

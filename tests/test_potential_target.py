@@ -73,7 +73,7 @@ def test_transforms_are_for_the_draws():
 
     target = PotentialTarget(normal, start, transforms={"p": simplex, "rate": log})
     z = torch.randn(5, 4)
-    torch.testing.assert_close(target.log_prob(z), -z.square().sum(-1))
+    torch.testing.assert_close(target.log_prob(z), -z.double().square().sum(-1))
     values = target.constrain(z)
     torch.testing.assert_close(values["p"], simplex.inv(z[:, :2]))
     torch.testing.assert_close(values["rate"], z[:, 2].exp())
@@ -99,11 +99,14 @@ def test_the_potential_of_a_pyro_model(float64):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_type_of_the_density(dtype):
-    # That of the values; integers are points of the default type.
+    # Double, whatever the values are in; draws have the type of the values, where integers count as the default type.
     start = {name: value.to(dtype) for name, value in GAUSSIAN_START.items()}
     target = PotentialTarget(gaussian, start)
-    assert target.dtype == dtype and target.log_prob(torch.ones(2, 2, dtype=dtype)).dtype == dtype
-    assert PotentialTarget(lambda p: p["x"] ** 2, {"x": torch.tensor(3)}).dtype == torch.float32
+    z = torch.ones(2, 2, dtype=dtype)
+    assert target.dtype == torch.float64 and target.log_prob(z).dtype == torch.float64 and target.is_double
+    assert target.draw_dtype == dtype and {value.dtype for value in target.constrain(z.double()).values()} == {dtype}
+    target = PotentialTarget(lambda p: p["x"] ** 2, {"x": torch.tensor(3)})
+    assert target.dtype == torch.float64 and target.draw_dtype == torch.float32
 
 
 def test_the_widest_type_is_that_of_the_density():

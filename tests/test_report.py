@@ -25,6 +25,8 @@ EVIDENCE = Evidence(
     ("one reason", "another"),
     EvidenceCheck(-2.9, 0.2),
     EvidenceCheck(-2.8, 0.05),
+    draws_reliable=False,
+    draws_reasons=("one reason",),
 )
 FOUND = SimpleNamespace(modes=SimpleNamespace(count=2), base=SimpleNamespace(num_components=4))
 
@@ -59,6 +61,9 @@ def test_fit():
         "num_draws": 100,
         "reliable": 0,
         "reasons": "one reason\nanother",
+        "draws_reliable": 0,
+        "draws_reasons": "one reason",
+        "verdict": "draws: NOT reliable; log evidence: NOT reliable",
         "exploration_log_evidence": -2.9,
         "exploration_std_error": 0.2,
         "bridge_log_evidence": -2.8,
@@ -77,6 +82,8 @@ def test_fit_without_exploration():
     got = fit_group(evidence, None, "point", "vmap", ())
     assert math.isnan(got["exploration_log_evidence"]) and math.isnan(got["exploration_std_error"])
     assert (got["num_modes"], got["num_base_components"], got["reliable"], got["reasons"]) == (1, 0, 1, "")
+    assert (got["draws_reliable"], got["draws_reasons"]) == (1, "")
+    assert got["verdict"] == "draws: reliable; log evidence: reliable"
 
 
 @pytest.fixture

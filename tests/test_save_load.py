@@ -256,7 +256,7 @@ def test_resume_on_a_rung(uninterrupted, monkeypatch):
             raise KeyboardInterrupt
         return walk(*arguments)
 
-    assert [line.split(":")[0] for line in uninterrupted.run_report] == ["flow", "bridge"]
+    assert [line.split(":")[0] for line in uninterrupted.run_report] == ["flow", "bridge", "exploration"]
     monkeypatch.setattr(fit_room, "bridge_posterior", interrupted)
     osds = fit(heavy_tails)
     assert osds.is_interrupted and osds.run_report == uninterrupted.run_report[:1]

@@ -72,7 +72,9 @@ def test_summary_prints_what_one_decides_by(fitted, capsys):
     evidence = fitted.evidence
     assert card.startswith(f"{evidence.log_evidence:.4f} +- {evidence.std_error:.4f}")
     assert f"ess          {evidence.ess:.0f} of {evidence.num_draws} draws" in card
-    assert re.search(r"^verdict +reliable$", card, re.M) and re.search(r"^rung +flow$", card, re.M)
+    assert re.search(r"^verdict +draws: reliable; log evidence: reliable$", card, re.M) and re.search(
+        r"^rung +flow$", card, re.M
+    )
     assert re.search(r"^fit +1 dimension, base of 1 component, recipe calibrate, 20 iterations$", card, re.M)
     assert f"exploration {fitted.fit.seconds['exploration_time']:.1f}" in card
 
@@ -83,7 +85,7 @@ def test_repr_before_and_after(fitted):
     assert repr(OSDS(conjugate, **OPTIONS)) == f"{given}: not run yet"
     evidence = fitted.evidence
     number = f"log evidence {evidence.log_evidence:.4f} +- {evidence.std_error:.4f}"
-    assert repr(fitted) == f"{given}: 1 dimension, {number}, reliable"
+    assert repr(fitted) == f"{given}: 1 dimension, {number}, draws: reliable; log evidence: reliable"
 
 
 def test_repr_computes_nothing():
@@ -103,7 +105,7 @@ def test_names_of_models():
 def test_notebook_card(fitted):
     # The same numbers in a table; angle brackets of a lambda are escaped.
     texts = cells(fitted._repr_html_())
-    assert texts[0].startswith("OSDS(conjugate, ") and "reliable" in texts
+    assert texts[0].startswith("OSDS(conjugate, ") and "draws: reliable; log evidence: reliable" in texts
     assert texts[texts.index("ELBO") + 1] == f"{fitted.evidence.elbo:.4f} (a lower bound)"
     html = OSDS(lambda: None)._repr_html_()
     assert "<lambda>" not in html and cells(html)[0] == "OSDS(<lambda>)"
@@ -118,12 +120,16 @@ def test_several_rungs(fitted, monkeypatch):
 
 def test_evidence_reads_well():
     # One line as repr, a card as text, reasons with it.
-    assert (
-        repr(GOOD) == "Evidence(log evidence -7.1900 +- 0.0010, ELBO -7.2000, pareto k 0.12, ess 990 of 1000, reliable)"
+    assert repr(GOOD) == (
+        "Evidence(log evidence -7.1900 +- 0.0010, ELBO -7.2000, pareto k 0.12, ess 990 of 1000, draws: reliable; "
+        "log evidence: reliable)"
     )
     assert repr(BAD).endswith("NOT reliable, 2 reasons)") and "\n" not in repr(BAD)
-    assert "exploration  -7.1800 +- 0.0200\n" in str(GOOD) and str(GOOD).endswith("verdict      reliable")
-    assert "\nverdict      NOT reliable\n- pareto k is too high. Train longer.\n- ess < 100 & so on" in str(BAD)
+    assert "exploration  -7.1800 +- 0.0200\n" in str(GOOD) and str(GOOD).endswith(
+        "verdict      draws: reliable; log evidence: reliable"
+    )
+    assert "\nverdict      draws: reliable; log evidence: NOT reliable\n- pareto k is too high. Train" in str(BAD)
+    assert str(BAD).endswith("\n- ess < 100 & so on")
     assert "bridge" not in str(GOOD) and "not to be used above 0.67" in str(GOOD)
 
 

@@ -17,8 +17,10 @@ def test_both_targets_follow_the_protocol():
     targets = [FunctionTarget(log_gamma, 2), ModelTarget(lambda: pyro.sample("x", dist.Normal(0.0, 1.0).expand([2])))]
     for target in targets:
         assert isinstance(target, Target)
-        assert target.dim == 2 and target.dtype == torch.float32 and target.device.type == "cpu"
-        assert target.log_prob(torch.zeros(3, 2)).shape == (3,)
+        assert target.dim == 2 and target.dtype == torch.float64 and target.device.type == "cpu"
+        assert target.draw_dtype == torch.float32 and target.is_double
+        log_prob = target.log_prob(torch.zeros(3, 2))
+        assert log_prob.shape == (3,) and log_prob.dtype == torch.float64
 
 
 def test_an_object_without_log_prob_is_no_target():
@@ -30,9 +32,13 @@ def test_function_target_passes_values_through():
     # The density is the function, in the dtype asked for, and draws are the single site z.
     target = FunctionTarget(log_gamma, 3, dtype=torch.float64)
     z = torch.randn(4, 3, dtype=torch.float64)
-    assert target.dtype == torch.float64
+    assert target.dtype == target.draw_dtype == torch.float64
     assert torch.equal(target.log_prob(z), log_gamma(z))
     assert target.constrain(z)["z"] is z
+    # Written in single precision, it is the same function of points in double, and draws come back in single.
+    target = FunctionTarget(log_gamma, 3)
+    assert torch.equal(target.log_prob(z), log_gamma(z)) and target.draw_dtype == torch.float32
+    assert torch.equal(target.constrain(z)["z"], z.float())
 
 
 @pytest.mark.parametrize("dim", [0, -1, 2.0, "2"])

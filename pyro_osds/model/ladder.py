@@ -36,7 +36,7 @@ from pyro_osds.model.capture import (
 )
 from pyro_osds.model.compat import VmapCompat, is_numerical, vmappable_pyro
 from pyro_osds.model.source import first_line, user_line
-from pyro_osds.precision import in_double, is_rounding, resembles
+from pyro_osds.precision import default_dtype, in_double, is_rounding, resembles
 from pyro_osds.trouble import VectorizationWarning, warn
 
 VECTORIZE = ("auto", "vmap", "loop")
@@ -214,11 +214,16 @@ class Ladder:
         return self._graphs.get((scores, block_size)) or self._capture(scores, block_size)
 
     def _by_graph(self, graph: Graph, z: Tensor, scores: bool) -> tuple[Tensor, Tensor]:
-        log_prior, log_likelihood = (
-            DensitiesWithScores.apply(z, graph, self._in_python) if scores else in_blocks(graph, z)
-        )
+        with self._replayed():
+            log_prior, log_likelihood = (
+                DensitiesWithScores.apply(z, graph, self._in_python) if scores else in_blocks(graph, z)
+            )
 
         return log_prior, log_likelihood
+
+    def _replayed(self) -> Any:
+        """In which precision a graph makes tensors of numbers and of integers: none of its operations says so."""
+        return default_dtype(torch.float64) if self.is_double else contextlib.nullcontext()
 
     def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         """Any function of one point, over the rows of ``z``: tensors, tuples or mappings of them, stacked."""
@@ -277,8 +282,9 @@ class Ladder:
         filling = self._points[:1].expand(block_size - len(self._points), -1)
         block = torch.cat([self._points, filling])
         try:
-            graph = record(function, block.roll(1, 0))
-            got = in_blocks(graph, block[: self._min_batch])
+            with self._replayed():
+                graph = record(function, block.roll(1, 0))
+                got = in_blocks(graph, block[: self._min_batch])
         except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
             self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
             return None

@@ -18,6 +18,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -200,7 +201,7 @@ def _draw(msg: Any) -> Tensor:
         if msg["is_observed"] and isinstance(msg["value"], Tensor):
             # Where one distribution stands for all values that were observed, each of them is drawn.
             batch = msg["value"].shape[: max(0, msg["value"].dim() - fn.event_dim)]
-            fn = fn.expand(torch.broadcast_shapes(batch, fn.batch_shape)) if batch != fn.batch_shape else fn
+            fn = fn.expand(broadcast_shape(batch, fn.batch_shape)) if batch != fn.batch_shape else fn
         return fn(*msg["args"], **msg["kwargs"])
     except (NotImplementedError, RuntimeError, ValueError, AssertionError) as error:
         why = type(error).__name__ + (f": {first_line(error)}" if str(error).strip() else "")
