@@ -443,3 +443,24 @@ def test_nothing_to_order_by(float64):
     index = torch.arange(4).view(2, 2)
     target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), 4)
     assert ordered(target, Exchange(2, (index, index.T), ()), torch.randn(50, 4)) is None
+
+
+def test_a_large_constant_hides_no_difference():
+    # The priors differ by 0.036 in their means: some hundredths of a nat, 1e-6 of a log density of -30,000.
+    def model():
+        mean = pyro.sample("mean", dist.Normal(torch.tensor([-0.018, 0.018]), 1.0).to_event(1))
+        pyro.factor("data", -0.5 * (mean.square() - 4.0).square().sum() - 3e4)
+
+    target = ModelTarget(model)
+    z = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert find_exchanges(target, z, target.log_prob(z)) == []
+
+
+def test_a_large_constant_hides_no_symmetry():
+    def model():
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        pyro.factor("data", -0.5 * (mean.square() - 4.0).square().sum() - 3e4)
+
+    target = ModelTarget(model)
+    z = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert len(find_exchanges(target, z, target.log_prob(z))) == 1

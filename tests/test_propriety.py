@@ -336,6 +336,58 @@ def test_a_group_scale_that_may_vanish(float64):
     assert 1 in coordinates(ModelTarget(model), *moments(10, loc, torch.tensor([4.0, 3.0, *[1.0] * 8])))
 
 
+def edge_model(kind):
+    """Flat priors times a power of the distance to a bound, the posterior's place and scale, and whether it ends."""
+    positive = dist.ImproperUniform(constraints.positive, (), ())
+    share = dist.ImproperUniform(constraints.unit_interval, (), ())
+
+    def no_events():
+        rate = pyro.sample("rate", positive)
+        pyro.factor("jeffreys", -rate.log())
+        pyro.sample("k", dist.Poisson(rate).expand([4]).to_event(1), obs=torch.zeros(4))
+
+    def one_event():
+        rate = pyro.sample("rate", positive)
+        pyro.factor("jeffreys", -rate.log())
+        pyro.sample("k", dist.Poisson(rate).expand([4]).to_event(1), obs=torch.tensor([0.0, 1.0, 0.0, 0.0]))
+
+    def haldane(successes):
+        p = pyro.sample("p", share)
+        pyro.factor("haldane", -p.log() - (-p).log1p())
+        pyro.sample("k", dist.Binomial(20, p), obs=torch.tensor(successes))
+
+    def nearly():
+        p = pyro.sample("p", share)
+        pyro.factor("power", -0.95 * p.log())
+        pyro.sample("k", dist.Binomial(20, p), obs=torch.tensor(0.0))
+
+    return {
+        "Jeffreys, no events": (no_events, -350.0, 200.0, False),
+        "Jeffreys, one event": (one_event, -1.5, 1.2, True),
+        "Haldane, no success": (lambda: haldane(0.0), -350.0, 200.0, False),
+        "Haldane, all successes": (lambda: haldane(20.0), 18.0, 10.0, False),
+        "Haldane, three successes": (lambda: haldane(3.0), -1.7, 0.7, True),
+        "Beta(0.05, 21)": (nearly, -20.0, 20.0, True),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Jeffreys, no events",
+        "Jeffreys, one event",
+        "Haldane, no success",
+        "Haldane, all successes",
+        "Haldane, three successes",
+        "Beta(0.05, 21)",
+    ],
+)
+def test_flat_priors_up_to_the_edge_of_a_support(kind):
+    model, loc, scale, ends = edge_model(kind)
+    found = find_endless(ModelTarget(model), torch.tensor([loc]), torch.tensor([[scale]]))
+    assert (found is None) == ends, found
+
+
 def test_a_saturated_transform_is_not_accused():
     # Stick-breaking clamps what is smaller than the smallest number, so far out the density is constant.
     def model():

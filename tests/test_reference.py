@@ -154,3 +154,12 @@ def test_a_whole_without_modes(float64):
     reference = reference_of_modes(whole, torch.empty(0, 2), torch.empty(0), torch.empty(0, dtype=torch.long))
     assert reference.mixture_distribution.probs.tolist() == [1.0]
     torch.testing.assert_close(reference.variance, torch.full((2,), 2.0))
+
+
+def test_scales_that_differ_by_a_factor_of_ten_thousand():
+    # No step size suits both 1e-4 and 1, so no point comes to rest; a quasi-Newton ascent knows the scales.
+    scales = torch.logspace(-4, 0, 8, dtype=torch.float64)
+    target = FunctionTarget(lambda z: -0.5 * ((z - 3.0) / scales).square().sum(-1), dim=8)
+    rest = throw(target)
+    torch.testing.assert_close(rest.z.std(0) / scales, torch.ones(8, dtype=torch.float64), rtol=0.15, atol=0.0)
+    assert ((rest.z.mean(0) - 3.0).abs() < 0.3 * scales).all()
