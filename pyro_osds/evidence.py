@@ -111,6 +111,10 @@ class Evidence:
         'pareto k is 0.80 ...'
         >>> evidence.headline
         ('log evidence -2.0000 +- 0.0100', 'draws: reliable; log evidence: NOT reliable')
+        >>> evidence.verdict, evidence.all_reasons == evidence.reasons
+        ('draws: reliable; log evidence: NOT reliable', True)
+        >>> evidence.cut_short() is evidence  # more work would mend nothing
+        True
         >>> type(evidence.card()).__name__
         'Card'
     """

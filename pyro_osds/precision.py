@@ -25,6 +25,8 @@ NETWORK_DTYPE = torch.float32
 
 _LOW = {torch.float32, torch.float16, torch.bfloat16}
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
+# What a tensor is to autograd is asked of the user's own.
+_ABOUT_GRADIENTS = {Tensor.requires_grad.__get__, Tensor.is_leaf.__get__, Tensor.grad.__get__}  # type: ignore[attr-defined]
 # Two precisions of one density differ by its rounding: this share of its value at most, at half of the points.
 _RESEMBLANCE = 1e-2
 # Constants that are made in single precision before they meet the point differ by this much.
@@ -53,6 +55,8 @@ class RaisePrecision(TorchFunctionMode):
         self._raised: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _ABOUT_GRADIENTS:
+            return func(*args, **(kwargs or {}))
         func = Tensor.double if func in _CASTS else func
         result = func(*self._raise_all(args), **{name: self._raise(value) for name, value in (kwargs or {}).items()})
 
@@ -249,6 +253,8 @@ def rounding_noise(log_prob_and_score: Callable[[Tensor], tuple[Tensor, Tensor]]
         known = ((ends - middle).abs() < _MAX_CURVED) | (size == _PROBE_STEPS[-1])
         left.append((after - before - (ends + 2.0 * middle) / 3.0)[known])
         z = z[~known]
+        if not len(z):
+            break
     values = torch.cat(left)
     values = values[values.isfinite()]
 

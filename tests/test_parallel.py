@@ -20,6 +20,8 @@ from pyro_osds.trouble import warn
 
 # Sums in another order: nothing else may differ, in double precision, after some dozen steps.
 CLOSE = {"rtol": 1e-7, "atol": 1e-7}
+# Networks are in single precision; a hundred roundings.
+CLOSE_IN_SINGLE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def banana(z):
@@ -146,7 +148,7 @@ def test_gradients_are_those_of_the_whole_batch(both):
 def test_a_fit_is_that_of_one_process(both):
     # Exploration, training, draws, evidence, steps by hand: up to rounding.
     for name, value in fitted(disable_progbar=True).items():
-        torch.testing.assert_close(both[0]["fitted"][name], value, **CLOSE, msg=name)
+        torch.testing.assert_close(both[0]["fitted"][name], value, **CLOSE_IN_SINGLE, msg=name)
 
 
 def test_the_evidence_is_right(both):
