@@ -111,6 +111,10 @@ class Evidence:
         'pareto k is 0.80 ...'
         >>> evidence.headline
         ('log evidence -2.0000 +- 0.0100', 'draws: reliable; log evidence: NOT reliable')
+        >>> evidence.verdict, evidence.all_reasons == evidence.reasons
+        ('draws: reliable; log evidence: NOT reliable', True)
+        >>> evidence.cut_short() is evidence  # more work would mend nothing
+        True
         >>> type(evidence.card()).__name__
         'Card'
     """
@@ -241,7 +245,7 @@ def judge(
         *_mixing_reasons(mixing),
         *_not_finite_reasons(num_not_finite, num_draws),
         *_rounding_reasons(rounding),
-        *_error_reasons(std_error),
+        *([] if improper_sites else _error_reasons(std_error)),
         *_bridge_reasons(estimate, std_error, bridge),
     ]
     reasons += _check_reasons(estimate, std_error, check, healthy=not any(reason.evidence for reason in reasons))
@@ -313,7 +317,8 @@ def judge_annealed(
         *_mixing_reasons(mixing),
         *_not_finite_reasons(num_not_finite, judged.num_draws if num_flow_draws is None else num_flow_draws),
         *_rounding_reasons(rounding),
-        *_error_reasons(std_error),
+        # Replicates that disagree have said so already.
+        *([] if improper_sites or found.std_error > MAX_STD_ERROR else _error_reasons(std_error)),
     ]
     healthy = not any(reason.evidence for reason in reasons)
     reasons += _check_reasons(estimate, std_error, judged.check, healthy)

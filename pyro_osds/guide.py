@@ -68,7 +68,7 @@ class FlowDistribution(TorchDistribution):
         if isinstance(self.target, OrderedTarget):
             z, log_prob = self.target.to_target(z), log_prob - self.target.log_volume(z)
         z = z.reshape(shape + self.event_shape)
-        self._latest = z, log_prob.reshape(shape)
+        self._latest = z, self._as_drawn(log_prob).reshape(shape)
 
         return z
 
@@ -80,9 +80,15 @@ class FlowDistribution(TorchDistribution):
         z = value.reshape(-1, value.shape[-1])
         if isinstance(self.target, OrderedTarget):
             z = self.target.to_ordered(z)
-            return (self.leap.log_prob(z) - self.target.log_volume(z)).reshape(value.shape[:-1])
+            return self._as_drawn(self.leap.log_prob(z) - self.target.log_volume(z)).reshape(value.shape[:-1])
 
-        return self.leap.log_prob(z).reshape(value.shape[:-1])
+        return self._as_drawn(self.leap.log_prob(z)).reshape(value.shape[:-1])
+
+    def _as_drawn(self, log_prob: Tensor) -> Tensor:
+        """Densities in the precision of the model, with whose own Pyro multiplies them."""
+        target: Any = self.target.target if isinstance(self.target, OrderedTarget) else self.target
+
+        return log_prob.to(target.draw_dtype)
 
 
 class FlowGuide:
@@ -117,7 +123,7 @@ class FlowGuide:
         for name, value in values.items():
             event_dim = self._model_target.event_dims[name]
             point = _in_batch(value, batch_shape, event_dim)
-            density: Any = -_in_batch(log_abs_det[name], batch_shape, 0)
+            density: Any = -_in_batch(log_abs_det[name], batch_shape, 0).to(self._model_target.draw_dtype)
             with ExitStack() as stack:
                 for frame in frames[name]:
                     stack.enter_context(plates[frame.name])

@@ -30,7 +30,7 @@ from pyro_osds.importance import (
     weigh,
 )
 from pyro_osds.leap import Leap
-from pyro_osds.precision import rounding_noise
+from pyro_osds.precision import is_rough, rounding_noise
 from pyro_osds.progress import progress_bar
 from pyro_osds.target import Target, log_prob_and_score
 
@@ -233,14 +233,15 @@ def annealed_posterior(
 
 
 def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:
-    """What rounding adds to the log density, nats: measured, where the model insists on single precision."""
+    """What rounding adds to the log density, nats: measured, where a part of it is in single precision."""
     finite = log_prob.isfinite()
     if not finite.any():
         return 0.0
-    if getattr(target, "is_double", True):
+    evaluate = partial(log_prob_and_score, target.log_prob)
+    if getattr(target, "is_double", True) and not is_rough(evaluate, z[finite]):
         return torch.finfo(log_prob.dtype).eps * log_prob[finite].abs().median().item()
 
-    return rounding_noise(partial(log_prob_and_score, target.log_prob), z[finite])
+    return rounding_noise(evaluate, z[finite])
 
 
 def _second_opinion(leap: Proposal, target: Target, log_weight: Tensor) -> Exploration | None:

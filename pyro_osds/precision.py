@@ -25,15 +25,19 @@ NETWORK_DTYPE = torch.float32
 
 _LOW = {torch.float32, torch.float16, torch.bfloat16}
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
+# What a tensor is to autograd is asked of the user's own.
+_ABOUT_GRADIENTS = {Tensor.requires_grad.__get__, Tensor.is_leaf.__get__, Tensor.grad.__get__}  # type: ignore[attr-defined]
 # Two precisions of one density differ by its rounding, which is large where terms cancel: by this share of its value at
 # most, at half of the points. Or by more still; rounding then changes from one point to its neighbour by at least this
 # share of itself. All of it is to notice code that does something else in another precision.
-_RESEMBLANCE, _ROUGH, _NEIGHBOUR = 0.5, 0.05, 1e-3
+_RESEMBLANCE, _ROUGH, _NEIGHBOUR = 0.25, 0.05, 1e-3
 # Constants that are made in single precision before they meet the point differ by this much.
 _SAME = 1e-9
 # Probes of a log density, their steps in standard deviations of draws, and what two rules for a change by slopes may
 # differ by, nats.
 _NUM_PROBES, _PROBE_STEPS, _MAX_CURVED = 256, (0.5, 0.05, 0.005), 0.02
+# Over so short a step nothing is left of a smooth density in double precision, and some 1e-8 of its size in single.
+_TINY_STEP, _ROUGHNESS = 1e-3, 1e-9
 
 
 class RaisePrecision(TorchFunctionMode):
@@ -55,6 +59,8 @@ class RaisePrecision(TorchFunctionMode):
         self._raised: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _ABOUT_GRADIENTS:
+            return func(*args, **(kwargs or {}))
         func = Tensor.double if func in _CASTS else func
         result = func(*self._raise_all(args), **{name: self._raise(value) for name, value in (kwargs or {}).items()})
 
@@ -240,6 +246,38 @@ def _tried(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor | None:
     return value if isinstance(value, Tensor) and value.dtype == torch.float64 and value.shape == z.shape[:1] else None
 
 
+def is_rough(log_prob_and_score: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor) -> bool:
+    """Whether a log density is noisy at most points: computed in double, it has a part that is not.
+
+    Arguments:
+        log_prob_and_score: Maps points ``(B, D)`` to log densities ``(B,)`` and scores ``(B, D)``.
+        z: Posterior draws, ``(S, D)``.
+
+    Example:
+        >>> z = torch.randn(256, 1, dtype=torch.float64)
+        >>> is_rough(lambda z: (-0.5 * z.square().sum(-1), -z), z)
+        False
+        >>> is_rough(lambda z: (-0.5 * z.float().square().sum(-1).double(), -z), z)
+        True
+    """
+    z = z[:_NUM_PROBES].detach()
+    left = _left(log_prob_and_score, z, _TINY_STEP * z.std(0).nan_to_num(1.0) * torch.randn_like(z))[0]
+    size = 1.0 + log_prob_and_score(z)[0].abs()
+    share = (left.abs() / size)[left.isfinite() & size.isfinite()]
+
+    return len(share) > 0 and bool(share.median() > _ROUGHNESS)
+
+
+def _left(
+    log_prob_and_score: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What slopes leave of a change, by Simpson's rule, and what it and the trapezoid's differ by, ``(B,)``."""
+    (before, first), (_, middle), (after, last) = map(log_prob_and_score, (z, z + 0.5 * step, z + step))
+    ends, middle = 0.5 * ((first + last) * step).sum(-1), (middle * step).sum(-1)
+
+    return after - before - (ends + 2.0 * middle) / 3.0, (ends - middle).abs()
+
+
 def rounding_noise(log_prob_and_score: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor) -> float:
     r"""What single precision adds to a log density at random, nats: a standard deviation.
 
@@ -268,12 +306,12 @@ def rounding_noise(log_prob_and_score: Callable[[Tensor], tuple[Tensor, Tensor]]
     scale = torch.where(half > 0, half, 1.0) / max(z.shape[1], 1) ** 0.5
     left = [z.new_zeros(0)]
     for size in _PROBE_STEPS:
-        step = size * scale * torch.randn_like(z)
-        (before, first), (_, middle), (after, last) = map(log_prob_and_score, (z, z + 0.5 * step, z + step))
-        ends, middle = 0.5 * ((first + last) * step).sum(-1), (middle * step).sum(-1)
-        known = ((ends - middle).abs() < _MAX_CURVED) | (size == _PROBE_STEPS[-1])
-        left.append((after - before - (ends + 2.0 * middle) / 3.0)[known])
+        noise, curved = _left(log_prob_and_score, z, size * scale * torch.randn_like(z))
+        known = (curved < _MAX_CURVED) | (size == _PROBE_STEPS[-1])
+        left.append(noise[known])
         z = z[~known]
+        if not len(z):
+            break
     values = torch.cat(left)
     values = values[values.isfinite()]
 

@@ -16,7 +16,7 @@ from pyro_osds.target import FunctionTarget
 
 def from_gaussian(log_prob_fn, dim, sd, dtype=None):
     target = FunctionTarget(log_prob_fn, dim, dtype)
-    reference = MultivariateNormal(torch.zeros(dim), sd**2 * torch.eye(dim))
+    reference = MultivariateNormal(torch.zeros(dim, dtype=torch.float64), sd**2 * torch.eye(dim, dtype=torch.float64))
 
     return ReferencePath(target, lambda n: reference.sample((n,)), reference.log_prob)
 

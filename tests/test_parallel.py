@@ -144,9 +144,15 @@ def test_gradients_are_those_of_the_whole_batch(both):
 
 
 def test_a_fit_is_that_of_one_process(both):
-    # Exploration, training, draws, evidence, steps by hand: up to rounding.
+    # Exploration, training, draws, evidence, steps by hand: up to the rounding of networks in single precision.
     for name, value in fitted(disable_progbar=True).items():
-        torch.testing.assert_close(both[0]["fitted"][name], value, **CLOSE, msg=name)
+        got = both[0]["fitted"][name]
+        if name == "weights":
+            # Adam divides by the size of gradients: where that is nothing but rounding, so is the step.
+            error = (got - value).abs()
+            assert error.max() < 1e-3 and (error > 1e-5).double().mean() < 1e-3
+        else:
+            torch.testing.assert_close(got, value, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_evidence_is_right(both):

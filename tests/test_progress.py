@@ -67,7 +67,7 @@ def test_exploration_goes_from_zero_to_one(open_screen, monkeypatch):
     screen = open_screen()
     monkeypatch.setattr(progress, "_ON_SCREEN", 0.0)
     target = FunctionTarget(lambda z: -0.5 * ((z - 5.0) / 0.1).square().sum(-1), 2)
-    normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    normal = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
     path = ReferencePath(target, lambda count: normal.sample(torch.Size([count])), normal.log_prob)
     with run_bar(disable=False):
         found = explore(path, 16, 2)

@@ -175,7 +175,9 @@ def test_log_determinants_are_those_of_pyro(mixed):
         transform = biject_to(nodes[name]["fn"].support)
         expected = transform.log_abs_det_jacobian(transform.inv(value[0]), value[0])
         rows = nodes[name]["fn"].batch_shape
-        torch.testing.assert_close(log_abs_det[name][0], expected.reshape(*rows, -1).sum(-1), atol=1e-3, rtol=1e-3)
+        assert log_abs_det[name].dtype == torch.float64
+        expected = expected.reshape(*rows, -1).sum(-1).double()
+        torch.testing.assert_close(log_abs_det[name][0], expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["simple", "schools"])
