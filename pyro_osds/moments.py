@@ -47,7 +47,7 @@ def weighted_moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
     centred = (points - loc) * weights.sqrt()[:, None]
     shrinkage = z.shape[1] / (z.shape[1] + ess)
     correlation, scale = _correlation(centred.mT @ centred, shrinkage)
-    scale_tril = scale[:, None] * torch.linalg.cholesky(correlation)
+    scale_tril = scale[:, None] * _root(correlation)
 
     return loc.to(z.dtype), scale_tril.to(z.dtype)
 
@@ -82,7 +82,7 @@ def fisher_moments(z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     loc, mean_score = points.mean(0), scores.mean(0)
     centred = points - loc
     correlation, scale = _correlation(centred.mT @ centred / num_points, shrinkage)
-    root = torch.linalg.cholesky(correlation)
+    root = _root(correlation)
     scores = (scores - mean_score) * scale
     fisher = scores.mT @ scores / num_points
     fisher = (1.0 - shrinkage) * fisher + shrinkage * fisher.diagonal().diag()
@@ -90,7 +90,9 @@ def fisher_moments(z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     precision, vectors = torch.linalg.eigh(root.mT @ fisher @ root)
     variance = precision.clamp(min=_MAX_RATIO**-2, max=_MIN_RATIO**-2).rsqrt()
     half = root @ (vectors * variance.sqrt())
-    scale_tril = scale[:, None] * torch.linalg.cholesky(half @ half.mT)
+    covariance = half @ half.mT
+    size = covariance.diagonal().sqrt()
+    scale_tril = (scale * size)[:, None] * _root(covariance / size / size[:, None])
 
     return (loc + scale_tril @ (scale_tril.mT @ mean_score)).to(z.dtype), scale_tril.to(z.dtype)
 
@@ -112,3 +114,13 @@ def _correlation(covariance: Tensor, shrinkage: Tensor | float) -> tuple[Tensor,
     correlation.diagonal().fill_(1.0 + 1e-9)
 
     return correlation, scale
+
+
+def _root(correlation: Tensor) -> Tensor:
+    """The Cholesky factor; of a matrix that rounding has made singular, that of one a little closer to the identity."""
+    eye, share = torch.eye(len(correlation), dtype=correlation.dtype, device=correlation.device), 0.0
+    while True:
+        factor, info = torch.linalg.cholesky_ex((1.0 - share) * correlation + share * eye)
+        if not info or share >= 1.0:
+            return factor
+        share = min(1.0, max(1e-10, 10.0 * share))

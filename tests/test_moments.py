@@ -113,3 +113,11 @@ def test_fewer_points_than_dimensions(float64):
     loc, scale_tril = fisher_moments(z, -(z - 5.0) / scale.square())
     torch.testing.assert_close(loc, torch.full((200,), 5.0), atol=1e-4, rtol=0.0)
     torch.testing.assert_close(scale_tril, scale.diag())
+
+
+def test_points_on_a_line_have_a_scale():
+    # Coordinates that are copies of each other: rounding decides whether their correlation has a Cholesky factor.
+    line = torch.randn(500, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z = line @ torch.tensor([[1.0, 1.0 + 1e-12, 2.0, -3.0]], dtype=torch.float64)
+    for loc, scale_tril in (weighted_moments(z, torch.zeros(500)), fisher_moments(z, -z)):
+        assert loc.isfinite().all() and (scale_tril.diagonal() > 0).all()
