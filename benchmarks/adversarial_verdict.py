@@ -34,18 +34,9 @@ def numbers(evidence: Evidence) -> Record:
         "pareto_k": evidence.pareto_k,
         "ess_share": evidence.ess / evidence.num_draws,
         "reliable": bool(evidence.reliable),
-        "draws_reliable": draws_reliable(evidence),
+        "draws_reliable": bool(evidence.draws_reliable),
         "reasons": list(evidence.reasons),
     }
-
-
-def draws_reliable(evidence: Evidence) -> bool:
-    """The verdict on the draws; where there is none of its own, what the reasons say of them."""
-    own = getattr(evidence, "draws_reliable", None)
-    if own is not None:
-        return bool(own)
-
-    return bool(evidence.reliable) or any("draws are valid" in reason for reason in evidence.reasons)
 
 
 def moment_errors(samples: Mapping[str, Tensor], posterior: Mapping[str, tuple[Any, Any]]) -> Record:

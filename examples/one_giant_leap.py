@@ -95,7 +95,7 @@ def plot_paths(recipe, path, num_paths=48, num_shown=12):
     figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.9), layout="constrained", sharey=True)
     for axis, walk, title in zip(axes, walks, titles, strict=True):
         draw_density(axis)
-        modes = torch.cdist(walk[-1], CENTRES).argmin(1)
+        modes = torch.cdist(walk[-1], CENTRES.to(walk)).argmin(1)
         for mode, colour in enumerate(MODE_COLOURS):
             chosen = walk[:, modes == mode].numpy()
             axis.plot(chosen[..., 0], chosen[..., 1], color=colour, linewidth=0.9, alpha=0.7, zorder=2)

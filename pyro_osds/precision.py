@@ -261,6 +261,8 @@ def is_rough(log_prob_and_score: Callable[[Tensor], tuple[Tensor, Tensor]], z: T
         True
     """
     z = z[:_NUM_PROBES].detach()
+    if len(z) < 2 or z.shape[1] == 0:
+        return False
     left = _left(log_prob_and_score, z, _TINY_STEP * z.std(0).nan_to_num(1.0) * torch.randn_like(z))[0]
     size = 1.0 + log_prob_and_score(z)[0].abs()
     share = (left.abs() / size)[left.isfinite() & size.isfinite()]

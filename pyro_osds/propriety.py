@@ -115,10 +115,11 @@ def find_endless(target: Target, loc: Tensor, scale_tril: Tensor) -> Endless | N
     # Distances of 1e8 and widths of 1e-12 have no place in single precision.
     loc, scale_tril = loc.double(), scale_tril.double()
     looked = _looked_along(target).to(loc)
-    found = _up_to_edges(target, loc, scale_tril) or _along_rays(target, likelihood, loc, scale_tril, looked)
-    if found is not None and found.kind == "edge":
+    found = _up_to_edges(target, loc, scale_tril)
+    if found is not None or not looked.any():
         return found
-    if not getattr(target, "vectorized", True) or target.dim > _MAX_AXES or not looked.any():
+    found = _along_rays(target, likelihood, loc, scale_tril, looked)
+    if not getattr(target, "vectorized", True) or target.dim > _MAX_AXES:
         return found
     if found is None:
         return _along_valleys(target, likelihood, loc, scale_tril, looked)

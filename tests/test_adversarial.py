@@ -200,12 +200,14 @@ def test_posterior_moments_of_mean_and_log_sd():
 GOOD_DRAWS = {"mean_error": 0.05, "sd_ratio_low": 0.98, "sd_ratio_high": 1.02}
 BAD_DRAWS = GOOD_DRAWS | {"mean_error": 0.6}
 NO_INTEGRAL = "The posterior density does not fall off far out along site 'x', so it has no integral."
-FLAT = "The prior of site 'x' is improper, so the evidence is not defined; draws are valid."
-FLAT_AND_BAD = "The prior of site 'x' is improper, so the evidence is not defined."
+FLAT = "The prior of site 'x' is improper, so the log evidence is undefined. The draws are not affected."
+FLAT_AND_BAD = "The prior of site 'x' is improper, so the log evidence is undefined."
 
 
 def judged(truth, log_evidence, reasons=(), std_error=0.01, **more):
-    evidence = Evidence(log_evidence, std_error, log_evidence - 0.1, 900.0, 0.3, 1000, not reasons, tuple(reasons))
+    numbers_of = (log_evidence, std_error, log_evidence - 0.1, 900.0, 0.3, 1000)
+    # All but a flat prior speaks against the draws, too.
+    evidence = Evidence(*numbers_of, not reasons, tuple(reasons), draws_reliable=set(reasons) <= {FLAT})
 
     return outcome({"truth": truth} | numbers(evidence) | more)
 
@@ -264,10 +266,7 @@ def test_flat_prior(reasons, draws, expected):
 
 
 def test_a_verdict_on_draws_of_its_own_counts():
-    class TwoVerdicts(Evidence):
-        draws_reliable = True
-
-    evidence = TwoVerdicts(math.nan, 0.1, math.nan, 900.0, 0.3, 1000, False, (FLAT_AND_BAD,))
+    evidence = Evidence(math.nan, 0.1, math.nan, 900.0, 0.3, 1000, False, (FLAT_AND_BAD,), draws_reliable=True)
 
     assert outcome({"truth": math.nan} | numbers(evidence) | GOOD_DRAWS) == RIGHT
 

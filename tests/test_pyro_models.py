@@ -1119,9 +1119,9 @@ def test_enumerated_density(model, data, pyros):
     assert abs(expected.item() - pyros) <= HALF * 1e-3
     given = ModelTarget(at_p, (data,))
     assert given.dim == 0
-    torch.testing.assert_close(given.log_prob(torch.zeros(2, 0)), expected.expand(2))
+    torch.testing.assert_close(given.log_prob(torch.zeros(2, 0)), expected.double().expand(2))
     sampled = ModelTarget(model, (data,)).log_prob(p.logit().expand(64, 1))
-    torch.testing.assert_close(sampled - (p * (1 - p)).log(), expected.expand(64))
+    torch.testing.assert_close(sampled - (p * (1 - p)).log(), expected.double().expand(64))
 
 
 @pytest.mark.parametrize("data", [[1.0], [0.0], [1.0, 1.0], [1.0, 0.0, 0.0]])
@@ -1141,7 +1141,7 @@ def test_enumerated_parent_of_a_latent(data):
     p, n = z[:, :1].sigmoid(), z[:, 1:]
     joint = torch.cat([1 - p, p], -1).log() + dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).log_prob(n)
     expected = joint.logsumexp(-1) + dist.Bernoulli(logits=n).log_prob(data).sum(-1) + (p * (1 - p)).log()[:, 0]
-    torch.testing.assert_close(target.log_prob(z), expected)
+    torch.testing.assert_close(target.log_prob(z), expected.double())
 
 
 def test_discrete_sites_only():
@@ -1159,7 +1159,7 @@ def test_discrete_sites_only():
 
     target = ModelTarget(model)
     assert target.discrete_sites == ("w", "x", "y", "z")
-    torch.testing.assert_close(target.log_prob(torch.zeros(1, 0)), torch.zeros(1), atol=1e-6, rtol=0.0)
+    torch.testing.assert_close(target.log_prob(torch.zeros(1, 0)), torch.zeros(1).double(), atol=1e-6, rtol=0.0)
 
 
 def test_enumeration_in_a_tree_of_plates():
@@ -1324,4 +1324,4 @@ def test_stable_distribution():
             for name, u in sites.items()
         ]
         expected.append(trace.log_prob_sum() + sum(jacobians))
-    torch.testing.assert_close(target.log_prob(z), torch.stack(expected))
+    torch.testing.assert_close(target.log_prob(z), torch.stack(expected).double())

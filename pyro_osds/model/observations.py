@@ -82,9 +82,10 @@ def _on_bound(fn: Any, value: Tensor, shape: torch.Size) -> Tensor:
     support = fn.support
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    bounds = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    # Counts have their probability on a bound as elsewhere.
+    bounds = () if support.is_discrete else (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
     at_bound = [value == bound for bound in bounds if bound is not None]
-    if support.is_discrete or not at_bound or not any(at.any() for at in at_bound):
+    if not any(at.any() for at in at_bound):
         return torch.zeros(shape, dtype=torch.bool, device=value.device)
     on_bound = torch.stack([torch.broadcast_to(at, value.shape) for at in at_bound]).any(0)
     on_bound = on_bound.flatten(len(shape)).any(-1) if on_bound.dim() > len(shape) else on_bound
