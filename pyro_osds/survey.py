@@ -21,7 +21,7 @@ from pyro_osds.moments import ENOUGH_PARTICLES, weighted_moments
 from pyro_osds.propriety import Endless, find_endless
 from pyro_osds.reference import throw, wide_reference
 from pyro_osds.scout import lost_modes
-from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
+from pyro_osds.target import NotFiniteError, Target, finite_log_prob, in_chunks, log_prob_and_score
 from pyro_osds.variational import variational_base
 
 _SHORT_WAY = 3
@@ -120,7 +120,11 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
         ways = _MAX_WAYS
     while exploration.num_temperatures > _SHORT_WAY and ways < _MAX_WAYS and modes.parted <= _MANY_PARTED:
         way = ReferencePath(target, base.sample, base.log_prob)
-        exploration = explore(way, num_particles, num_islands, max_settling=0, phase="Explore again")
+        try:
+            exploration = explore(way, num_particles, num_islands, max_settling=0, phase="Explore again")
+        except NotFiniteError:
+            # A base all of whose draws overflow knows less than the particles that it was fitted to.
+            break
         modes = _find_modes(target, exploration)
         base = _choose_base(target, exploration, modes)
         num_evaluations += exploration.num_evaluations
