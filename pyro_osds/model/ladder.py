@@ -61,6 +61,7 @@ class Ladder:
         capture: ``"auto"``, or False for no graphs.
         block_size: Points that are evaluated at once.
         large_block_size: The same in larger batches.
+        is_double: Whether to run in double precision, where that is known already.
 
     Raises:
         ValueError: If an option is unknown, or ``vectorize="vmap"`` and vmap fails or is wrong.
@@ -81,6 +82,7 @@ class Ladder:
         capture: str | bool = "auto",
         block_size: int = BLOCK_SIZE,
         large_block_size: int = LARGE_BLOCK_SIZE,
+        is_double: bool | None = None,
     ) -> None:
         for name, value, allowed in (("vectorize", vectorize, VECTORIZE), ("capture", capture, CAPTURE)):
             if value not in allowed or isinstance(value, int) != isinstance(value, bool):
@@ -95,9 +97,11 @@ class Ladder:
         self._graphs: dict[tuple[bool, int], Graph] = {}
         self._points = check_points(example)
         # The foot of the ladder: what all rungs have to agree with.
-        self.vectorized = self._may_capture = self.is_double = False
+        self.vectorized = self._may_capture = False
+        self.is_double = bool(is_double)
         self._expected = with_scores(self.densities)(self._points)
-        self._raise_precision()
+        if is_double is None:
+            self._raise_precision()
         self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
         self._may_capture = self.vectorized and capture == "auto" and len(example) > 0
 
@@ -111,8 +115,9 @@ class Ladder:
 
         # What does not run in batches here does not there either, and was warned of.
         sizes = self._block_size, self._large_block_size
+        vectorize = vectorize if self.vectorized else "loop"
 
-        return Ladder(single, self._example, vectorize if self.vectorized else "loop", capture, *sizes)
+        return Ladder(single, self._example, vectorize, capture, *sizes, is_double=self.is_double)
 
     @property
     def rung(self) -> str:

@@ -48,6 +48,8 @@ from pyro_osds.precision import in_double
 from pyro_osds.trouble import ModelWarning, warn
 
 _PROTOTYPE_TRIES = 20
+# Points at which it is asked what depends on what: a gradient may vanish at one of them.
+_NUM_LOOKED_AT = 4
 # Fewer draws of the prior are not worth the runs that one run for all is checked by.
 _MIN_TOGETHER = 32
 
@@ -526,7 +528,7 @@ class ModelTarget:
 
     def _reached(self) -> set[str]:
         """Latents that an observation, or a factor, depends on, by way of other latents or not."""
-        return set().union(*(self._reached_at(row) for row in check_points(self.start)))
+        return set().union(*(self._reached_at(row) for row in check_points(self.start)[1:_NUM_LOOKED_AT]))
 
     def _reached_at(self, row: Tensor) -> set[str]:
         row = row.detach().requires_grad_()
