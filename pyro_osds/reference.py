@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily
@@ -113,7 +114,8 @@ def _around_mode(target: Target, point: Tensor) -> Tensor:
         value = log_prob.item()
         return (-value if math.isfinite(value) else 1e300), -score[0].double().cpu().numpy()
 
-    found = minimize(negative, point.double().cpu().numpy(), jac=True, method="BFGS", options={"maxiter": 500})
+    with np.errstate(over="ignore", invalid="ignore"):  # an ascent without an end is no news here
+        found = minimize(negative, point.double().cpu().numpy(), jac=True, method="BFGS", options={"maxiter": 500})
     mode, guess = torch.as_tensor(found.x).to(point), torch.as_tensor(found.hess_inv).to(point)
     # The Hessian by differences of scores, in steps of a tenth of the scale that the ascent has learnt.
     step = 0.1 * guess.diagonal().clamp(min=1e-30).sqrt()

@@ -142,7 +142,10 @@ def check_evidence(osds, exact, size=None):
     evidence = osds.evidence
     assert evidence.reliable, evidence
     rounding = torch.finfo(torch.float32).eps * (10 + (abs(exact) if size is None else size))
-    assert abs(evidence.log_evidence - exact) <= 3 * evidence.std_error + rounding, (evidence, exact)
+    assert abs(evidence.log_evidence - exact) <= 4 * evidence.std_error + rounding, (
+        evidence,
+        exact,
+    )  # of hundreds, some lie beyond 3
 
 
 def check_moments(draws, n_eff, mean, sd):
@@ -1324,4 +1327,5 @@ def test_stable_distribution():
             for name, u in sites.items()
         ]
         expected.append(trace.log_prob_sum() + sum(jacobians))
-    torch.testing.assert_close(target.log_prob(z), torch.stack(expected).double())
+    # What is expected was computed in single precision.
+    torch.testing.assert_close(target.log_prob(z), torch.stack(expected).double(), rtol=1.3e-6, atol=1e-5)
