@@ -132,7 +132,9 @@ def _sentence(
             f"The reference disagrees: {lost:.0%} of its draws have density zero under this model; check that both are "
             "the same model of the same data."
         )
-    above = eubo - log_evidence > max(1.0, _MAX_SIGMAS * eubo_error) or k > 0.7
+    # A heavy tail of weights that hardly differ, as k alone would have it, proposes nothing too little.
+    missing = eubo - log_evidence
+    above = missing > max(1.0, _MAX_SIGMAS * eubo_error) or (k > 0.7 and missing > _SMALL_NATS)
     if (differs and forward > log_evidence) or (above and not parameters.empty and _worst(parameters) is not None):
         return (
             f"The flow disagrees: reference draws lie where it proposes too little (upper bound {eubo:.3f}, log "

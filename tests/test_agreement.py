@@ -87,3 +87,13 @@ def test_autocorrelated_reference_has_a_larger_error(float64):
     slow = torch.randn(200).repeat_interleave(20)
     row = parameter_errors({"x": torch.randn(10**5)}, {"x": slow}).loc["x"]
     assert 0.5 / math.sqrt(200) < row["std_error"] < 2 / math.sqrt(200)
+
+
+def test_a_tail_of_equal_weights_is_none(float64):
+    # Weights that differ by hundredths have no tail that matters, whatever shape k finds in it: the reference is wrong.
+    torch.manual_seed(4)
+    flow, reference = torch.randn(4000), 0.5 + torch.randn(4000)
+    tail = 0.01 * torch.rand(4000).pow(-0.8)
+    table = parameter_errors({"x": flow}, {"x": reference})
+    got = compare_with_reference(torch.zeros(4000), tail.clamp(max=2.0), table)
+    assert got.eubo < 0.1 and got.sentence.startswith("The reference disagrees: at its own draws")
