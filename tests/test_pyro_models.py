@@ -293,7 +293,11 @@ CHAINS = [
 ]
 
 
-@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: f"{chain.dim}x{chain.length}")
+# A minute of one large case is not worth waiting for each time.
+_CHAINS = [pytest.param(chain, marks=[pytest.mark.long] if chain.length == 9 else []) for chain in CHAINS]
+
+
+@pytest.mark.parametrize("chain", _CHAINS, ids=lambda chain: f"{chain.dim}x{chain.length}")
 def test_gaussian_chain(fitted, chain):
     # HMC and NUTS on up to 45 dimensions: Pyro allows a root mean square error of 0.06 to 0.08.
     data = torch.ones(chain.num_obs, chain.dim)
@@ -378,6 +382,7 @@ def test_scales_of_a_normal(fitted):
     check_mean(osds.get_samples()["scale"], true, 0.05)
 
 
+@pytest.mark.long
 def test_shape_of_a_beta(fitted):
     # NUTS on both parameters of a beta with 5000 observations: Pyro allows 0.08 and 0.05 to the true ones.
     data = double(stats.beta.ppf((np.arange(5000) + 0.5) / 5000, 5.0, 1.0)).float()
@@ -486,6 +491,7 @@ def log_switched(data, p):
     return torch.logaddexp(low + (-p).log1p(), high + p.log())
 
 
+@pytest.mark.long
 def test_switches_of_every_observation(fitted):
     # NUTS on two layers of Bernoulli latents in a plate: Pyro allows 0.05 to the true probability.
     data = switch_data()
