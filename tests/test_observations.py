@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 from pyro_osds import OSDS, ModelWarning
 from pyro_osds.model import ModelTarget
@@ -220,3 +221,20 @@ def test_saturation_is_told_where_the_likelihood_depends_on_it():
 
     evidence = run(model).evidence
     assert any("'p' rounded to a bound" in reason for reason in evidence.reasons), evidence
+
+
+def test_a_scaled_density_is_told():
+    # A tempered model is what its author wants, but its evidence is no marginal likelihood.
+    def model():
+        with poutine.scale(scale=0.5):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 5):
+            pyro.sample("y", dist.Normal(x, 1.0), obs=data_of(5))
+
+    osds = run(model)
+    # Half of a standard normal's log density is that of N(0, 2) plus a constant.
+    wider = dist.MultivariateNormal(torch.zeros(5), torch.eye(5) + 2.0 * torch.ones(5, 5))
+    constant = 0.5 * math.log(4 * math.pi) - 0.25 * math.log(2 * math.pi)
+    assert abs(osds.log_evidence - wider.log_prob(data_of(5)).item() - constant) < 4 * osds.log_evidence_se + 1e-4
+    (note,) = osds.fit.model_target.notes
+    assert note.startswith("The log density of site 'x' is scaled") and "no marginal likelihood" in note

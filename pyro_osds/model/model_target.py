@@ -23,7 +23,7 @@ from pyro_osds.model.determinism import TrainingLayerError, check_deterministic,
 from pyro_osds.model.edge_draws import unconstrained_draw
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.ladder import Ladder, check_points
-from pyro_osds.model.observations import forgotten, impossible, observed_values, refusal, rounded_counts
+from pyro_osds.model.observations import forgotten, impossible, observed_values, refusal, rounded_counts, scaled
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.run import ModelRun, is_deterministic
@@ -524,7 +524,7 @@ class ModelTarget:
         for note in (*counts, *self.mistakes):
             warn(note, ModelWarning)
 
-        return (*counts, *notes)
+        return (*counts, *notes, *scaled(trace))
 
     def _reached(self) -> set[str]:
         """Latents that an observation, or a factor, depends on, by way of other latents or not."""

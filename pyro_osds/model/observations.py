@@ -162,5 +162,18 @@ def forgotten(trace: Any, unreached: Collection[str], arguments: Iterable[Any]) 
     )
 
 
+def scaled(trace: Any) -> list[str]:
+    """Sentences on sites whose log density is scaled, by ``poutine.scale`` for instance."""
+    sites = [site for site in _sampled(trace) if (torch.as_tensor(site["scale"]) != 1).any()]
+    names = ", ".join(repr(site["name"]) for site in sites)
+    if not sites:
+        return []
+
+    return [
+        f"The log density of site {names} is scaled: draws and log evidence are those of the scaled density, and the "
+        "evidence is no marginal likelihood to compare models by."
+    ]
+
+
 def _sampled(trace: Any) -> list[Any]:
     return [site for site in trace.nodes.values() if site["type"] == "sample" and not is_deterministic(site)]
