@@ -27,7 +27,7 @@ test-arviz1:
 		echo "SKIPPED: test-arviz1 needs Python 3.12 or later, and found none; name one with PYTHON312=/path/to/python" >&2; \
 	else \
 		$(MAKE) --no-print-directory $(VENV_ARVIZ1)/made && \
-		$(VENV_ARVIZ1)/bin/python -m pytest --noconftest tests/test_inference_data.py $(PYTEST_ARGS); \
+		$(VENV_ARVIZ1)/bin/python -m pytest --noconftest tests/results/test_inference_data.py $(PYTEST_ARGS); \
 	fi
 
 # What test leaves out: very many fits of posteriors that are hard to explore, an hour or more.
@@ -37,8 +37,8 @@ test-long: $(VENV)/with-test $(VENV)/with-examples
 # The oldest versions that are promised, on the oldest Python: a part of the tests, in an environment of their own.
 # Left out: what torch 2.6 cannot do, see docs/installing.md.
 test-oldest: .venv-oldest/made
-	@.venv-oldest/bin/pytest --quiet tests/test_importance.py tests/test_capture.py tests/test_compat.py \
-		tests/test_inference_data.py tests/test_flow_map.py tests/test_kernel.py tests/test_compare.py \
+	@.venv-oldest/bin/pytest --quiet tests/stats/test_weights.py tests/model/test_graph.py tests/model/test_vmap.py \
+		tests/results/test_inference_data.py tests/flow/test_coupling.py tests/test_kernel.py tests/results/test_compare.py \
 		-k "not check_their_arguments and not one_bad_argument and not bernoulli_has_its_density" $(PYTEST_ARGS)
 
 .venv-oldest/made: pyproject.toml constraints-oldest.txt

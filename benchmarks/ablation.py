@@ -28,20 +28,20 @@ from report import found_modes
 from target_cases import FORTY_MEANS, even_wells, target_cases, tilted_wells
 from torch import Tensor
 
-from pyro_osds.base import gaussian_base
-from pyro_osds.diffusion import Diffusion
-from pyro_osds.distillation import dyadic, self_distillation
-from pyro_osds.importance import effective_sample_size, log_mean_weight, pareto_k, weigh
-from pyro_osds.leap import Leap
+from pyro_osds.explore.survey import Survey, survey
+from pyro_osds.flow.base import gaussian_base
+from pyro_osds.flow.diffusion import Diffusion
+from pyro_osds.flow.leap import Leap
 from pyro_osds.model import ModelTarget
-from pyro_osds.objective import exact_volume, forward_kl, reverse_kl
-from pyro_osds.plan import COVERING, LEAN, FlowSize
-from pyro_osds.recipe import Recipe
-from pyro_osds.survey import Survey, survey
+from pyro_osds.stats.weights import effective_sample_size, log_mean_weight, pareto_k, weigh
 from pyro_osds.target import FunctionTarget
-from pyro_osds.teacher import TeacherBudget, train_teacher
-from pyro_osds.train import Budget, Trainer
-from pyro_osds.velocity import VelocityLeap
+from pyro_osds.train.distillation import dyadic, self_distillation
+from pyro_osds.train.flows import COVERING, LEAN, FlowSize
+from pyro_osds.train.objectives import exact_volume, forward_kl, reverse_kl
+from pyro_osds.train.recipe import Recipe
+from pyro_osds.train.teacher import TeacherBudget, train_teacher
+from pyro_osds.train.trainer import Budget, Trainer
+from pyro_osds.train.velocity import VelocityLeap
 
 NUM_ITERATIONS, NUM_WARM_UP, NUM_VELOCITY_ITERATIONS = 150, 150, 100
 NUM_TIME_STEPS = 8

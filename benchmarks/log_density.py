@@ -34,7 +34,7 @@ from pyro.ops.integrator import potential_grad
 from torch import Tensor
 
 from pyro_osds.model import ModelTarget
-from pyro_osds.model.capture import MIN_BATCH
+from pyro_osds.model.graph import MIN_BATCH
 from pyro_osds.model.sites import split
 from pyro_osds.target import log_prob_and_score
 

@@ -88,7 +88,7 @@ def osds(model: PeerModel, seed: int) -> Outcome:
 
 def _count_points(function_target: Any) -> Callable[[], float]:
     """Counts the points at which densities are evaluated, whatever the rung."""
-    from pyro_osds.model.ladder import Ladder
+    from pyro_osds.model.batching import Ladder
 
     total = 0.0
 

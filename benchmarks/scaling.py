@@ -31,14 +31,14 @@ from large_models import (
 )
 
 from pyro_osds import OSDS
-from pyro_osds.base import standard_base
-from pyro_osds.explore import Exploration
+from pyro_osds.explore.annealing import Exploration
+from pyro_osds.explore.modes import Modes
+from pyro_osds.explore.survey import Survey
+from pyro_osds.flow.base import standard_base
 from pyro_osds.model import ModelTarget
-from pyro_osds.modes import Modes
-from pyro_osds.recipe import Recipe
-from pyro_osds.survey import Survey
 from pyro_osds.target import log_prob_and_score
-from pyro_osds.train import Budget
+from pyro_osds.train.recipe import Recipe
+from pyro_osds.train.trainer import Budget
 
 REPEATS = 5
 LARGE: dict[str, tuple[Callable[..., None], Callable[[], tuple[torch.Tensor, ...]]]] = {

@@ -35,14 +35,14 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch
 
-from pyro_osds.distillation import dyadic
-from pyro_osds.importance import log_mean_weight, weigh
-from pyro_osds.recipe import Recipe
-from pyro_osds.survey import survey
+from pyro_osds.explore.survey import survey
+from pyro_osds.stats.weights import log_mean_weight, weigh
 from pyro_osds.target import FunctionTarget
-from pyro_osds.teacher import TeacherBudget
-from pyro_osds.train import Budget
-from pyro_osds.velocity import VelocityLeap
+from pyro_osds.train.distillation import dyadic
+from pyro_osds.train.recipe import Recipe
+from pyro_osds.train.teacher import TeacherBudget
+from pyro_osds.train.trainer import Budget
+from pyro_osds.train.velocity import VelocityLeap
 
 CENTRES = 3.0 * torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 SHARES = torch.tensor([0.1, 0.2, 0.3, 0.4])

@@ -2,17 +2,16 @@
 
 import logging
 
-from pyro_osds.agreement import Agreement
-from pyro_osds.compare import compare_evidence
-from pyro_osds.evidence import Evidence, EvidenceCheck
-from pyro_osds.importance import WeightedDraws
 from pyro_osds.kernel import OSDSKernel
 from pyro_osds.many import FitManyError, fit_many
 from pyro_osds.osds import OSDS
-from pyro_osds.plot_evidence import plot_evidence
-from pyro_osds.plot_fit import plot_fit
-from pyro_osds.plot_leap import plot_leap
-from pyro_osds.trouble import (
+from pyro_osds.posterior.agreement import Agreement
+from pyro_osds.posterior.verdict import Evidence, EvidenceCheck
+from pyro_osds.results.compare import compare_evidence
+from pyro_osds.results.plot_evidence import plot_evidence
+from pyro_osds.results.plot_fit import plot_fit
+from pyro_osds.results.plot_leap import plot_leap
+from pyro_osds.runtime.warnings import (
     AmbiguousArgumentWarning,
     InterruptedWarning,
     ModelWarning,
@@ -21,6 +20,7 @@ from pyro_osds.trouble import (
     UnreliableEvidenceWarning,
     VectorizationWarning,
 )
+from pyro_osds.stats.weights import WeightedDraws
 from pyro_osds.version import __version__
 
 # Silent until the user asks: logging.basicConfig(level="INFO") will do.

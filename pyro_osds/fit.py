@@ -16,18 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_osds.arguments import check_powers_of_two
-from pyro_osds.chunks import stack_chunks
-from pyro_osds.coordinates import coordinates_of, in_coordinates
-from pyro_osds.escalate import Escalation
-from pyro_osds.evidence import EvidenceCheck, Reason
-from pyro_osds.exchange import OrderedTarget
-from pyro_osds.importance import WeightedDraws, weigh
-from pyro_osds.leap import Leap
-from pyro_osds.parallel import by_rows
-from pyro_osds.plausibility import model_reasons, undefined_reasons
-from pyro_osds.point import PointLeap, PointRecipe, PointTrainer
-from pyro_osds.posterior import (
+from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
+from pyro_osds.explore.ordering import OrderedTarget
+from pyro_osds.explore.survey import Survey, explore_anew, is_affordable, survey
+from pyro_osds.explore.warm_start import FarOffError, survey_from
+from pyro_osds.flow.leap import Leap
+from pyro_osds.posterior.draws import (
     NUM_ISLANDS,
     PosteriorDraws,
     annealed_posterior,
@@ -35,13 +29,19 @@ from pyro_osds.posterior import (
     draw_posterior,
     particles_for,
 )
-from pyro_osds.recipe import Recipe
+from pyro_osds.posterior.escalation import Escalation
+from pyro_osds.posterior.no_latents import PointLeap, PointRecipe, PointTrainer
+from pyro_osds.posterior.plausibility import model_reasons, undefined_reasons
+from pyro_osds.posterior.verdict import EvidenceCheck, Reason
+from pyro_osds.runtime.arguments import check_powers_of_two
+from pyro_osds.runtime.chunks import stack_chunks
+from pyro_osds.runtime.parallel import by_rows
+from pyro_osds.runtime.warnings import InterruptedWarning, warn
 from pyro_osds.settings import Settings
-from pyro_osds.survey import Survey, explore_anew, is_affordable, survey
-from pyro_osds.train import Trainer
-from pyro_osds.trouble import InterruptedWarning, warn
-from pyro_osds.velocity import VelocityLeap, VelocityTrainer
-from pyro_osds.warm import FarOffError, survey_from
+from pyro_osds.stats.weights import WeightedDraws, weigh
+from pyro_osds.train.recipe import Recipe
+from pyro_osds.train.trainer import Trainer
+from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
 
 AnyLeap = Leap | VelocityLeap | PointLeap
 AnyTrainer = Trainer | VelocityTrainer | PointTrainer

@@ -20,8 +20,8 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 
 from pyro_osds.osds import OSDS
-from pyro_osds.progress import progress_bar
-from pyro_osds.trouble import InterruptedWarning, OSDSWarning, warn
+from pyro_osds.runtime.progress import progress_bar
+from pyro_osds.runtime.warnings import InterruptedWarning, OSDSWarning, warn
 
 # Pyro's handlers and the random numbers belong to the whole process: threads of one take turns.
 _turn = threading.Lock()

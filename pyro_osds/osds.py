@@ -19,23 +19,8 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from pyro_osds.agreement import Agreement, compare_with_reference, parameter_errors
-from pyro_osds.arguments import (
-    check_choices,
-    check_counts,
-    constant_arguments,
-    kept_arguments,
-    same_arguments,
-)
-from pyro_osds.chunks import chunk_sizes
-from pyro_osds.evidence import Evidence
-from pyro_osds.export import Groups, export
 from pyro_osds.fit import AnyTrainer, Fit
-from pyro_osds.guide import FlowGuide
-from pyro_osds.identity import check_arguments, check_density, check_model, identity
-from pyro_osds.importance import WeightedDraws, weigh
-from pyro_osds.leap import Leap
-from pyro_osds.memory import keep_freed_memory
+from pyro_osds.flow.leap import Leap
 from pyro_osds.model import (
     CAPTURE,
     TEMPERATURES,
@@ -46,16 +31,31 @@ from pyro_osds.model import (
     one_point,
     prior_predictive,
 )
-from pyro_osds.neutra import FlowReparam
-from pyro_osds.parallel import from_first, together
-from pyro_osds.pause import random_state, set_random_state
-from pyro_osds.progress import progress_bar, run_bar
+from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors
+from pyro_osds.posterior.guide import FlowGuide
+from pyro_osds.posterior.neutra import FlowReparam
+from pyro_osds.posterior.verdict import Evidence
+from pyro_osds.results.fingerprint import check_arguments, check_density, check_model, identity
+from pyro_osds.results.groups import Groups, export
+from pyro_osds.results.storage import check_place, read, unpack, write
+from pyro_osds.results.summary import one_line, summary_card
+from pyro_osds.runtime.arguments import (
+    check_choices,
+    check_counts,
+    constant_arguments,
+    kept_arguments,
+    same_arguments,
+)
+from pyro_osds.runtime.chunks import chunk_sizes
+from pyro_osds.runtime.memory import keep_freed_memory
+from pyro_osds.runtime.parallel import from_first, together
+from pyro_osds.runtime.progress import progress_bar, run_bar
+from pyro_osds.runtime.resume import random_state, set_random_state
+from pyro_osds.runtime.warnings import UnreliableEvidenceWarning, warn
 from pyro_osds.settings import Settings
-from pyro_osds.storage import check_place, read, unpack, write
-from pyro_osds.summary import one_line, summary_card
+from pyro_osds.stats.weights import WeightedDraws, weigh
 from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
-from pyro_osds.trouble import UnreliableEvidenceWarning, warn
-from pyro_osds.velocity import VelocityLeap
+from pyro_osds.train.velocity import VelocityLeap
 
 AnyTarget = ModelTarget | PotentialTarget | FunctionTarget
 
@@ -89,13 +89,14 @@ class OSDS:
         max_time: Seconds after which no more training begins and no rung is climbed; exploration, drawing and weighing
             always run to their end.
         escalate: Whether to climb further rungs while the verdict is bad: a larger flow from a better base, then an
-            annealed bridge; see ``pyro_osds.escalate`` and :attr:`run_report`.
+            annealed bridge; see ``pyro_osds.posterior.escalation`` and :attr:`run_report`.
         batch_size: Draws per optimiser step.
         learning_rate: Peak learning rate.
         optim: One of ``pyro.optim`` to train the flow with, instead of Adam on a one-cycle schedule; it brings its own
             learning rate, and its schedule, if it has one, takes a step with every optimiser step.
         num_particles: Particles on each of eight islands during exploration.
-        recipe: What runs when: ``"auto"``, ``"calibrate"``, ``"cover"`` or ``"distill"``; see ``pyro_osds.recipe``.
+        recipe: What runs when: ``"auto"``, ``"calibrate"``, ``"cover"`` or ``"distill"``; see
+            ``pyro_osds.train.recipe``.
         num_time_steps: Steps of the finest grid that ``"distill"`` and the velocity network learn, a power of two.
         network: ``"coupling"``, bijective and exact, or ``"velocity"``, the paper's free-form network.
         volume: With the velocity network, ``"exact"`` or ``"published"``: how its stretch of space is measured.

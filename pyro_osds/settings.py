@@ -6,13 +6,13 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pyro_osds.arguments import check_choices, check_counts, check_powers_of_two
-from pyro_osds.optimizer import check_optim
-from pyro_osds.plan import LEAN, FlowSize
-from pyro_osds.posterior import CORRECTIONS
-from pyro_osds.recipe import NETWORKS, RECIPES
-from pyro_osds.train import Budget
-from pyro_osds.velocity import VOLUMES
+from pyro_osds.posterior.draws import CORRECTIONS
+from pyro_osds.runtime.arguments import check_choices, check_counts, check_powers_of_two
+from pyro_osds.train.flows import LEAN, FlowSize
+from pyro_osds.train.optimizer import check_optim
+from pyro_osds.train.recipe import NETWORKS, RECIPES
+from pyro_osds.train.trainer import Budget
+from pyro_osds.train.velocity import VOLUMES
 
 # Of these the recipe uses all it needs; what num_iterations allows beyond is kept for escalation.
 _FIRST_ITERATIONS = 1000
@@ -126,7 +126,7 @@ class Settings:
 
     @property
     def recipe_options(self) -> dict[str, Any]:
-        """Arguments of :class:`pyro_osds.recipe.Recipe`."""
+        """Arguments of :class:`pyro_osds.train.recipe.Recipe`."""
         size = FlowSize(self.num_blocks or LEAN.num_blocks, 1, self.hidden_features or LEAN.hidden_features)
 
         return {

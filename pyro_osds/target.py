@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_osds.precision import most_precise
+from pyro_osds.runtime.precision import most_precise
 
 # Points at which the precisions of a function are compared.
 _NUM_PROBES = 8

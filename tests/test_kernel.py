@@ -293,7 +293,7 @@ def test_hidden_progress_bars_are_none(monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("a hidden progress bar was made")
 
-    monkeypatch.setattr("pyro_osds.progress.tqdm", forbidden)
+    monkeypatch.setattr("pyro_osds.runtime.progress.tqdm", forbidden)
     OSDS(model, num_samples=10, num_iterations=10, disable_progbar=True).run(Y, wait=WAIT)
 
 

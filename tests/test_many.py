@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pyro_osds import OSDS, FitManyError, InterruptedWarning, OSDSWarning, compare_evidence, fit_many
-from pyro_osds.trouble import UnreliableEvidenceWarning, warn
+from pyro_osds.runtime.warnings import UnreliableEvidenceWarning, warn
 
 Y = torch.tensor([1.2, 0.4, 2.1])
 

@@ -14,10 +14,10 @@ from pyro.infer import Predictive
 from pyro.infer.autoguide.initialization import init_to_value
 
 from pyro_osds import OSDS, Evidence, compare_evidence
-from pyro_osds.base import gaussian_base
-from pyro_osds.importance import effective_sample_size, log_mean_weight
-from pyro_osds.survey import survey
-from pyro_osds.train import Trainer
+from pyro_osds.explore.survey import survey
+from pyro_osds.flow.base import gaussian_base
+from pyro_osds.stats.weights import effective_sample_size, log_mean_weight
+from pyro_osds.train.trainer import Trainer
 
 Y = torch.tensor([1.2, 0.4, 2.1, 1.7, 0.9])
 CONJUGATE_LOG_EVIDENCE = -7.191953884885075

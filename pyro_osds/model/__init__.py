@@ -6,11 +6,11 @@ and ``potential_target`` are what the sampler gets; ``ladder`` evaluates them in
 ``torch.func.vmap`` does not do; ``trace`` reads the first run; ``sites`` lays latents out in one vector.
 """
 
+from pyro_osds.model.batching import CAPTURE, VECTORIZE, VectorizationWarning
 from pyro_osds.model.decode import TEMPERATURES
-from pyro_osds.model.ladder import CAPTURE, VECTORIZE, VectorizationWarning
-from pyro_osds.model.model_target import ModelTarget
-from pyro_osds.model.potential_target import PotentialTarget, one_point
+from pyro_osds.model.potential import PotentialTarget, one_point
 from pyro_osds.model.predictive import Predictive, prior_predictive
+from pyro_osds.model.target import ModelTarget
 
 __all__ = [
     "CAPTURE",

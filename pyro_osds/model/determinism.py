@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from pyro_osds.model.compat import is_numerical
 from pyro_osds.model.source import user_line
+from pyro_osds.model.vmap import is_numerical
 
 _DROPOUTS = {
     functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d,

@@ -23,10 +23,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from pyro_osds.model.compat import is_numerical
 from pyro_osds.model.decode import decode
-from pyro_osds.model.model_target import ModelTarget
 from pyro_osds.model.source import first_line
+from pyro_osds.model.target import ModelTarget
+from pyro_osds.model.vmap import is_numerical
 
 
 class Predictive:

@@ -4,7 +4,8 @@ A thousand runs take a second. Most models can be run once for all draws, inside
 ``x.mean()`` or ``x[0]`` would then mix draws, or take one of them for a coordinate. So rows of the one run are held
 against single runs, density by density.
 
-What would round to a bound of its support is drawn on the unconstrained side (:mod:`~pyro_osds.model.edge_draws`).
+What would round to a bound of its support is drawn on the unconstrained side
+(:mod:`~pyro_osds.model.distributions.edge_draws`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
-from pyro_osds.model.edge_draws import DrawUnconstrained, unconstrained_draw
-from pyro_osds.model.transforms import unconstrained_log_prob
+from pyro_osds.model.distributions.edge_draws import DrawUnconstrained, unconstrained_draw
+from pyro_osds.model.distributions.transforms import unconstrained_log_prob
 
 _NUM_CHECKED = 3
 

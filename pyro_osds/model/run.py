@@ -5,8 +5,8 @@ r"""One run of the user's model at one point ``u`` of the unconstrained space.
         + \sum_{\text{observed } j} \log p_j(y_j), \qquad z_i = T_i(u_i)
 
 :math:`T_i` maps the real line to the support of site *i*. It is looked up while the model runs, so a support may depend
-on other latents. Where :mod:`~pyro_osds.model.transforms` has a latent's two terms in closed form, :math:`z_i` is never
-looked at: it may have been rounded to a bound of its support.
+on other latents. Where :mod:`~pyro_osds.model.distributions.transforms` has a latent's two terms in closed form,
+:math:`z_i` is never looked at: it may have been rounded to a bound of its support.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform
 
+from pyro_osds.model.distributions.transforms import by_batch, unconstrained_log_prob
 from pyro_osds.model.enumeration import is_changed, is_enumerable, pointwise, sum_out
-from pyro_osds.model.transforms import by_batch, unconstrained_log_prob
 
 _NO_DENSITY = "so there is no density of fixed dimension"
 

@@ -1,0 +1,346 @@
+r"""Annealed sequential Monte Carlo: where is the posterior, how wide, in how many pieces, and how much of it is there.
+
+Particles move from a reference density :math:`r` to the target :math:`\gamma` along
+
+.. math:: \pi_\beta(z) \propto r(z)^{1-\beta}\, \gamma(z)^{\beta}, \qquad 0 = \beta_0 < \dots < \beta_T = 1,
+
+by reweighting, resampling and Hamiltonian moves. Each increment is chosen so that the effective sample size falls to a
+given share. Particles live on independent *islands*: resampling stays on an island, so each of them gives its own
+estimate of the log evidence, and their spread is the estimate's uncertainty.
+
+Source: sequential Monte Carlo samplers (Del Moral, Doucet, Jasra 2006); the islands serve as repeats.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_osds.runtime.progress import progress_bar
+from pyro_osds.stats.moments import fisher_moments
+from pyro_osds.stats.weights import effective_sample_size, pareto_k
+from pyro_osds.target import NotFiniteError, Target, finite_log_prob, log_prob_and_score
+
+_MIN_INCREMENT = 1e-12
+_TARGET_ACCEPTANCE = 0.75
+_log = logging.getLogger(__name__)
+
+
+class AnnealingPath(Protocol):
+    """A pair of densities to anneal between."""
+
+    dim: int
+
+    def sample(self, num_draws: int, /) -> Tensor:
+        """Draws of the reference, ``(num_draws, D)``."""
+        ...
+
+    def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log reference and log target at a batch, ``(B, D) -> (B,), (B,)``."""
+        ...
+
+
+class PriorPath:
+    """From a model's own prior to its posterior; one run of the model gives both densities.
+
+    Arguments:
+        target: A target with ``sample_prior`` and ``log_prior_and_likelihood``, such as ``ModelTarget``.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.dim = target.dim
+        self._target = target
+
+    def sample(self, num_draws: int, /) -> Tensor:
+        """Draws of the prior, ``(num_draws, D)``."""
+        return self._target.sample_prior(num_draws)  # type: ignore[attr-defined]
+
+    def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log prior and log joint density, ``(B, D) -> (B,), (B,)``."""
+        log_prior, log_likelihood = self._target.log_prior_and_likelihood(z)  # type: ignore[attr-defined]
+
+        return log_prior, log_prior + log_likelihood
+
+
+class ReferencePath:
+    """From any normalised density that can be sampled, such as a fitted base, to the target.
+
+    Arguments:
+        target: The target.
+        sample: Draws of the reference, ``n -> (n, D)``.
+        log_prob: Log density of the reference, ``(B, D) -> (B,)``.
+    """
+
+    def __init__(self, target: Target, sample: Callable[[int], Tensor], log_prob: Callable[[Tensor], Tensor]) -> None:
+        self.dim = target.dim
+        self.sample = sample
+        self._target = target
+        self._log_prob = log_prob
+
+    def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log reference and log target, ``(B, D) -> (B,), (B,)``."""
+        return self._log_prob(z), self._target.log_prob(z)
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """Equally weighted particles at the end of an annealing run, and what the run saw.
+
+    Arguments:
+        z: Particles, ``(num_islands * num_particles, D)``.
+        log_prob: Log density of the target at the particles.
+        island_log_evidence: One estimate per island, nats, ``(num_islands,)``.
+        num_temperatures: Annealing steps taken.
+        num_evaluations: Points at which the density was evaluated.
+        acceptance: Mean acceptance of the last Hamiltonian moves.
+        num_not_finite: Particles that were drawn from the reference with a density that is not finite.
+        pareto_k: Largest shape of the tail of the weights of one change of temperature.
+        ess: Smallest effective number of particles after one.
+        start: The draws of the reference, ``(num_islands * num_particles, D)``.
+        settled: Whether the mean log density had stopped drifting at the end; true where nobody looked.
+        num_undefined: Draws of the reference with a density that is nan or ``+inf``.
+        undefined_at: One of them, ``(D,)``; empty where there is none.
+    """
+
+    z: Tensor
+    log_prob: Tensor
+    island_log_evidence: Tensor
+    num_temperatures: int
+    num_evaluations: int
+    acceptance: float
+    num_not_finite: int
+    pareto_k: float = -math.inf
+    ess: float = math.nan
+    start: Tensor = field(default_factory=lambda: torch.empty(0))
+    settled: bool = True
+    num_undefined: int = 0
+    undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def log_evidence(self) -> float:
+        """Log of the islands' mean evidence, nats."""
+        estimates = self.island_log_evidence.double()
+
+        return (torch.logsumexp(estimates, 0) - math.log(len(estimates))).item()
+
+    @property
+    def std_error(self) -> float:
+        """Standard error of ``log_evidence`` from the spread between islands, nats."""
+        estimates = self.island_log_evidence.double()
+        ratios = (estimates - self.log_evidence).exp()
+
+        return (ratios.std() / math.sqrt(len(ratios))).item()
+
+
+def explore(
+    path: AnnealingPath,
+    num_particles: int = 64,
+    num_islands: int = 8,
+    *,
+    ess_threshold: float = 0.5,
+    num_moves: int = 2,
+    num_leapfrog: int = 5,
+    min_temperatures: int = 1,
+    max_temperatures: int = 100,
+    max_settling: int = 20,
+    phase: str = "Explore",
+) -> Exploration:
+    """Anneal particles from the path's reference to its target.
+
+    Arguments:
+        path: Where to start and where to go.
+        num_particles: Particles on each island.
+        num_islands: Independent repeats, run in one batch.
+        ess_threshold: Share of the effective sample size that a change of temperature may leave.
+        num_moves: Hamiltonian moves at each temperature.
+        num_leapfrog: Leapfrog steps of a move.
+        min_temperatures: Annealing steps at least. The tail of the weights of one step is lighter by that factor.
+        max_settling: Rounds of moves at the target, at most, until the mean log density no longer drifts.
+        max_temperatures: After this many the rest of the way is one step, so that a run always ends.
+        phase: What the progress bar of a run calls it.
+
+    Returns:
+        The particles at the target and the islands' estimates of the log evidence.
+
+    Raises:
+        NotFiniteError: If the target is not finite at any particle of the reference.
+    """
+    num_total = num_particles * num_islands
+    largest_increment = 1.0 / min_temperatures
+    z, log_reference, log_target, undefined = _start(path, num_total)
+    start = z
+    num_not_finite = int((~log_target.isfinite()).sum())
+    mover = _HamiltonianMover(path, num_moves, num_leapfrog)
+    log_evidence = z.new_zeros(num_islands, dtype=torch.float64)
+    beta, num_temperatures, k, ess = 0.0, 0, -math.inf, math.inf
+    progress = progress_bar(1.0, phase)
+    while beta < 1.0:
+        log_ratio = (log_target - log_reference).view(num_islands, num_particles)
+        last = num_temperatures + 1 >= max_temperatures
+        increment = 1.0 - beta if last else _increment(log_ratio, min(1.0 - beta, largest_increment), ess_threshold)
+        log_weight = (increment * log_ratio).nan_to_num(nan=-torch.inf)
+        log_evidence += torch.logsumexp(log_weight.double(), 1) - math.log(num_particles)
+        k, ess = max(k, pareto_k(log_weight.flatten())), min(ess, effective_sample_size(log_weight.flatten()))
+        # Seven sevenths may sum up to a little less than one.
+        before, beta = beta, 1.0 if beta + increment > 1.0 - 1e-9 else beta + increment
+        index = _resample(log_weight)
+        z, log_reference, log_target = mover.move(z[index], log_reference[index], log_target[index], beta)
+        num_temperatures += 1
+        progress.set_postfix(beta=f"{beta:.2g}", temperatures=str(num_temperatures))
+        progress.update(beta - before)
+        _log.debug("%s: beta %.3g, acceptance %.2f", phase, beta, mover.acceptance)
+    z, log_target, settled = _settle(mover, z, log_reference, log_target, max_settling)
+    progress.close()
+    _log.debug("%s: %d temperatures, settled %s", phase, num_temperatures, settled)
+
+    return Exploration(
+        z,
+        log_target,
+        log_evidence,
+        num_temperatures,
+        mover.num_evaluations + num_total,
+        mover.acceptance,
+        num_not_finite,
+        k,
+        ess,
+        start,
+        settled,
+        len(undefined),
+        undefined[:1].flatten(),
+    )
+
+
+def _settle(
+    mover: _HamiltonianMover, z: Tensor, log_reference: Tensor, log_target: Tensor, max_settling: int
+) -> tuple[Tensor, Tensor, bool]:
+    """Keep moving at the target until the mean log density stops drifting: a fast annealing leaves particles behind."""
+    settled = max_settling == 0
+    for _ in range(max_settling):
+        before = log_target
+        z, log_reference, log_target = mover.move(z, log_reference, log_target, 1.0)
+        drift = (log_target - before).double()
+        settled = bool(drift.mean().abs() < 2 * (log_target.double().var() / len(drift)).sqrt())
+        if settled:
+            break
+
+    return z, log_target, settled
+
+
+def _start(path: AnnealingPath, num_total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draws of the reference and their densities, zero where the target is not finite; and those where it is nan."""
+    given = z = path.sample(num_total)
+    usable = z.isfinite().all(-1)
+    # A point that overflowed has no coordinates to move from: it takes the place of a usable one, with weight zero.
+    z = torch.where(usable[:, None], z, z.new_zeros(()))
+    with torch.no_grad():
+        log_reference, log_target = path.log_densities(z)
+    undefined = given[given.isnan().any(-1) | (usable & (log_target.isnan() | (log_target == torch.inf)))]
+    usable = usable & log_reference.isfinite() & log_target.isfinite()
+    if not usable.any():
+        raise NotFiniteError(
+            f"The log density is not finite at any of {num_total} starting points (for instance "
+            f"{log_target[0].item()} at {[round(value, 3) for value in z[0].tolist()][:5]}).",
+            z[0],
+        )
+
+    return z, torch.where(usable, log_reference, 0.0), torch.where(usable, log_target, -torch.inf), undefined
+
+
+def _increment(log_ratio: Tensor, remaining: float, ess_threshold: float) -> float:
+    """The largest increment of the inverse temperature that keeps the islands' mean share of effective particles."""
+
+    def share(increment: float) -> float:
+        log_weight = increment * log_ratio
+        normalised = log_weight - torch.logsumexp(log_weight, 1, keepdim=True)
+        share_of_alive = torch.exp(-torch.logsumexp(2 * normalised, 1)) / log_ratio.isfinite().sum(1).clamp(min=1)
+        return share_of_alive.nan_to_num(0.0).mean().item()
+
+    if share(remaining) >= ess_threshold:
+        return remaining
+    low, high = math.log(_MIN_INCREMENT), math.log(remaining)
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if share(math.exp(middle)) >= ess_threshold else (low, middle)
+
+    return math.exp(low)
+
+
+def _resample(log_weight: Tensor) -> Tensor:
+    """Systematic resampling on each island, ``(num_islands, N)`` to flat indices ``(num_islands * N,)``."""
+    num_islands, num_particles = log_weight.shape
+    weights = torch.softmax(log_weight.double(), 1).nan_to_num(1.0 / num_particles)
+    offset = torch.rand(num_islands, 1, dtype=torch.float64, device=weights.device)
+    grid = (torch.arange(num_particles, dtype=torch.float64, device=weights.device) + offset) / num_particles
+    index = torch.searchsorted(weights.cumsum(1), grid).clamp(max=num_particles - 1)
+    first = torch.arange(num_islands, device=weights.device)[:, None] * num_particles
+
+    return (index + first).reshape(-1)
+
+
+class _HamiltonianMover:
+    """Hamiltonian moves of all particles at once, in coordinates whitened by the particles and their scores."""
+
+    def __init__(self, path: AnnealingPath, num_moves: int, num_leapfrog: int) -> None:
+        self.path = path
+        self.num_moves = num_moves
+        self.num_leapfrog = num_leapfrog
+        self.step_size = 0.9 * path.dim**-0.25
+        self.acceptance = math.nan
+        self.num_evaluations = 0
+        self.scale_tril = torch.empty(0)
+
+    def move(self, z: Tensor, log_reference: Tensor, log_target: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Metropolised Hamiltonian moves that leave the tempered density unchanged."""
+        state = self._evaluate(z, beta)
+        self.scale_tril = fisher_moments(z, state[2])[1]
+        for _ in range(self.num_moves):
+            proposal, log_ratio = self._propose(state, beta)
+            probability = log_ratio.clamp(max=0.0).exp().nan_to_num(0.0)
+            accept = torch.rand_like(probability) < probability
+            state = tuple(_select(accept, new, old) for new, old in zip(proposal, state, strict=True))
+            self.acceptance = probability.mean().item()
+            self.step_size *= math.exp(self.acceptance - _TARGET_ACCEPTANCE)
+        z, _, _, log_reference, log_target = state
+
+        return z, log_reference, log_target
+
+    def _evaluate(self, z: Tensor, beta: float) -> tuple[Tensor, ...]:
+        parts: list[Tensor] = []
+
+        def tempered(points: Tensor) -> Tensor:
+            log_reference, log_target = self.path.log_densities(points)
+            parts[:] = [log_reference.detach(), finite_log_prob(log_target.detach())]
+            # At beta = 1 the reference is left out altogether: its infinities have no part in the target.
+            return log_target if beta == 1.0 else (1.0 - beta) * log_reference + beta * log_target
+
+        log_prob, score = log_prob_and_score(tempered, z)
+        self.num_evaluations += len(z)
+
+        return z, log_prob, score, parts[0], parts[1]
+
+    def _propose(self, state: tuple[Tensor, ...], beta: float) -> tuple[tuple[Tensor, ...], Tensor]:
+        z, log_prob, score = state[:3]
+        momentum = torch.randn_like(z)
+        # Step sizes spread over a factor of five, so that some suit the narrowest part of an uneven density.
+        step = self.step_size * 5.0 ** -torch.rand_like(log_prob)[:, None]
+        energy = 0.5 * momentum.square().sum(-1) - log_prob
+        proposal = state
+        momentum = momentum + 0.5 * step * (score @ self.scale_tril)
+        for index in range(self.num_leapfrog):
+            z = z + step * (momentum @ self.scale_tril.mT)
+            proposal = self._evaluate(z, beta)
+            half = 0.5 if index == self.num_leapfrog - 1 else 1.0
+            momentum = momentum + half * step * (proposal[2] @ self.scale_tril)
+        new_energy = 0.5 * momentum.square().sum(-1) - proposal[1]
+
+        return proposal, energy - new_energy
+
+
+def _select(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(accept[:, None] if new.dim() == 2 else accept, new, old)

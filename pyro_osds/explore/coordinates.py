@@ -1,0 +1,42 @@
+"""The coordinates that a survey chose, in words that a file can hold, and found again in another target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pyro_osds.explore.ordering import Exchange, OrderedTarget
+
+
+def coordinates_of(target: Any) -> dict[str, Any]:
+    """Whether a target is standardised, or which of its components are in which order.
+
+    Example:
+        >>> from pyro_osds.target import FunctionTarget
+        >>> coordinates_of(FunctionTarget(lambda z: -z.square().sum(-1), dim=2))
+        {'standardized': False, 'exchange': None, 'ordering': None}
+    """
+    is_ordered = isinstance(target, OrderedTarget)
+
+    return {
+        "standardized": getattr(target, "standardized", False),
+        "exchange": target.exchange if is_ordered else None,
+        "ordering": target.ordering if is_ordered else None,
+    }
+
+
+def in_coordinates(target: Any, coordinates: dict[str, Any]) -> Any:
+    """A target seen in the coordinates that :func:`coordinates_of` told of.
+
+    Arguments:
+        target: The target, in the coordinates of its sites.
+        coordinates: What was told of another one with the same sites.
+    """
+    exchange: Exchange | None = coordinates["exchange"]
+    if exchange is not None:
+        return OrderedTarget(target, exchange, coordinates["ordering"])
+    if coordinates["standardized"]:
+        return target.other_coordinates(torch.zeros(1, target.dim, dtype=target.dtype, device=target.device))[0]
+
+    return target

@@ -1,0 +1,132 @@
+"""Modes that annealing lost: many points looked at, the best ones followed to where they come to rest.
+
+A narrow mode holds few draws of a wide reference, and while the target is still tempered it holds little of the mass:
+particles leave it before it counts. A look at very many points costs one evaluation each. Space is cut into cells, and
+the best point of each cell, some of the given points, and some particles after gradient ascent run Hamiltonian moves
+at the target itself. Where one comes to rest in a mode without particles, annealing has to begin again from a reference
+that knows the place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import MixtureSameFamily
+
+from pyro_osds.explore.modes import find_modes, spread_out
+from pyro_osds.explore.reference import come_to_rest, num_affordable, reference_of_modes
+from pyro_osds.runtime.light_adam import LightAdam
+from pyro_osds.stats.moments import ENOUGH_PARTICLES, weighted_moments
+from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
+
+_NUM_SCOUTS = 65536
+_MAX_TERMS = 5e7
+_NUM_CELLS = 256
+_NUM_OTHERS = 768
+_NUM_CLIMBERS, _NUM_CLIMBS = 64, 100
+# With more terms than this even those are too many.
+_MANY_TERMS = 20_000
+# As far as gradient ascent gets along each coordinate, in standard deviations of the particles.
+_CLIMB = 5.0
+# Smoothing of the draws that scouts are made of, in their standard deviations.
+_BANDWIDTH = 0.2
+_STRETCH = 3.0
+# Two sets of particles of one mode do not differ as much in their largest log density.
+_SPIKE = 3.0
+# Nor is a gap so much wider than the widest among the particles.
+_FAR = 1.5
+
+
+def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> MixtureSameFamily | None:
+    """A reference for another annealing run, with half of its mass on modes that hold none of the particles.
+
+    Arguments:
+        target: The target.
+        start: Points spread as widely as the posterior may be, ``(M, D)``, such as draws of the prior.
+        z: Particles, ``(N, D)``.
+        log_prob: Their log densities, ``(N,)``.
+
+    Returns:
+        The reference, or None where every scout came to rest among the particles; and None in many dimensions, where
+        the mass lies so far below its mode that whatever climbs would seem to have found another one.
+    """
+    if len(z) < ENOUGH_PARTICLES * target.dim:
+        return None
+    known = log_prob.isfinite()
+    rest = come_to_rest(target, torch.cat([_chosen(target, start), _climbed(target, z[known])]))
+    if not len(rest.z) or not known.any():
+        return None
+    points, densities = torch.cat([z[known], rest.z]), torch.cat([log_prob[known], rest.log_prob])
+    labels = find_modes(points, densities, target.log_prob, min_share=0.0).labels
+    labels, among_particles = labels[known.sum() :], labels[: known.sum()].unique()
+    # A spike on a broad mode lies behind no valley, but higher than any particle; nor need there be one in front of a
+    # mode that is merely far: each of them is a mode of its own.
+    alone = (rest.log_prob > log_prob[known].max() + _SPIKE) | _is_far(rest.z, z[known])
+    labels = torch.where(alone, labels.max() + 1 + torch.arange(len(labels), device=labels.device), labels)
+    lost = ~torch.isin(labels, among_particles)
+    if not lost.any():
+        return None
+    whole = weighted_moments(z, torch.zeros_like(log_prob))
+
+    return reference_of_modes(whole, rest.z[lost], rest.step[lost], labels[lost])
+
+
+def _climbed(target: Target, z: Tensor) -> Tensor:
+    """Some particles after gradient ascent: a spike within a broad mode may hold none, and lies uphill of all."""
+    loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
+    chosen = z[spread_out(z, _fewer(target, _NUM_CLIMBERS))]
+    u = torch.linalg.solve_triangular(scale_tril, (chosen - loc).mT, upper=False).mT
+    optimizer = LightAdam([u], lr=_CLIMB / _NUM_CLIMBS)
+    for _ in range(_NUM_CLIMBS):
+        _, score = log_prob_and_score(target.log_prob, loc + u @ scale_tril.mT)
+        u.grad = -score @ scale_tril
+        optimizer.step()
+
+    return loc + u @ scale_tril.mT
+
+
+def _is_far(points: Tensor, z: Tensor) -> Tensor:
+    """Whether points lie farther from all particles than any particle from all others, ``(M,)``."""
+    loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
+    points, z = (torch.linalg.solve_triangular(scale_tril, (x - loc).mT, upper=False).mT for x in (points, z))
+    largest_gap = torch.cdist(z, z).fill_diagonal_(torch.inf).amin(1).max()
+
+    return torch.cdist(points, z).amin(1) > _FAR * largest_gap
+
+
+def _chosen(target: Target, start: Tensor) -> Tensor:
+    """Points to follow: the best of very many in each cell, which find what is narrow, and some of the given ones."""
+    num_terms = max(1, getattr(target, "num_terms", 1))
+    num_cells = _fewer(target, _NUM_CELLS)
+    scouts = _smoothed(start, int(min(_NUM_SCOUTS, max(_MAX_TERMS / num_terms, 4 * _NUM_CELLS))))
+    with torch.no_grad():
+        density = finite_log_prob(in_chunks(target.log_prob, scouts))
+    loc, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
+    scale = scale_tril.diagonal()
+    centres = scouts[torch.randint(len(scouts), (num_cells,), device=scouts.device)]
+    cell = torch.cdist((scouts - loc) / scale, (centres - loc) / scale).argmin(1)
+    order = density.argsort()
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    best = torch.full((num_cells,), -1, dtype=torch.long, device=start.device)
+    best = best.scatter_reduce(0, cell, rank, "amax")
+    best = order[best[best >= 0]]
+    count = num_affordable(target, _NUM_OTHERS, at_least=num_cells)
+
+    return torch.cat([scouts[best[density[best].isfinite()]], start[spread_out(start, count)]])
+
+
+def _fewer(target: Target, count: int) -> int:
+    """A number of points to follow, smaller where the density has very many terms."""
+    return max(16, int(count * min(1.0, _MANY_TERMS / max(1, getattr(target, "num_terms", 1)))))
+
+
+def _smoothed(start: Tensor, count: int) -> Tensor:
+    """Draws of a kernel density estimate of points, one half of them stretched."""
+    loc, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
+    chosen = start[torch.randint(len(start), (count,), device=start.device)]
+
+    scouts = chosen + _BANDWIDTH * torch.randn_like(chosen) @ scale_tril.mT
+    # Every other one far out: data may be a surprise to the prior.
+    scouts[::2] = loc + _STRETCH * (scouts[::2] - loc)
+
+    return scouts

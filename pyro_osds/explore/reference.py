@@ -1,0 +1,210 @@
+r"""Where to start annealing when there is no prior to draw from: a wide Gaussian around what is out there.
+
+.. math:: r(z) = \mathcal{N}(z;\ \mu,\ 2\Sigma)
+
+Points thrown at scales from 1/2 to 64 run Hamiltonian moves with a step size of their own each; :math:`\mu` and
+:math:`\Sigma` are the mean and covariance of where those that arrived have come to rest. If that is in several modes,
+half of the reference sits on those, so that a narrow or a far one is not lost before annealing begins.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily
+
+from pyro_osds.explore.modes import find_modes, spread_out
+from pyro_osds.stats.gaussian import Gaussian
+from pyro_osds.stats.moments import weighted_moments
+from pyro_osds.target import NotFiniteError, Target, log_prob_and_score
+
+# More modes than this and the points say little about each.
+_MAX_MODES = 128
+_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+_NUM_MOVES = 20
+_NUM_LEAPFROG = 5
+# What the moves of all points may cost, in terms of the log density: some seconds on one core.
+_MAX_TERMS = 2e8
+_STEP_UP, _STEP_DOWN = 1.3, 0.5
+# Ascents where no point comes to rest, and draws around each mode.
+_NUM_CLIMBS, _NUM_AROUND, _MAX_LAPLACE_DIM = 8, 128, 256
+
+
+class Rest(NamedTuple):
+    """Where points came to rest.
+
+    Arguments:
+        z: The points, ``(N, D)``.
+        log_prob: Their log densities, ``(N,)``.
+        step: The step sizes that suited them there, ``(N,)``.
+    """
+
+    z: Tensor
+    log_prob: Tensor
+    step: Tensor
+
+
+def throw(target: Target, num_points: int = 4096, starts: Tensor | None = None) -> Rest:
+    """Points thrown at all scales, where they came to rest.
+
+    Arguments:
+        target: The target.
+        num_points: Points thrown; fewer where the density has many terms.
+        starts: Points to throw around, ``(S, D)``; default: the origin.
+
+    Returns:
+        At most 1024 of the points that came to rest.
+
+    Raises:
+        NotFiniteError: If the target is finite at no point.
+    """
+    num_points = num_affordable(target, num_points, at_least=1024)
+    scales = torch.tensor(_SCALES, dtype=target.dtype, device=target.device)
+    noise = torch.randn(num_points, target.dim, dtype=target.dtype, device=target.device)
+    z = noise * scales.repeat(num_points // len(scales) + 1)[:num_points, None]
+    if starts is not None:
+        z = z + starts.to(z)[torch.arange(num_points, device=z.device) % len(starts)]
+    rest = come_to_rest(target, z)
+    if not len(rest.z):
+        # Step sizes are the same for all coordinates: where their scales differ by a factor of thousands, none arrives.
+        rest = laplace_draws(target, z)
+    if not len(rest.z):
+        raise NotFiniteError(
+            f"The log density is not finite at any of {num_points} points between 0.5 and 64 units from the start; "
+            "pass initial_params at a point where it is.",
+            z[0],
+        )
+    chosen = spread_out(rest.z)
+
+    return Rest(rest.z[chosen], rest.log_prob[chosen], rest.step[chosen])
+
+
+def laplace_draws(target: Target, z: Tensor) -> Rest:
+    r"""Draws around modes that a quasi-Newton ascent finds, with the inverse Hessian there as their covariance.
+
+    Arguments:
+        target: The target.
+        z: Points to climb from, ``(N, D)``; some of those with a finite density are taken.
+
+    Returns:
+        Draws of finite density; none where nothing is finite, or in many dimensions.
+    """
+    start = z[: 8 * _NUM_CLIMBS]
+    start = start[log_prob_and_score(target.log_prob, start)[0].isfinite()][:_NUM_CLIMBS]
+    if not len(start) or target.dim > _MAX_LAPLACE_DIM:
+        return Rest(z[:0], z.new_zeros(0), z.new_zeros(0))
+    draws = torch.cat([_around_mode(target, point) for point in start])
+    with torch.no_grad():
+        log_prob = target.log_prob(draws)
+    finite = log_prob.isfinite()
+
+    return Rest(draws[finite], log_prob[finite], draws.new_zeros(int(finite.sum())))
+
+
+def _around_mode(target: Target, point: Tensor) -> Tensor:
+    """Draws of the Gaussian that fits the mode above one point, ``(_NUM_AROUND, D)``."""
+    from scipy.optimize import minimize  # here, since it takes half a second and is rarely needed
+
+    def negative(x: Any) -> tuple[float, Any]:
+        log_prob, score = log_prob_and_score(target.log_prob, torch.as_tensor(x).to(point)[None])
+        value = log_prob.item()
+        return (-value if math.isfinite(value) else 1e300), -score[0].double().cpu().numpy()
+
+    with np.errstate(over="ignore", invalid="ignore"):  # an ascent without an end is no news here
+        found = minimize(negative, point.double().cpu().numpy(), jac=True, method="BFGS", options={"maxiter": 500})
+    mode, guess = torch.as_tensor(found.x).to(point), torch.as_tensor(found.hess_inv).to(point)
+    # The Hessian by differences of scores, in steps of a tenth of the scale that the ascent has learnt.
+    step = 0.1 * guess.diagonal().clamp(min=1e-30).sqrt()
+    ends = torch.cat([mode + step.diag(), mode - step.diag()])
+    up, down = log_prob_and_score(target.log_prob, ends)[1].chunk(2)
+    scaled = -(up - down) / 2.0 * step
+    precision, vectors = torch.linalg.eigh(0.5 * (scaled + scaled.mT))
+    scale = step[:, None] * vectors * precision.clamp(min=1e-6).rsqrt()
+
+    return mode + torch.randn(_NUM_AROUND, len(mode), dtype=mode.dtype, device=mode.device) @ scale.mT
+
+
+def wide_reference(target: Target, rest: Rest) -> MixtureSameFamily:
+    """A density that covers where the target's mass is.
+
+    Arguments:
+        target: The target.
+        rest: Points at rest all over it.
+
+    Returns:
+        A normalised density to anneal from.
+    """
+    labels = find_modes(rest.z, rest.log_prob, target.log_prob, 0.0).labels
+    whole = weighted_moments(rest.z, torch.zeros_like(rest.log_prob))
+    if not 1 < int(labels.max()) + 1 <= _MAX_MODES:
+        labels = labels[:0]
+    inside = slice(len(labels))
+
+    return reference_of_modes(whole, rest.z[inside], rest.step[inside], labels)
+
+
+def num_affordable(target: Target, num_points: int, at_least: int) -> int:
+    """How many points may come to rest: fewer where the density has many terms."""
+    num_terms = max(1, getattr(target, "num_terms", 1))
+
+    return min(num_points, max(at_least, int(_MAX_TERMS / (_NUM_MOVES * _NUM_LEAPFROG * num_terms))))
+
+
+def reference_of_modes(whole: tuple[Tensor, Tensor], z: Tensor, step: Tensor, labels: Tensor) -> MixtureSameFamily:
+    """Half of the mass on the whole, the other half on the modes, one like the other.
+
+    Arguments:
+        whole: Location and scale of the whole; twice its variance is used.
+        z: Points at rest in the modes, ``(N, D)``; may be none.
+        step: Their step sizes, ``(N,)``: one that was accepted tells the width of a mode that a single point reached.
+        labels: Their modes, ``(N,)``.
+    """
+    locs, scales = [whole[0]], [2.0**0.5 * whole[1]]
+    eye = torch.eye(len(whole[0]), dtype=z.dtype, device=z.device)
+    for mode in labels.unique()[:_MAX_MODES]:
+        inside = labels == mode
+        loc, scale_tril = weighted_moments(z[inside], torch.zeros_like(step[inside]))
+        width = step[inside].median().square() * eye
+        locs.append(loc)
+        scales.append(torch.linalg.cholesky(2.0 * scale_tril @ scale_tril.mT + width))
+    probs = torch.tensor([float(max(len(locs) - 1, 1)), *[1.0] * (len(locs) - 1)], dtype=z.dtype, device=z.device)
+
+    return MixtureSameFamily(
+        Categorical(probs=probs / probs.sum()),
+        Gaussian(torch.stack(locs), torch.stack(scales)),
+        validate_args=False,
+    )
+
+
+def come_to_rest(target: Target, z: Tensor) -> Rest:
+    """Hamiltonian moves with a step size of their own for each point; those that still climb fast are left out."""
+    log_prob, score = log_prob_and_score(target.log_prob, z)
+    step = z.new_full((len(z), 1), 0.1)
+    before = log_prob
+    for move in range(_NUM_MOVES):
+        if move == _NUM_MOVES * 3 // 4:
+            before = log_prob
+        new_z, new_log_prob, new_score = z, log_prob, score
+        momentum = torch.randn_like(z)
+        energy = 0.5 * momentum.square().sum(-1) - log_prob
+        momentum = momentum + 0.5 * step * score
+        for index in range(_NUM_LEAPFROG):
+            new_z = new_z + step * momentum
+            new_log_prob, new_score = log_prob_and_score(target.log_prob, new_z)
+            momentum = momentum + (0.5 if index == _NUM_LEAPFROG - 1 else 1.0) * step * new_score
+        change = energy - 0.5 * momentum.square().sum(-1) + new_log_prob
+        accept = torch.rand_like(log_prob).log() < change.nan_to_num(-torch.inf)
+        accept = accept | (~log_prob.isfinite() & new_log_prob.isfinite())
+        z, score = torch.where(accept[:, None], new_z, z), torch.where(accept[:, None], new_score, score)
+        log_prob = torch.where(accept, new_log_prob, log_prob)
+        step = torch.where(accept[:, None], _STEP_UP * step, _STEP_DOWN * step)
+
+    # Still climbing fast means not arrived.
+    climb = (log_prob - before).nan_to_num(torch.inf)
+    arrived = log_prob.isfinite() & (climb < target.dim + 10.0)
+
+    return Rest(z[arrived], log_prob[arrived], step[arrived, 0])

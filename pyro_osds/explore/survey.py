@@ -1,0 +1,337 @@
+r"""Before any training: explore the posterior, count its modes, choose the base, and take an independent log evidence.
+
+From the prior, where there is one, or else from a wide Gaussian, particles are annealed to the posterior. Where that
+way was long, its log evidence is worth little; then a second, short way from the base that the first one found gives
+the check. In many dimensions particles are too few for a base: the Gaussian of the largest ELBO takes its place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_osds.explore.annealing import AnnealingPath, Exploration, PriorPath, ReferencePath, explore
+from pyro_osds.explore.mode_search import lost_modes
+from pyro_osds.explore.modes import Modes, find_modes
+from pyro_osds.explore.ordering import OrderedTarget, find_exchanges, ordered
+from pyro_osds.explore.propriety import Endless, find_endless
+from pyro_osds.explore.reference import throw, wide_reference
+from pyro_osds.explore.variational import variational_base
+from pyro_osds.flow.base import MAX_COMPONENTS, Base, adapt_mixture, effective_share, gaussian_base, mixture_base
+from pyro_osds.stats.moments import ENOUGH_PARTICLES, weighted_moments
+from pyro_osds.target import NotFiniteError, Target, finite_log_prob, in_chunks, log_prob_and_score
+
+_SHORT_WAY = 3
+_MAX_WAYS = 3
+_MIN_GAIN = 0.5
+_MORE_PARTICLES = 8
+# What the slow way may cost, in terms of the log density: about a minute on one core.
+_MAX_TERMS = 2e9
+# Evaluations of the slow way by temperature of the first one and by particle: it has more temperatures, and more moves.
+_SLOW_WAY = 50
+# Effective shares of a base's own draws: below the first a mixture is tried, and kept above the second.
+_POOR_BASE, _GOOD_BASE = 0.1, 0.5
+# Share of pairs of particles with a valley between them, from which on the posterior has more than one mode.
+_MANY_PARTED = 0.02
+# From which on it is folded; a funnel, curved as it is, has fewer.
+_FOLDED = 0.25
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What exploration found.
+
+    Arguments:
+        target: The target, in the coordinates that suit it best.
+        base: The base that the leap starts from.
+        exploration: The last annealing run; its log evidence is the check of the flow's.
+        modes: Separated modes among the particles.
+        num_evaluations: Points at which the density was evaluated in annealing.
+        endless: Where the density was seen not to fall off, as one without an integral does not; or None.
+        undefined_share: Share of the draws of the prior with a density that is nan or ``+inf``.
+        undefined_at: One of them, ``(D,)``; empty where there is none.
+    """
+
+    target: Any
+    base: Base
+    exploration: Exploration
+    modes: Modes
+    num_evaluations: int
+    endless: Endless | None = None
+    undefined_share: float = 0.0
+    undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __post_init__(self) -> None:
+        # Files of earlier versions hold the coordinates alone.
+        if isinstance(self.endless, (tuple, list)):
+            noted = tuple(self.endless)
+            object.__setattr__(self, "endless", Endless(noted) if noted else None)
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether valleys run through the posterior, and no mixture base takes care of them."""
+        return self.modes.parted > _FOLDED and self.base.num_components == 1
+
+
+def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts: Tensor | None = None) -> Survey:
+    """Explore a target and choose the base.
+
+    Arguments:
+        target: The target; if it can sample its own prior, annealing starts there.
+        num_particles: Particles on each island.
+        num_islands: Independent repeats of the annealing.
+        starts: Unconstrained points to look around, ``(S, D)``, where no prior can be sampled.
+
+    Returns:
+        The base, the particles and the check.
+
+    Example:
+        >>> from pyro_osds.target import FunctionTarget
+        >>> torch.manual_seed(0) and None
+        >>> found = survey(FunctionTarget(lambda z: -0.5 * (z - 3).square().sum(-1), dim=2))
+        >>> found.modes.count, found.base.loc.round().tolist()
+        (1, [3.0, 3.0])
+    """
+    way, spread = first_way(target, starts)
+    exploration = explore(way, num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
+    exploration = replace(exploration, start=exploration.start if spread is None else spread)
+    num_evaluations, ways = exploration.num_evaluations, 1
+    first, from_prior = exploration, isinstance(way, PriorPath)
+    given, (target, exploration, modes) = target, _in_one_order(target, exploration)
+    more = _affordable(given, exploration) if modes.parted > _MANY_PARTED and _is_vectorized(given) else 0
+    if more:
+        # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
+        num_particles *= more
+        exploration = explore(way, num_particles, num_islands, ess_threshold=0.8, num_moves=4, phase="Explore slowly")
+        num_evaluations += exploration.num_evaluations
+        exploration = replace(exploration, start=exploration.start if spread is None else spread)
+        target, exploration, modes = _in_one_order(given, exploration)
+    target, exploration = _choose_coordinates(target, exploration)
+    exploration = _with_lost_modes(target, exploration, num_particles, num_islands)
+    modes = _find_modes(target, exploration)
+    base = _choose_base(target, exploration, modes)
+    if _has_many_dimensions(target, exploration) and modes.parted <= _MANY_PARTED:
+        base = variational_base(target, base)
+        exploration = _explore_from(target, base, exploration, num_particles, num_islands)
+        num_evaluations += exploration.num_evaluations
+        ways = _MAX_WAYS
+    while exploration.num_temperatures > _SHORT_WAY and ways < _MAX_WAYS and modes.parted <= _MANY_PARTED:
+        way = ReferencePath(target, base.sample, base.log_prob)
+        try:
+            exploration = explore(way, num_particles, num_islands, max_settling=0, phase="Explore again")
+        except NotFiniteError:
+            # A base all of whose draws overflow knows less than the particles that it was fitted to.
+            break
+        modes = _find_modes(target, exploration)
+        base = _choose_base(target, exploration, modes)
+        num_evaluations += exploration.num_evaluations
+        ways += 1
+
+    loc, scale_tril = weighted_moments(exploration.z, torch.zeros_like(exploration.log_prob))
+    endless = find_endless(target, loc, scale_tril)
+
+    undefined = first.num_undefined / len(first.start) if from_prior else 0.0
+
+    return Survey(target, base, exploration, modes, num_evaluations, endless, undefined, first.undefined_at)
+
+
+def explore_anew(
+    target: Any, found: Survey, num_particles: int, num_islands: int, starts: Tensor | None
+) -> Exploration:
+    """The first way again, slowly and with more particles: draws where no flow could be had.
+
+    Arguments:
+        target: The target in the coordinates that it was given in.
+        found: What the survey found, in the coordinates that it chose.
+        num_particles: Particles on each island.
+        num_islands: Independent repeats.
+        starts: Unconstrained points to look around, ``(S, D)``, where no prior can be sampled.
+
+    Returns:
+        The particles, in the coordinates of the survey.
+    """
+    way, _ = first_way(target, starts)
+    exploration = explore(way, num_particles, num_islands, ess_threshold=0.7, phase="Explore anew")
+    z, seen = exploration.z, found.target
+    if isinstance(seen, OrderedTarget):
+        z = seen.to_ordered(z)
+    elif seen is not target:
+        z = target.other_coordinates(z)[1]
+    with torch.no_grad():
+        log_prob = finite_log_prob(in_chunks(seen.log_prob, z))
+
+    return replace(exploration, z=z, log_prob=log_prob)
+
+
+def resurvey(found: Survey, exploration: Exploration) -> Survey:
+    """The same target seen through better particles: modes and base anew, the check as it was.
+
+    Arguments:
+        found: What the first survey found.
+        exploration: Particles in its coordinates, of a bridge for instance.
+    """
+    modes = _find_modes(found.target, exploration)
+    base = _choose_base(found.target, exploration, modes)
+
+    # What starts from the flow cannot check it: a mode that the flow lost is lost to its bridge as well.
+    check = found.exploration.island_log_evidence
+
+    return replace(found, base=base, exploration=replace(exploration, island_log_evidence=check), modes=modes)
+
+
+def first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Tensor | None]:
+    """The way from the prior or, where it cannot be sampled, from a wide reference; then with points spread widely."""
+    if getattr(target, "can_sample_prior", False):
+        return PriorPath(target), None
+    rest = throw(target, starts=starts)
+    reference = wide_reference(target, rest)
+
+    return ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob), rest.z
+
+
+class _Whitened:
+    """A target in the whitened coordinates of a base."""
+
+    def __init__(self, target: Target, base: Base) -> None:
+        self.dim, self.dtype, self.device = target.dim, target.dtype, target.device
+        self._target, self._base = target, base
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density, ``(B, D) -> (B,)``."""
+        return self._target.log_prob(self._base.from_whitened(z)) + self._base.log_abs_det
+
+
+def _explore_from(target: Target, base: Base, before: Exploration, num_particles: int, num_islands: int) -> Exploration:
+    """The short way from a base, in its coordinates: there, few particles suffice for the scale of the moves."""
+    density = base.density
+    path = ReferencePath(_Whitened(target, base), lambda count: density.sample(torch.Size([count])), density.log_prob)
+    found = explore(path, num_particles, num_islands, phase="Explore again")
+
+    return replace(found, z=base.from_whitened(found.z), log_prob=found.log_prob - base.log_abs_det, start=before.start)
+
+
+def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Exploration, Modes]:
+    """Particles in all orders of exchangeable components or, where valleys lie between those, components in order."""
+    z = exploration.z
+    exchanges = find_exchanges(target, z, exploration.log_prob) if _is_vectorized(target) else []
+    for exchange in exchanges:
+        # No order is better than another: particles that annealing left in some of them now sit in all.
+        order = torch.rand(len(z), exchange.num_components, device=z.device).argsort(-1)
+        z = exchange.permute(z, order)
+    exploration = replace(exploration, z=z)
+    best = target, exploration, _find_modes(target, exploration)
+    if best[2].parted <= _MANY_PARTED:
+        return best
+    for exchange in exchanges:
+        one_order = ordered(target, exchange, z)
+        if one_order is not None:
+            u, start = one_order.to_ordered(z), one_order.to_ordered(exploration.start)
+            with torch.no_grad():
+                log_prob = finite_log_prob(in_chunks(one_order.log_prob, u))
+            inside = replace(exploration, z=u, log_prob=log_prob, start=start)
+            modes = _find_modes(one_order, inside)
+            best = (one_order, inside, modes) if modes.parted < best[2].parted else best
+
+    return best
+
+
+def _with_lost_modes(target: Target, exploration: Exploration, num_particles: int, num_islands: int) -> Exploration:
+    """The exploration, or a better one where scouts found a mode that holds none of its particles."""
+    if not _is_vectorized(target):
+        return exploration
+    reference = lost_modes(target, exploration.start, exploration.z, exploration.log_prob)
+    if reference is None:
+        return exploration
+    way = ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
+    again = explore(way, num_particles, num_islands, phase="Explore again")
+    # A lower evidence than before is no discovery.
+    lower = again.log_evidence < exploration.log_evidence - 2 * exploration.std_error
+
+    return exploration if lower else replace(again, start=exploration.start)
+
+
+def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Target, Exploration]:
+    r"""Standardise location-scale sites if the particles are then closer to a Gaussian.
+
+    The divergence to the best Gaussian is, up to a constant that all coordinates :math:`u` share,
+    :math:`\tfrac12 \log\det \mathrm{Cov}(u) + \mathrm{E} \log|\det \partial z / \partial u|`.
+    """
+    other_coordinates = getattr(target, "other_coordinates", None)
+    if other_coordinates is None:
+        return target, exploration
+    other, u, log_abs_det = other_coordinates(exploration.z)
+    _, start, _ = other_coordinates(exploration.start)
+    start = start[start.isfinite().all(-1)]
+    usable = u.isfinite().all(-1) & log_abs_det.isfinite()
+    if not usable.all():
+        return target, exploration
+    change = _log_volume(u) + log_abs_det.double().mean() - _log_volume(exploration.z)
+    if change > -_MIN_GAIN:
+        return target, exploration
+    log_prob = exploration.log_prob + log_abs_det
+
+    return other, replace(exploration, z=u, log_prob=log_prob, start=start if len(start) else u)
+
+
+def _log_volume(z: Tensor) -> Tensor:
+    """Half the log-determinant of the covariance of particles, a scalar."""
+    return weighted_moments(z, z.new_zeros(len(z)))[1].diagonal().double().log().sum()
+
+
+def _find_modes(target: Target, exploration: Exploration) -> Modes:
+    return find_modes(exploration.z, exploration.log_prob, target.log_prob)
+
+
+def _choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base:
+    """A Gaussian, or a mixture where there are separated modes that can be counted."""
+    z = exploration.z
+    if 1 < modes.count <= MAX_COMPONENTS:
+        base = mixture_base(z, modes.labels)
+        return adapt_mixture(base, target) if _is_vectorized(target) else base
+    if modes.parted > _FOLDED:
+        # Scores know the width of a mode, and nothing of the distance between modes.
+        return gaussian_base(z)
+
+    base = gaussian_base(z, log_prob_and_score(target.log_prob, z)[1])
+    if _has_many_dimensions(target, exploration) or not _is_vectorized(target):
+        return base
+    if effective_share(base, target) > _POOR_BASE:
+        return base
+    # A spike on a broad mode, for instance: no valley parts them, but one Gaussian is neither.
+    mixture = adapt_mixture(mixture_base(z, torch.zeros_like(modes.labels)), target)
+
+    return mixture if effective_share(mixture, target) > _GOOD_BASE else base
+
+
+def is_affordable(target: Target, exploration: Exploration, num_particles: int) -> bool:
+    """Whether exploring anew with so many particles ends in about a minute.
+
+    Arguments:
+        target: The target.
+        exploration: The first way.
+        num_particles: Particles in all.
+    """
+    cost = _SLOW_WAY * exploration.num_temperatures * num_particles * getattr(target, "num_terms", 0)
+
+    return _is_vectorized(target) and cost <= _MAX_TERMS
+
+
+def _affordable(target: Target, exploration: Exploration) -> int:
+    """How many times the particles a slow way may have; none where even as many as before would take too long."""
+    num_terms = getattr(target, "num_terms", 0)
+    cost = _SLOW_WAY * exploration.num_temperatures * len(exploration.z) * num_terms
+
+    return _MORE_PARTICLES if cost == 0 else min(_MORE_PARTICLES, int(_MAX_TERMS / cost))
+
+
+def _has_many_dimensions(target: Target, exploration: Exploration) -> bool:
+    """Whether particles are too few for the scale of the posterior, and densities fast enough for more draws."""
+    return _is_vectorized(target) and len(exploration.z) < ENOUGH_PARTICLES * target.dim
+
+
+def _is_vectorized(target: Target) -> bool:
+    """Whether densities come in batches; point by point, tens of thousands of them would take minutes."""
+    return getattr(target, "vectorized", True)

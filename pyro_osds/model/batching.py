@@ -1,0 +1,367 @@
+"""From a density of one point to the density of a batch, on the fastest rung that is right.
+
+| rung | how | |
+|---|---|---|
+| ``captured`` | one recorded graph of tensor operations | hundreds of times faster than the loop |
+| ``vmap`` | :func:`torch.func.vmap` of the model, under a layer that makes both agree | a hundred times faster |
+| ``loop`` | point by point | always right |
+
+A rung is used after it agreed with the loop, value and gradient, at eight points. From the loop upwards: vmap, then
+vmap with tensors that belong to the batch from the start, then a graph of whichever of the two worked.
+
+All of them run the density in double precision (``precision``), unless the model insists on single: the loop in both
+must tell of the same density.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_osds.model.graph import (
+    BLOCK_SIZE,
+    LARGE_BLOCK_SIZE,
+    MIN_BATCH,
+    DensitiesWithScores,
+    Graph,
+    in_blocks,
+    record,
+    with_scores,
+)
+from pyro_osds.model.source import first_line, user_line
+from pyro_osds.model.vmap import VmapCompat, is_numerical, vmappable_pyro
+from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
+from pyro_osds.runtime.warnings import VectorizationWarning, warn
+
+VECTORIZE = ("auto", "vmap", "loop")
+CAPTURE = ("auto", False)
+# Where one graph takes longer to record than a second one would save.
+_MANY_OPERATIONS = 2000
+# On a device that takes longer than this for double precision, single is taken where its rounding is below this, nats.
+_MAX_SLOWDOWN, _MAX_NOISE = 2.0, 0.01
+_log = logging.getLogger(__name__)
+
+Single = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps one point ``(D,)`` to its log prior and log likelihood, two scalars."""
+
+
+class Ladder:
+    """A batch of points, evaluated on the fastest rung that agrees with the loop.
+
+    Arguments:
+        single: Log prior and log likelihood of one point.
+        example: A point ``(D,)``, if possible one where the density is finite.
+        vectorize: ``"auto"``, ``"vmap"`` (an error where vmap fails) or ``"loop"``.
+        capture: ``"auto"``, or False for no graphs.
+        block_size: Points that are evaluated at once.
+        large_block_size: The same in larger batches.
+        is_double: Whether to run in double precision, where that is known already.
+
+    Raises:
+        ValueError: If an option is unknown, or ``vectorize="vmap"`` and vmap fails or is wrong.
+
+    Example:
+        >>> ladder = Ladder(lambda z: (-0.5 * z.square().sum(), z.sum()), torch.zeros(2, dtype=torch.float64))
+        >>> ladder.rung
+        'captured'
+        >>> ladder.densities(torch.ones(3, 2, dtype=torch.float64))
+        (tensor([-1., -1., -1.], dtype=torch.float64), tensor([2., 2., 2.], dtype=torch.float64))
+    """
+
+    def __init__(
+        self,
+        single: Single,
+        example: Tensor,
+        vectorize: str = "auto",
+        capture: str | bool = "auto",
+        block_size: int = BLOCK_SIZE,
+        large_block_size: int = LARGE_BLOCK_SIZE,
+        is_double: bool | None = None,
+    ) -> None:
+        for name, value, allowed in (("vectorize", vectorize, VECTORIZE), ("capture", capture, CAPTURE)):
+            if value not in allowed or isinstance(value, int) != isinstance(value, bool):
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+        self.single = single
+        self.reason = ""
+        self._options = vectorize, capture
+        self._block_size, self._large_block_size = block_size, large_block_size
+        self._min_batch = min(MIN_BATCH, block_size // 2)
+        self._example = example
+        self._batched_factories = False
+        self._graphs: dict[tuple[bool, int], Graph] = {}
+        self._points = check_points(example)
+        # The foot of the ladder: what all rungs have to agree with.
+        self.vectorized = self._may_capture = False
+        self.is_double = bool(is_double)
+        self._expected = with_scores(self.densities)(self._points)
+        if is_double is None:
+            self._raise_precision()
+        self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
+        self._may_capture = self.vectorized and capture == "auto" and len(example) > 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Recorded graphs cannot be pickled; they are recorded again when they are first needed.
+        return {**self.__dict__, "_graphs": {}}
+
+    def of(self, single: Single) -> Ladder:
+        """A ladder with the same options for another density of the same points."""
+        vectorize, capture = self._options
+
+        # What does not run in batches here does not there either, and was warned of.
+        sizes = self._block_size, self._large_block_size
+        vectorize = vectorize if self.vectorized else "loop"
+
+        return Ladder(single, self._example, vectorize, capture, *sizes, is_double=self.is_double)
+
+    @property
+    def rung(self) -> str:
+        """``"captured"``, ``"vmap"`` or ``"loop"``."""
+        if not self.vectorized:
+            return "loop"
+        if self._may_capture and not self._graphs:
+            self._capture(scores=True, block_size=self._block_size)
+
+        return "captured" if self._may_capture else "vmap"
+
+    def densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log priors and log likelihoods, ``(B, D) -> (B,), (B,)``, differentiable."""
+        if z.shape[1] == 0 and len(z) > 1:
+            # Without coordinates all points are the same.
+            log_prior, log_likelihood = self.densities(z[:1])
+            return log_prior.expand(len(z)), log_likelihood.expand(len(z))
+        scores = torch.is_grad_enabled() and z.requires_grad
+        if self._may_capture and len(z) >= self._min_batch and z.dtype == self._example.dtype:
+            graph = self._graph(scores, len(z))
+            try:
+                if graph is not None:
+                    return self._by_graph(graph, z, scores)
+            except RuntimeError as error:
+                if not is_numerical(error):
+                    raise
+
+        if self.vectorized and self._block_size < BLOCK_SIZE and len(z) > self._block_size:
+            # Without a graph, what a large density leaves behind for its gradient would fill the memory.
+            run = with_scores(self._in_python) if scores else self._in_python
+            return self._by_graph(Graph(run, self._block_size), z, scores)
+
+        return self._in_python(z)
+
+    def _raise_precision(self) -> None:
+        """Run in double precision from now on, if the density is the same there but for rounding."""
+        if self._example.device.type == "mps":  # has no double precision
+            return
+        written, self.is_double = self._expected, True
+        try:
+            double = with_scores(self.densities)(self._points)
+        except Exception as error:  # noqa: BLE001 - whatever a model has against double precision means the same
+            self.is_double = False
+            _log.info("single precision, as the model is written: %s", first_line(error))
+            return
+        self.is_double = resembles(double[0] + double[1], written[0] + written[1]) or is_rounding(
+            self._total(True), self._total(False), self._points, double[0] + double[1] - written[0] - written[1]
+        )
+        if self.is_double and self._example.is_cuda and self._is_single_enough(double):
+            self.is_double = False
+        if self.is_double:
+            self._expected = double
+
+    def _total(self, is_double: bool) -> Callable[[Tensor], Tensor]:
+        """The log joint density in one of the two precisions; the ladder stays in it."""
+
+        def total(z: Tensor) -> Tensor:
+            self.is_double = is_double
+            log_prior, log_likelihood = self.densities(z)
+            return log_prior + log_likelihood
+
+        return total
+
+    def _is_single_enough(self, double: tuple[Tensor, ...]) -> bool:
+        """Whether a device pays for double precision with its time, and single precision is as good.
+
+        Arguments:
+            double: Densities of the points that are checked, in double precision.
+        """
+        difference = sum(double[:2], double[0].new_zeros(())) - sum(self._expected[:2], double[0].new_zeros(()))
+        difference = difference[difference.isfinite()]
+        if len(difference) < 2 or difference.std() > _MAX_NOISE:
+            return False
+        seconds = {}
+        block = self._points[:1].expand(BLOCK_SIZE, -1)
+        self.vectorized, before = True, self.is_double
+        for self.is_double in (True, False):
+            try:
+                seconds[self.is_double] = _seconds(with_scores(self.densities), block)
+            except Exception:  # noqa: BLE001 - without vmap, the time is Python's, and the same for both
+                seconds[self.is_double] = 1.0
+        self.vectorized, self.is_double = False, before
+
+        return seconds[True] > _MAX_SLOWDOWN * seconds[False]
+
+    def _in_python(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.map(self.single, z)
+
+    def _graph(self, scores: bool, num_points: int) -> Graph | None:
+        """The graph for a batch of this size, recorded when it is first needed; None where there is none."""
+        block_size = self._block_size
+        if block_size == BLOCK_SIZE < num_points:
+            first = self._graphs.get((True, BLOCK_SIZE)) or self._capture(True, BLOCK_SIZE)
+            is_soon_recorded = first is not None and first.num_operations < _MANY_OPERATIONS
+            block_size = self._large_block_size if is_soon_recorded else BLOCK_SIZE
+        if not self._may_capture:
+            return None
+
+        return self._graphs.get((scores, block_size)) or self._capture(scores, block_size)
+
+    def _by_graph(self, graph: Graph, z: Tensor, scores: bool) -> tuple[Tensor, Tensor]:
+        with self._replayed():
+            log_prior, log_likelihood = (
+                DensitiesWithScores.apply(z, graph, self._in_python) if scores else in_blocks(graph, z)
+            )
+
+        return log_prior, log_likelihood
+
+    def _replayed(self) -> Any:
+        """In which precision a graph makes tensors of numbers and of integers: none of its operations says so."""
+        return default_dtype(torch.float64) if self.is_double else contextlib.nullcontext()
+
+    def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
+        """Any function of one point, over the rows of ``z``: tensors, tuples or mappings of them, stacked."""
+        precision = in_double() if self.is_double else contextlib.nullcontext()
+        with vmappable_pyro(), precision:
+            # A point at which linear algebra fails has no density, as in Pyro's own samplers.
+            read_one = _or_nan(read) if read is self.single else read
+            if not self.vectorized:
+                return _loop(read_one, z)
+            try:
+                return self._vmap(read, z)
+            except RuntimeError as error:
+                if not is_numerical(error):
+                    raise
+                return _loop(read_one, z)
+
+    def _vmap(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
+        def single(row: Tensor) -> Any:
+            with VmapCompat(row if self._batched_factories else None):
+                return read(row)
+
+        return torch.func.vmap(single, randomness="error")(z)
+
+    def _climb(self, must: bool) -> bool:
+        """Whether vmap runs the density and agrees with the loop."""
+        self.vectorized = True
+        for self._batched_factories in (False, True):
+            try:
+                got = with_scores(self.densities)(self._points)
+            except Exception as error:  # noqa: BLE001 - any failure of vmap means the same: use the loop
+                why = f"{user_line(error)} failed under torch.func.vmap: {first_line(error)}"
+            else:
+                if agree(got, self._expected, self.is_double):
+                    self.reason = ""
+                    return True
+                total, expected = got[0] + got[1], self._expected[0] + self._expected[1]
+                why = (
+                    "under torch.func.vmap the log density or its gradient differs from single runs "
+                    f"(log densities {total.tolist()} against {expected.tolist()})"
+                )
+            self.reason = self.reason or why
+        self.vectorized = False
+        if must:
+            raise ValueError(f"vectorize='vmap' does not work for this model: {self.reason}. Use vectorize='auto'.")
+        warn(
+            f"The model runs point by point, about a hundred times slower than in batches: {self.reason}.",
+            VectorizationWarning,
+        )
+
+        return False
+
+    def _capture(self, scores: bool, block_size: int) -> Graph | None:
+        """A graph that agrees with the loop, or None, after which there will be no other attempt."""
+        self._may_capture = False
+        function = with_scores(self.densities) if scores else self.densities
+        filling = self._points[:1].expand(block_size - len(self._points), -1)
+        block = torch.cat([self._points, filling])
+        try:
+            with self._replayed():
+                graph = record(function, block.roll(1, 0))
+                got = in_blocks(graph, block[: self._min_batch])
+        except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
+            self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
+            return None
+        count = len(self._points)
+        if not agree(tuple(part[:count] for part in got), self._expected, self.is_double):
+            self.reason = "the captured graph differs from single runs"
+            return None
+        self._graphs[scores, block_size] = graph
+        self._may_capture = True
+
+        return graph
+
+
+def _seconds(function: Callable[[Tensor], Any], z: Tensor) -> float:
+    """What a function takes on a device, the shortest of three times, after one that does not count."""
+    times = []
+    for _ in range(4):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        function(z)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+
+    return min(times[1:])
+
+
+def check_points(example: Tensor) -> Tensor:
+    """Eight points at which rungs are compared: near the example, and further out on both sides, ``(8, D)``."""
+    with torch.random.fork_rng(devices=[]):
+        noise = torch.randn(5, len(example), dtype=example.dtype, device="cpu").to(example.device)
+    near = [example, example + 0.1 * noise[0], example + 0.5 * noise[1], 0.5 * noise[2]]
+
+    return torch.stack([*near, noise[3], -noise[3], 2.0 * noise[4], -2.0 * noise[4]])
+
+
+def agree(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], is_double: bool = True) -> bool:
+    """Whether values and scores are equal up to rounding; where single runs are not finite, others must not be."""
+    got, expected = got[: len(expected)], expected[: len(got)]
+    usable = torch.stack([value.isfinite() for value in expected[:2]]).all(0)
+    if not torch.equal(torch.stack([value.isfinite() for value in got[:2]]).all(0), usable):
+        return False
+    rounding = 1e-8 if is_double else 1e-4
+
+    return all(_close(a[usable], b[usable], rounding) for a, b in zip(got, expected, strict=True))
+
+
+def _close(got: Tensor, expected: Tensor, rounding: float) -> bool:
+    finite = expected.isfinite()
+    size = expected[finite].abs().amax().clamp(min=1.0).item() if finite.any() else 1.0
+
+    return torch.allclose(got[finite], expected[finite], rtol=10 * rounding, atol=rounding * size)
+
+
+def _loop(read: Callable[[Tensor], Any], z: Tensor) -> Any:
+    results = []
+    for row in z:
+        with VmapCompat():
+            results.append(read(row))
+    if isinstance(results[0], dict):
+        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+    return tuple(torch.stack(column) for column in zip(*results, strict=True))
+
+
+def _or_nan(single: Single) -> Single:
+    def densities(row: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return single(row)
+        except RuntimeError as error:
+            if not is_numerical(error):
+                raise
+            nan = torch.nan * row.sum()
+            return nan, nan
+
+    return densities

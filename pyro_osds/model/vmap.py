@@ -1,0 +1,289 @@
+r"""What :func:`torch.func.vmap` and Pyro do not agree on, made to agree while the model runs.
+
+The mode below answers a few torch functions in a way that works for a batch of runs, with the same result for a single
+one:
+
+* A matrix without a Cholesky factor, or a singular one, becomes nan. Otherwise one of them raises for the whole batch;
+  as nan it only marks its own point as impossible.
+* ``x[mask] = value`` becomes a ``where``: a batch has a mask of its own for each point.
+* ``torch.tensor([a, b])`` of tensors becomes a ``stack``, which also keeps their gradients.
+* ``x.data`` becomes ``x.detach()``, which a batch has.
+* Checks of arguments, which would look at all points at once, pass.
+* Values that are the same for all points, such as the indices of a plate, can be read as Python numbers.
+* New tensors belong to the batch from the start, if asked for: writing a batched value into an unbatched tensor fails.
+* ``clamp_`` and ``log_ndtr``, which vmap does one point after the other, are made of what it does at once.
+* A large triangular matrix that all points share is inverted once: solving for a batch would copy it for each point.
+* A normal draw with a negative scale is not a number, where torch would end the run.
+* Binary cross entropy on logits is written with ``logsigmoid``: the same function with a third of the operations.
+
+Pyro's logarithm with a bounded gradient is a function that vmap refuses; :func:`vmappable_pyro` puts another in its
+place, and the old one back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.ops.special
+import torch
+from pyro.ops.integrator import _EXCEPTION_HANDLERS
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from pyro_osds.model.distributions.stable import stable_densities
+
+_FACTORIES = {
+    torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.tensor,
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.clone,
+    Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor, Tensor.clone,
+}  # fmt: skip
+_READS = {
+    Tensor.item, Tensor.tolist, Tensor.__iter__, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__,
+}  # fmt: skip
+# Rows from which on a copy of a matrix for each point costs more than everything else.
+_LARGE_MATRIX = 128
+_NO_RULE = "There is a performance drop because we have not yet implemented the batching rule"
+
+
+class VmapCompat(TorchFunctionMode):
+    """Torch as a batch of model runs needs it.
+
+    Arguments:
+        batched: If given, new tensors get the batch dimensions of this one.
+    """
+
+    def __init__(self, batched: Tensor | None = None) -> None:
+        super().__init__()
+        self._zero = None if batched is None else torch.zeros_like(batched).sum()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READS and not is_batchedtensor(args[0]):
+            # The same for all points, so Python may know it, even while a graph is in the making.
+            with disable_proxy_modes_tracing():
+                return func(*args, **(kwargs or {}))
+        answer = _ANSWERS.get(func) or func
+        result = answer(*args, **(kwargs or {}))
+        if self._zero is None or not isinstance(result, Tensor) or (args and result is args[0]):
+            return result
+        # Whole numbers may be indices, which are better off as they are, unless somebody is about to fill them in.
+        if is_batchedtensor(result) or not (result.is_floating_point() or func in _FACTORIES):
+            return result
+
+        return result | self._zero.bool() if result.dtype == torch.bool else result + self._zero.to(result.dtype)
+
+
+@contextlib.contextmanager
+def vmappable_pyro() -> Iterator[None]:
+    """Pyro without validation and with operations that vmap can run; everything is put back, whatever happens."""
+    safe_log = pyro.ops.special._SafeLog
+    pyro.ops.special._SafeLog = _SafeLog
+    try:
+        with pyro.validation_enabled(False), stable_densities(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=_NO_RULE)
+            yield
+    finally:
+        pyro.ops.special._SafeLog = safe_log
+
+
+def is_numerical(error: RuntimeError) -> bool:
+    """Whether Pyro's samplers count an exception as a point of no density."""
+    return any(handler(error) for handler in _EXCEPTION_HANDLERS.values())
+
+
+class _SafeLog:
+    """A logarithm whose gradient is ``1 / max(x, eps)``."""
+
+    @staticmethod
+    def apply(x: Tensor) -> Tensor:
+        fixed = x.detach()
+        slope = fixed.clamp(min=torch.finfo(x.dtype).eps).reciprocal()
+
+        # The last term is zero and carries the gradient.
+        return fixed.log() + (x - fixed) * slope
+
+
+# ---- answers ----
+
+
+def _cholesky(*args: Any, **kwargs: Any) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(*args, **kwargs)
+
+    return _nan_where(info != 0, factor)
+
+
+def _cholesky_old(matrix: Tensor, upper: bool = False) -> Tensor:
+    return _cholesky(matrix, upper=upper)
+
+
+def _inv(*args: Any, **kwargs: Any) -> Tensor:
+    inverse, info = torch.linalg.inv_ex(*args, **kwargs)
+
+    return _nan_where(info != 0, inverse)
+
+
+def _inverse_old(*args: Any, **kwargs: Any) -> Tensor:
+    # Its argument has another name.
+    return _inv(*args, *kwargs.values())
+
+
+def _solve(*args: Any, **kwargs: Any) -> Tensor:
+    solution, info = torch.linalg.solve_ex(*args, **kwargs)
+
+    return _nan_where(info != 0, solution)
+
+
+def _solve_triangular(matrix: Tensor, values: Tensor, *, upper: bool, **kwargs: Any) -> Tensor:
+    if kwargs.get("out") is not None or not kwargs.get("left", True) or not _is_shared(matrix, values):
+        return torch.linalg.solve_triangular(matrix, values, upper=upper, **kwargs)
+    inverse = _triangular_inverse(matrix, upper, kwargs.get("unitriangular", False))
+
+    return (values.mT @ inverse.mT).mT
+
+
+def _cholesky_solve(values: Tensor, factor: Tensor, upper: bool = False, **kwargs: Any) -> Tensor:
+    if kwargs.get("out") is not None or not _is_shared(factor, values):
+        return torch.cholesky_solve(values, factor, upper, **kwargs)
+    inverse = _triangular_inverse(factor, upper)
+
+    return (values.mT @ (inverse @ inverse.mT if upper else inverse.mT @ inverse)).mT
+
+
+def _is_shared(matrix: Tensor, values: Tensor) -> bool:
+    """Whether a large matrix is the same for all points, and for all rows of a point, and the values are not."""
+    size, dims = matrix.shape[-1], matrix.dim()
+
+    return (
+        size >= _LARGE_MATRIX
+        and matrix.numel() == size**2
+        and dims <= values.dim()
+        and is_batchedtensor(values)
+        and not is_batchedtensor(matrix)
+    )
+
+
+def _triangular_inverse(matrix: Tensor, upper: bool, unitriangular: bool = False) -> Tensor:
+    """The inverse of one matrix, in double precision and rounded: as exact as solving is."""
+    size = matrix.shape[-1]
+    double = matrix.reshape(size, size).double()
+    eye = torch.eye(size, dtype=double.dtype, device=double.device)
+    inverse = torch.linalg.solve_triangular(double, eye, upper=upper, unitriangular=unitriangular)
+
+    return inverse.to(matrix.dtype)
+
+
+def _nan_where(failed: Tensor, result: Tensor) -> Tensor:
+    failed = failed.reshape(failed.shape + (1,) * (result.dim() - failed.dim()))
+
+    return torch.where(failed, torch.nan, result)
+
+
+def _setitem(tensor: Tensor, index: Any, value: Any) -> None:
+    if isinstance(index, Tensor) and index.dtype == torch.bool and torch.as_tensor(value).dim() == 0:
+        mask = index.reshape(index.shape + (1,) * (tensor.dim() - index.dim()))
+        tensor.copy_(torch.where(mask, value, tensor))
+    else:
+        tensor[index] = value
+
+
+def _tensor(data: Any, **kwargs: Any) -> Tensor:
+    if not _holds_tensors(data):
+        return torch.tensor(data, **kwargs)
+    options = {name: kwargs[name] for name in ("dtype", "device") if kwargs.get(name) is not None}
+    stacked = _stack(data)
+
+    return stacked.to(**options) if options else stacked
+
+
+def _as_tensor(data: Any, **kwargs: Any) -> Tensor:
+    return _tensor(data, **kwargs) if _holds_tensors(data) else torch.as_tensor(data, **kwargs)
+
+
+def _new_tensor(like: Tensor, data: Any, **kwargs: Any) -> Tensor:
+    if not _holds_tensors(data):
+        return like.new_tensor(data, **kwargs)
+    return _tensor(data, **{"dtype": like.dtype, "device": like.device, **kwargs})
+
+
+def _holds_tensors(data: Any) -> bool:
+    return isinstance(data, (list, tuple)) and any(isinstance(item, Tensor) or _holds_tensors(item) for item in data)
+
+
+def _stack(data: Any) -> Tensor:
+    if isinstance(data, (list, tuple)):
+        return torch.stack(torch.broadcast_tensors(*[_stack(item) for item in data]))
+    leaf = torch.as_tensor(data)
+
+    # Torch takes a tensor with one entry for a number.
+    return leaf.reshape(()) if leaf.numel() == 1 else leaf
+
+
+def _bce_with_logits(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, *args: Any, reduction: str = "mean", **kwargs: Any
+) -> Tensor:
+    plain = weight is None and not args and kwargs.get("pos_weight") is None and reduction == "none"
+    plain = plain and logits.shape == target.shape
+    if not plain:
+        return functional.binary_cross_entropy_with_logits(logits, target, weight, *args, reduction=reduction, **kwargs)
+
+    return (1.0 - target) * logits - functional.logsigmoid(logits)
+
+
+def _is_all_true(_: Tensor) -> bool:
+    return True
+
+
+def _clamp_in_place(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return tensor.copy_(tensor.clone().clamp(*args, **kwargs))
+
+
+def _normal(mean: Any, std: Any = 1.0, *args: Any, **kwargs: Any) -> Tensor:
+    """Draws; not a number where the scale is negative, which has no density either."""
+    if not isinstance(std, Tensor) or not is_plain(std) or not (std < 0).any():
+        return torch.normal(mean, std, *args, **kwargs)
+
+    return torch.normal(mean, std.abs(), *args, **kwargs).masked_fill(std < 0, torch.nan)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is the same for all points, so that Python may look at it."""
+    return not is_batchedtensor(tensor)
+
+
+def _log_ndtr(x: Tensor) -> Tensor:
+    """Log of the normal distribution function, by the complement in the middle and scaled in the lower tail."""
+    lower = torch.special.erfcx(-x.clamp(max=-1.0) / math.sqrt(2)).log() - math.log(2) - 0.5 * x.square()
+    upper = torch.log1p(-0.5 * torch.special.erfc(x.clamp(min=-1.0) / math.sqrt(2)))
+
+    return torch.where(x < -1.0, lower, upper)
+
+
+_ANSWERS: dict[Any, Callable[..., Any]] = {
+    torch.linalg.cholesky: _cholesky,
+    torch.cholesky: _cholesky_old,
+    Tensor.cholesky: _cholesky_old,
+    torch.linalg.inv: _inv,
+    torch.inverse: _inverse_old,
+    Tensor.inverse: _inverse_old,
+    torch.linalg.solve: _solve,
+    torch.linalg.solve_triangular: _solve_triangular,
+    torch.cholesky_solve: _cholesky_solve,
+    Tensor.cholesky_solve: _cholesky_solve,
+    Tensor.__setitem__: _setitem,
+    Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
+    torch.tensor: _tensor,
+    torch.as_tensor: _as_tensor,
+    Tensor.new_tensor: _new_tensor,
+    Tensor.clamp_: _clamp_in_place,
+    torch.special.log_ndtr: _log_ndtr,
+    torch.normal: _normal,
+    torch._is_all_true: _is_all_true,  # type: ignore[attr-defined]
+    functional.binary_cross_entropy_with_logits: _bce_with_logits,
+}

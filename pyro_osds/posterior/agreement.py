@@ -1,0 +1,212 @@
+r"""The flow held against draws from elsewhere, such as those of NUTS or Stan: which of the two misses something?
+
+With weights :math:`w = \gamma / q` at reference draws of the posterior *p*, through the inverse of the flow,
+
+.. math::
+    \mathrm{EUBO} = \mathrm{E}_p \log w \ \ge\ \log Z, \qquad
+    \log \hat Z_p = -\log \mathrm{E}_p\, w^{-1}, \qquad
+    \mathrm{ELBO} = \mathrm{E}_q \log w \ \le\ \log Z.
+
+A part of the posterior that the flow lacks has large weights: the upper bound and :math:`\log \hat Z_p` rise above the
+flow's own log evidence. A part that the reference lacks leaves both where they are, since there the flow is not asked;
+then only the parameters disagree.
+
+Sources: Beyond ELBOs, Blessing et al. 2024 (2406.07423); reciprocal importance sampling, Gelfand and Dey 1994.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pyro.ops.stats import effective_sample_size
+from torch import Tensor
+
+from pyro_osds.stats.weights import log_mean_weight, lower_bound, pareto_k
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MAX_SIGMAS = 3.0
+# Differences below these do not matter, however sure they are: nats, and standard deviations of the reference.
+_SMALL_NATS, _SMALL_ERROR = 0.05, 0.1
+_MIN_SHARE = 0.01
+_MAX_LENGTH = 2000
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the flow and reference draws agree.
+
+    Arguments:
+        agrees: Whether neither the evidences nor the parameters differ by more than chance and what matters.
+        sentence: Which side disagrees, and what to do.
+        elbo: Mean log weight of the flow's own draws, nats; a lower bound of the log evidence.
+        log_evidence: Log evidence from the flow's own draws, nats.
+        std_error: Its standard error, nats.
+        eubo: Mean log weight of the reference draws, nats; an upper bound if they are draws of the posterior.
+        eubo_std_error: Its standard error, nats, that takes autocorrelation into account.
+        forward_log_evidence: Log evidence from the reference draws, nats.
+        forward_std_error: Its standard error, nats.
+        parameters: A row for each number at each site: ``mean_error`` in standard deviations of the reference, its
+            ``std_error``, and ``sd_ratio``, the flow's standard deviation over the reference's.
+
+    Example:
+        >>> import pandas as pd
+        >>> print(Agreement(True, "Flow and reference agree.", -2.1, -2.0, 0.01, -1.9, 0.1, -2.0, 0.1, pd.DataFrame()))
+        Flow and reference agree.
+    """
+
+    agrees: bool
+    sentence: str
+    elbo: float
+    log_evidence: float
+    std_error: float
+    eubo: float
+    eubo_std_error: float
+    forward_log_evidence: float
+    forward_std_error: float
+    parameters: pd.DataFrame = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def compare_with_reference(log_weight: Tensor, reference_log_weight: Tensor, parameters: pd.DataFrame) -> Agreement:
+    """The verdict on both sides.
+
+    Arguments:
+        log_weight: Log weights of the flow's own draws, ``(S,)``.
+        reference_log_weight: Log weights of the reference draws, in their order, ``(R,)``.
+        parameters: As :func:`parameter_errors` makes it.
+
+    Example:
+        >>> import torch
+        >>> torch.manual_seed(0) and None
+        >>> table = parameter_errors({"x": torch.randn(4000)}, {"x": torch.randn(1000)})
+        >>> compare_with_reference(torch.zeros(4000), torch.zeros(1000), table).agrees
+        True
+    """
+    log_evidence, std_error = log_mean_weight(log_weight)
+    usable = reference_log_weight[reference_log_weight.isfinite()].double()
+    if len(usable) < 2:
+        raise ValueError(
+            f"The log density is finite at {len(usable)} of {len(reference_log_weight)} reference draws; check that "
+            "they are draws of this model, in its own parameters."
+        )
+    inflation = math.sqrt(len(usable) / _effective(usable))
+    eubo, eubo_error = usable.mean().item(), inflation * usable.std().item() / math.sqrt(len(usable))
+    reciprocal, reciprocal_error = log_mean_weight(-usable)
+    forward, forward_error = -reciprocal, inflation * reciprocal_error
+    numbers = (lower_bound(log_weight), log_evidence, std_error, eubo, eubo_error, forward, forward_error)
+    lost = len(reference_log_weight) - len(usable)
+    sentence = _sentence(*numbers[1:], lost / len(reference_log_weight), pareto_k(usable), parameters)
+
+    return Agreement(not sentence, sentence or _AGREE.format(*numbers[1:3], forward), *numbers, parameters)
+
+
+_AGREE = (
+    "Flow and reference agree: log evidence {0:.3f} +- {1:.3f} from the flow, {2:.3f} from the reference draws, and no "
+    "parameter differs by what matters."
+)
+
+
+def _sentence(
+    log_evidence: float,
+    std_error: float,
+    eubo: float,
+    eubo_error: float,
+    forward: float,
+    forward_error: float,
+    lost: float,
+    k: float,
+    parameters: pd.DataFrame,
+) -> str:
+    """What disagrees, or nothing."""
+    differs = abs(forward - log_evidence) > max(_SMALL_NATS, _MAX_SIGMAS * math.hypot(std_error, forward_error))
+    if lost > _MIN_SHARE:
+        return (
+            f"The reference disagrees: {lost:.0%} of its draws have density zero under this model; check that both are "
+            "the same model of the same data."
+        )
+    # A heavy tail of weights that hardly differ, as k alone would have it, proposes nothing too little.
+    missing = eubo - log_evidence
+    above = missing > max(1.0, _MAX_SIGMAS * eubo_error) or (k > 0.7 and missing > _SMALL_NATS)
+    if (differs and forward > log_evidence) or (above and not parameters.empty and _worst(parameters) is not None):
+        return (
+            f"The flow disagrees: reference draws lie where it proposes too little (upper bound {eubo:.3f}, log "
+            f"evidence {forward:.3f} from the reference, {log_evidence:.3f} from the flow); raise num_iterations or "
+            "num_particles."
+        )
+    if differs:
+        return (
+            f"The flow disagrees: its log evidence {log_evidence:.3f} lies above the {forward:.3f} from the reference "
+            "draws; a few heavy draws may carry it, so raise num_samples or num_iterations."
+        )
+    worst = _worst(parameters)
+    if worst is not None:
+        row = parameters.loc[worst]
+        return (
+            f"The reference disagrees: at its own draws the flow's density is right, yet {worst} differs (mean by "
+            f"{row['mean_error']:+.2f} sd, sd ratio {row['sd_ratio']:.2f}); the reference lacks a part of the "
+            "posterior, so run it longer or from several starts."
+        )
+
+    return ""
+
+
+def _worst(parameters: pd.DataFrame) -> str | None:
+    """The parameter that differs most, if it differs by more than chance and by what matters."""
+    mean = parameters["mean_error"].abs()
+    scale = parameters["sd_ratio"].map(math.log).abs()
+    bad_mean = mean[mean > np.maximum(_SMALL_ERROR, _MAX_SIGMAS * parameters["std_error"])]
+    # The log of a ratio of standard deviations has about the standard error of a mean over the square root of two.
+    bad_scale = scale[scale > np.maximum(_SMALL_ERROR, _MAX_SIGMAS * parameters["std_error"])]
+    worst = max((bad_mean, bad_scale), key=lambda bad: -math.inf if bad.empty else bad.max())
+
+    return None if worst.empty else str(worst.idxmax())
+
+
+def parameter_errors(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Errors of means and standard deviations against reference draws, a row for each number.
+
+    Arguments:
+        draws: Posterior draws by site, ``(S, *shape)``.
+        reference: Reference draws by site, ``(R, *shape)``, in the order in which they were made.
+    """
+    import pandas as pd  # here, since it takes half a second
+
+    rows = {}
+    for name in reference:
+        if name not in draws:
+            continue
+        ours, theirs = (values[name].reshape(len(values[name]), -1).double() for values in (draws, reference))
+        shape = reference[name].shape[1:]
+        for column in range(theirs.shape[1]):
+            index = ",".join(map(str, np.unravel_index(column, shape))) if shape else ""
+            rows[f"{name}[{index}]" if index else name] = _errors(ours[:, column], theirs[:, column])
+
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean_error", "std_error", "sd_ratio"])
+
+
+def _errors(ours: Tensor, theirs: Tensor) -> tuple[float, float, float]:
+    sd = theirs.std().item()
+    ratio = ours.std().item() / sd if sd > 0 else math.inf
+    error = (ours.mean() - theirs.mean()).item() / sd if sd > 0 else math.inf
+
+    return error, math.hypot(ratio / math.sqrt(_effective(ours)), 1.0 / math.sqrt(_effective(theirs))), ratio
+
+
+def _effective(values: Tensor) -> float:
+    """Effective number of a sequence of draws; chains one after the other count as one."""
+    # Its cost grows with the square of the length, so the share is that of the beginning.
+    head = values[:_MAX_LENGTH]
+    if not head.std() > 0:
+        return float(len(values))
+    share = effective_sample_size(head[None], chain_dim=0, sample_dim=1).item() / len(head)
+
+    # Draws that alternate have a negative one, and are better than independent.
+    return len(values) * (share if 0 < share < 1 else 1.0)

@@ -1,0 +1,252 @@
+r"""A trained leap at work: fresh weighted draws, chains out of them, and the evidence that they give.
+
+The evidence is computed from all draws. They are doubled until its standard error is small or there are enough. All of
+them are proposals of the chains too, which are thinned to the length asked for: draws that are there anyway make chains
+mix better. Weights that are not nearly equal get a second opinion, a short bridge from the leap to the target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pyro_osds.explore.annealing import Exploration
+from pyro_osds.explore.refinement import bridge
+from pyro_osds.flow.leap import Leap
+from pyro_osds.posterior.verdict import Evidence, EvidenceCheck, Mixing, Reason, judge, judge_annealed
+from pyro_osds.runtime.precision import is_rough, rounding_noise
+from pyro_osds.runtime.progress import progress_bar
+from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
+from pyro_osds.stats.weights import (
+    FlowDraws,
+    Proposal,
+    effective_sample_size,
+    join,
+    log_mean_weight,
+    pareto_k,
+    pareto_smooth,
+    weigh,
+)
+from pyro_osds.target import Target, log_prob_and_score
+
+CORRECTIONS = ("imh", "psis", "none")
+
+_MIN_DRAWS = 4096
+_MAX_DRAWS = 32768
+_STD_ERROR = 0.003
+# Weights as good as these need no second opinion.
+_GOOD_K, _GOOD_ESS = 0.5, 0.9
+_BRIDGE_PARTICLES = 64
+NUM_ISLANDS = 32
+"""Enough islands that their spread is known, and twice the standard error covers as it should."""
+
+
+@dataclass(frozen=True)
+class PosteriorDraws:
+    """Posterior draws by chain, with the weighted draws that they were chosen from.
+
+    Arguments:
+        proposals: All weighted draws.
+        index: The proposal that each posterior draw is, ``(num_chains, num_samples)``.
+        acceptance: Acceptance probability of the steps that are kept, ``(num_chains, num_samples)``.
+        evidence: Evidence and verdict from all weighted draws.
+        bridge: The short bridge that gave the second opinion, if the weights asked for one.
+        flow_log_weight: Log weights of the flow's own draws, ``(S,)``, also where a bridge gave the draws.
+        flow_not_finite: How many of these had a log density of nan or ``+inf``.
+    """
+
+    proposals: FlowDraws
+    index: Tensor
+    acceptance: Tensor
+    evidence: Evidence
+    bridge: Exploration | None = None
+    flow_log_weight: Tensor = field(default_factory=lambda: torch.empty(0))
+    flow_not_finite: int = 0
+
+    @property
+    def z(self) -> Tensor:
+        """Posterior draws in unconstrained space, ``(num_chains * num_samples, D)``, chain after chain."""
+        return self.proposals.z[self.index.reshape(-1)]
+
+
+def draw_posterior(
+    leap: Proposal,
+    target: Target,
+    num_chains: int,
+    num_samples: int,
+    correction: str = "imh",
+    check: EvidenceCheck | None = None,
+    improper_sites: Sequence[str] = (),
+    max_draws: int = _MAX_DRAWS,
+    reasons: Sequence[Reason] = (),
+) -> PosteriorDraws:
+    """Fresh draws, weighed, judged and corrected.
+
+    Arguments:
+        leap: The trained leap.
+        target: The target.
+        num_chains: Chains.
+        num_samples: Draws of each chain.
+        correction: ``"imh"`` for independence Metropolis-Hastings, ``"psis"`` for resampling by Pareto-smoothed
+            weights, ``"none"`` for the flow's own draws.
+        check: An independent log evidence.
+        improper_sites: Latent sites with an improper prior.
+        max_draws: Weighted draws at most, if the chains do not need more.
+        reasons: What else speaks against the evidence.
+
+    Returns:
+        The posterior draws.
+    """
+    num_proposals = num_chains * num_samples
+    draws = _weigh_enough(leap, target, max(num_proposals, min(_MIN_DRAWS, max_draws)), max_draws)
+    second = _second_opinion(leap, target, draws.log_weight)
+    thinning = len(draws.z) // num_proposals
+    log_weight = draws.log_weight[: thinning * num_proposals]
+    if correction == "imh":
+        index, acceptance = independence_chains(log_weight, num_chains)
+        index, acceptance = index[:, thinning - 1 :: thinning], acceptance[:, thinning - 1 :: thinning]
+    else:
+        index = torch.arange(num_proposals, device=log_weight.device)
+        if correction == "psis":
+            check_any_weight(log_weight)
+            index = torch.multinomial(pareto_smooth(log_weight)[0].exp(), num_proposals, replacement=True)
+        index = index.view(num_chains, num_samples)
+        acceptance = torch.full_like(index, math.nan, dtype=log_weight.dtype)
+    evidence = judge(
+        draws.log_weight,
+        check,
+        improper_sites,
+        draws.num_not_finite,
+        reasons,
+        EvidenceCheck(second.log_evidence, second.std_error) if second else None,
+        _rounding(target, draws.z, draws.log_prob),
+        Mixing(*mixing(draws.z[index])),
+    )
+
+    return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight, draws.num_not_finite)
+
+
+def _weigh_enough(leap: Proposal, target: Target, num_draws: int, max_draws: int) -> FlowDraws:
+    """Weighted draws, doubled until the standard error is small or there are enough."""
+    progress = progress_bar(max(num_draws, max_draws), "Weigh")
+    draws = weigh(leap, target, num_draws)
+    progress.update(num_draws)
+    while 2 * len(draws.z) <= max_draws:
+        log_evidence, std_error = log_mean_weight(draws.log_weight)
+        progress.set_postfix(log_evidence=f"{log_evidence:.3f}", std_error=f"{std_error:.4f}")
+        if not std_error > _STD_ERROR:
+            break
+        draws = join([draws, weigh(leap, target, len(draws.z))])
+        progress.update(len(draws.z) // 2)
+    progress.close()
+
+    return draws
+
+
+def bridge_posterior(
+    leap: Leap,
+    target: Target,
+    num_chains: int,
+    num_samples: int,
+    judged: PosteriorDraws,
+    improper_sites: Sequence[str] = (),
+    reasons: Sequence[Reason] = (),
+) -> PosteriorDraws:
+    """Draws and evidence from a bridge instead of weights, for a leap whose weights did not suffice.
+
+    Arguments:
+        leap: The leap that the bridge starts from.
+        target: The target.
+        num_chains: Chains; each takes the particles of islands of its own.
+        num_samples: Draws of each chain.
+        judged: Draws and verdict from the leap's weights; what they say of the density itself still holds.
+        improper_sites: Latent sites with an improper prior.
+        reasons: What else speaks against the results.
+
+    Returns:
+        Equally weighted posterior draws.
+    """
+    found = bridge(leap, target, particles_for(num_chains * num_samples), NUM_ISLANDS)
+
+    return annealed_posterior(found, target, num_chains, num_samples, judged, improper_sites, reasons)
+
+
+def particles_for(num_draws: int) -> int:
+    """Particles on each island that give so many draws.
+
+    Example:
+        >>> particles_for(4000)
+        125
+    """
+    return max(math.ceil(num_draws / NUM_ISLANDS), _BRIDGE_PARTICLES)
+
+
+def annealed_posterior(
+    found: Exploration,
+    target: Target,
+    num_chains: int,
+    num_samples: int,
+    judged: PosteriorDraws,
+    improper_sites: Sequence[str] = (),
+    reasons: Sequence[Reason] = (),
+    from_flow: bool = True,
+) -> PosteriorDraws:
+    """Draws and evidence of annealed particles, from a flow or from wherever exploration begins.
+
+    Arguments:
+        found: The particles, on :data:`NUM_ISLANDS` islands.
+        target: The target.
+        num_chains: Chains; each takes the particles of islands of its own.
+        num_samples: Draws of each chain.
+        judged: Draws and verdict of the stage before; what they say of the density itself still holds.
+        improper_sites: Latent sites with an improper prior.
+        reasons: What else speaks against the results.
+        from_flow: Whether the particles were annealed from the flow.
+
+    Returns:
+        Equally weighted posterior draws.
+    """
+    # Each chain walks through its islands in random order: copies of one particle do not follow each other.
+    order = torch.rand(num_chains, len(found.z) // num_chains, device=found.z.device).argsort(-1)
+    index = order[:, :num_samples] + torch.arange(num_chains, device=order.device)[:, None] * order.shape[1]
+    nothing = torch.zeros_like(found.log_prob)
+    particles = FlowDraws(found.z, nothing, found.log_prob, nothing, 0)
+    evidence = judge_annealed(
+        found,
+        judged.evidence,
+        improper_sites,
+        judged.flow_not_finite,
+        reasons,
+        _rounding(target, found.z, found.log_prob),
+        Mixing(*mixing(found.z[index])),
+        from_flow,
+        len(judged.flow_log_weight),
+    )
+    acceptance = torch.full_like(index, math.nan, dtype=nothing.dtype)
+
+    return PosteriorDraws(particles, index, acceptance, evidence, found, judged.flow_log_weight, judged.flow_not_finite)
+
+
+def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:
+    """What rounding adds to the log density, nats: measured, where a part of it is in single precision."""
+    finite = log_prob.isfinite()
+    if not finite.any():
+        return 0.0
+    evaluate = partial(log_prob_and_score, target.log_prob)
+    if getattr(target, "is_double", True) and not is_rough(evaluate, z[finite]):
+        return torch.finfo(log_prob.dtype).eps * log_prob[finite].abs().median().item()
+
+    return rounding_noise(evaluate, z[finite])
+
+
+def _second_opinion(leap: Proposal, target: Target, log_weight: Tensor) -> Exploration | None:
+    good = pareto_k(log_weight) <= _GOOD_K and effective_sample_size(log_weight) >= _GOOD_ESS * len(log_weight)
+    if good or not isinstance(leap, Leap) or not getattr(target, "vectorized", True):
+        return None
+
+    return bridge(leap, target, _BRIDGE_PARTICLES)

@@ -1,0 +1,123 @@
+r"""What a few draws show about the model itself, whatever the sampler made of it.
+
+A probability is at most one; a value that was rounded to a bound of its support tells nothing of the mass beyond it; a
+prior under which half of all draws have no density is not the prior that was meant. No further training cures these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_osds.posterior.verdict import Reason
+from pyro_osds.stats.thresholds import MAX_SATURATED, MAX_UNDEFINED, SAME_LIKELIHOOD
+
+# Rounding of a log probability of zero, nats.
+_ABOVE_ZERO = 1e-3
+# Coordinates from which on values are rounded to a bound: beyond 36 for those between bounds, beyond 700 for those
+# above one; and two places before that, where the likelihood has to be the same already if it is beyond.
+_BEFORE = {30.0: (27.0, 30.0), 700.0: (600.0, 660.0)}
+
+
+def model_reasons(target: Any, z: Tensor, log_weight: Tensor) -> list[Reason]:
+    """What speaks against a model at some weighted draws.
+
+    Arguments:
+        target: The model's posterior, in the coordinates of its sites.
+        z: Draws of the flow in these coordinates, ``(S, D)``.
+        log_weight: Their log weights, ``(S,)``.
+    """
+    weight = torch.softmax(log_weight.double(), 0).nan_to_num(0.0)
+    mistakes = [Reason(text, draws=False, mendable=False) for text in target.mistakes]
+    with torch.no_grad():
+        return [*mistakes, *_above_zero(target, z, weight), *_saturated(target, z, weight)]
+
+
+def undefined_reasons(target: Any, share: float, point: Tensor) -> list[Reason]:
+    """What speaks against a prior, many of whose draws have a density that is not a number.
+
+    Arguments:
+        target: The model's posterior, in the coordinates that it was given in.
+        share: The share of them.
+        point: One of them, ``(D,)``.
+    """
+    if share <= MAX_UNDEFINED:
+        return []
+    unknown = [site.name for site in target.sites if point[site.start : site.stop].isnan().any()]
+    sites = unknown or target.not_finite_sites(point)
+    where = f" (site {', '.join(map(repr, sites))})" if sites else ""
+
+    return [
+        Reason(
+            f"The log density is not a number at {share:.0%} of the draws of the prior{where}: they count as "
+            "impossible, and the prior is not the one that was meant. Give the latents priors under which every "
+            "density is defined, for instance a HalfNormal or a LogNormal for a scale.",
+            draws=False,
+            mendable=False,
+        )
+    ]
+
+
+def _above_zero(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
+    """Log probabilities of discrete observations that are above zero, at draws that count."""
+    if not target.discrete_observations:
+        return []
+    seen = target.log_likelihood(z)
+    reasons = []
+    for name in target.discrete_observations:
+        if name not in seen:
+            continue
+        largest = seen[name].reshape(len(z), -1).amax(1).nan_to_num(-torch.inf)
+        wrong = largest > _ABOVE_ZERO
+        if weight[wrong].sum() > MAX_SATURATED:
+            reasons.append(
+                Reason(
+                    f"Observed site {name!r} is discrete and has a log probability of +{largest[wrong].max():.3g} at "
+                    f"{weight[wrong].sum():.0%} of the draws by weight, where none can be above 0: its density is "
+                    "rounded, or not normalised. Check the distribution, and keep its parameters from extreme values "
+                    "by a narrower prior.",
+                    mendable=False,
+                )
+            )
+
+    return reasons
+
+
+def _saturated(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
+    """Sites whose values are rounded to a bound where that matters: without a closed form, or to the likelihood."""
+    reasons = []
+    for name, rounded in target.saturated_sites(z).items():
+        share = weight[rounded].sum().item()
+        if share <= MAX_SATURATED:
+            continue
+        closed = target.has_closed_form(name)
+        if closed and share * _change(target, name, z[rounded], weight[rounded]) <= SAME_LIKELIHOOD:
+            continue
+        why = "and the likelihood still changes there" if closed else "where its density has no closed form"
+        reasons.append(
+            Reason(
+                f"{share:.1%} of the posterior (by weight) has site {name!r} rounded to a bound of its support, {why}: "
+                "mass beyond is lost. Give the site a prior with less mass at its ends (shapes of 0.5 and more), or "
+                "write the model on the logit or log scale.",
+                mendable=False,
+            )
+        )
+
+    return reasons
+
+
+def _change(target: Any, name: str, z: Tensor, weight: Tensor) -> float:
+    """How much the log likelihood still changes just before the values of a site are rounded, nats."""
+    (site,) = (site for site in target.sites if site.name == name)
+    columns = slice(site.start, site.stop)
+    before, after = z.clone(), z.clone()
+    size = z[:, columns].abs()
+    for bound, (first, second) in _BEFORE.items():
+        beyond = size > bound
+        for moved, place in ((before, first), (after, second)):
+            moved[:, columns] = torch.where(beyond, z[:, columns].sign() * place, moved[:, columns])
+    change = target.log_prior_and_likelihood(after)[1] - target.log_prior_and_likelihood(before)[1]
+
+    return (weight * change.abs().nan_to_num(0.0, posinf=0.0)).sum().item() / weight.sum().item()

@@ -1,0 +1,1 @@
+"""What leaves the package: InferenceData, tables, figures, files."""

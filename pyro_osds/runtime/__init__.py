@@ -1,0 +1,1 @@
+"""How work is done, whatever it is: precision, processes, chunks, progress, interruption, warnings, recording."""

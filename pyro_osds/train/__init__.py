@@ -1,0 +1,1 @@
+"""How the flow is trained: objectives, rounds, the diffusion teacher and its distillation, recipes."""

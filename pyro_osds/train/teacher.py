@@ -1,0 +1,200 @@
+r"""Training the teacher: score matching on explored particles first, then the log-variance of its path weights.
+
+Score matching needs no simulation and brings the control near in seconds. Path weights then correct what particles got
+wrong: half of the paths are the teacher's own, half end at particles and are noised backwards, so that no mode is
+forgotten. With ``objective="reverse_kl"`` it is the paper's loss instead, differentiated through the simulation.
+
+Source: arXiv 2512.05251, section 2; off-policy log-variance, Richter, Berner 2023 (2307.01198).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pyro_osds.flow.diffusion import Diffusion, Paths
+from pyro_osds.runtime.light_adam import LightAdam
+from pyro_osds.runtime.progress import progress_bar
+from pyro_osds.runtime.resume import random_state, set_random_state, uncut
+from pyro_osds.target import log_prob_and_score
+from pyro_osds.train.objectives import path_log_variance, path_reverse_kl, score_matching
+
+_EMA_DECAY = 0.98
+_MAX_GRADIENT_NORM = 1.0
+OBJECTIVES = ("log_variance", "reverse_kl")
+
+
+@dataclass(frozen=True)
+class TeacherBudget:
+    """How long and how hard to train the teacher.
+
+    Arguments:
+        num_matching: Iterations of score matching.
+        num_path: Iterations on path weights.
+        num_time_steps: Steps of each path.
+        matching_batch_size: Points of each iteration of score matching.
+        batch_size: Paths of each iteration on path weights.
+        learning_rate: Peak of a one-cycle schedule over all iterations.
+        objective: ``"log_variance"`` or ``"reverse_kl"``.
+    """
+
+    num_matching: int = 300
+    num_path: int = 60
+    num_time_steps: int = 16
+    matching_batch_size: int = 1024
+    batch_size: int = 256
+    learning_rate: float = 3e-3
+    objective: str = "log_variance"
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {OBJECTIVES}, got {self.objective!r}.")
+
+
+@dataclass
+class TeacherHistory:
+    """What the teacher's training saw.
+
+    Arguments:
+        terms: Each loss by name, one value an iteration, of the iterations that minimised it.
+        num_skipped: Iterations whose gradient was not finite, and that were left out.
+        interrupted: Whether Ctrl-C ended training.
+        paused: Where it was cut short, by that or by the deadline, for :func:`train_teacher` to go on from.
+    """
+
+    terms: dict[str, list[float]] = field(default_factory=dict)
+    num_skipped: int = 0
+    interrupted: bool = False
+    paused: dict[str, Any] | None = None
+
+
+def train_teacher(
+    diffusion: Diffusion,
+    z: Tensor,
+    budget: TeacherBudget | None = None,
+    disable_progbar: bool = True,
+    before: TeacherHistory | None = None,
+    deadline: float = math.inf,
+) -> TeacherHistory:
+    """Train a diffusion in place; its network ends up with the moving average of its weights.
+
+    Arguments:
+        diffusion: The teacher.
+        z: Particles that stand for the posterior, in the target's coordinates, ``(N, D)``.
+        budget: How long and how hard.
+        disable_progbar: Whether to hide the progress bar.
+        before: History of a training with the same arguments that was cut short, which goes on, bit for bit.
+        deadline: Time of ``time.perf_counter`` at which training ends.
+
+    Returns:
+        The history. Ctrl-C, too, ends training with what was learnt so far.
+    """
+    training = _Training(diffusion, z, budget or TeacherBudget())
+    if before is not None and before.paused is not None:
+        set_random_state(before.paused["random"])
+        training.restore(before.paused)
+    left = training.num_iterations - training.iteration
+    progress, random = progress_bar(left, "Teach", disable_progbar), random_state()
+    paused, interrupted = None, False
+    try:
+        for _ in range(left):
+            if time.perf_counter() > deadline:
+                break
+            with uncut():
+                training.step()
+                random = random_state()
+            progress.set_postfix(loss=f"{training.last_loss:.3f}")
+            progress.update()
+    except KeyboardInterrupt:
+        interrupted = True
+    if training.iteration < training.num_iterations:
+        paused = {**copy.deepcopy(training.state()), "random": random}
+    progress.close()
+    diffusion.network.load_state_dict(training.average.module.state_dict())
+
+    return replace(training.history, interrupted=interrupted, paused=paused)
+
+
+class _Training:
+    """The teacher's training, iteration by iteration."""
+
+    def __init__(self, diffusion: Diffusion, z: Tensor, budget: TeacherBudget) -> None:
+        self.history = TeacherHistory()
+        self.num_iterations = budget.num_matching + budget.num_path
+        self.average = AveragedModel(diffusion.network, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
+        self.iteration, self.last_loss = 0, math.nan
+        self._diffusion, self._z, self._budget = diffusion, z, budget
+        self._u = diffusion.base.to_whitened(z)
+        self._score = log_prob_and_score(diffusion.log_prob, self._u)[1]
+        self._parameters = list(diffusion.network.parameters())
+        self._optimizer = LightAdam(self._parameters, lr=budget.learning_rate, fused=True)
+        self._scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, budget.learning_rate, total_steps=max(self.num_iterations, 20), pct_start=0.1
+        )
+
+    def step(self) -> None:
+        """One iteration."""
+        name, loss = self._loss()
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
+        self.last_loss = loss.item()
+        self.history.terms.setdefault(name, []).append(self.last_loss)
+        if torch.stack([gradient.sum() for gradient in gradients]).sum().isfinite():
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = gradient
+            clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
+            self._optimizer.step()
+            self.average.update_parameters(self._diffusion.network)
+        else:
+            self.history.num_skipped += 1
+        self._scheduler.step()
+        self.iteration += 1
+
+    def _loss(self) -> tuple[str, Tensor]:
+        budget, u = self._budget, self._u
+        if self.iteration >= budget.num_matching:
+            return f"path_{budget.objective}", _path_loss(self._diffusion, self._z, budget)
+        chosen = torch.randint(len(u), (budget.matching_batch_size,), device=u.device)
+        loss = score_matching(self._diffusion, u[chosen], self._score[chosen], 1.0 / budget.num_time_steps)
+
+        return "score_matching", loss
+
+    def state(self) -> dict[str, Any]:
+        """All that further iterations depend on, except random numbers."""
+        return {
+            "network": self._diffusion.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._scheduler.state_dict(),
+            "history": self.history,
+            "iteration": self.iteration,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where another training of the same teacher stood."""
+        state = copy.deepcopy(state)
+        self.history, self.iteration = state["history"], state["iteration"]
+        self._diffusion.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["schedule"])
+
+
+def _path_loss(diffusion: Diffusion, z: Tensor, budget: TeacherBudget) -> Tensor:
+    if budget.objective == "reverse_kl":
+        return path_reverse_kl(diffusion.log_weight(diffusion.simulate(budget.batch_size, budget.num_time_steps)))
+    with torch.no_grad():
+        half = budget.batch_size // 2
+        chosen = torch.randint(len(z), (half,), device=z.device)
+        own = diffusion.simulate(budget.batch_size - half, budget.num_time_steps)
+        noised = diffusion.noise(z[chosen], budget.num_time_steps)
+        paths = Paths(*(torch.cat(pair, -1 if pair[0].dim() == 1 else 1) for pair in zip(own, noised, strict=True)))
+
+    return path_log_variance(diffusion.log_weight(paths))

@@ -1,0 +1,231 @@
+"""The explore room: resampling keeps proportions, moves keep the density, islands give the evidence and its error."""
+
+import math
+
+import models
+import pytest
+import torch
+from helpers import assert_within_standard_error
+from torch.distributions import MultivariateNormal
+
+from pyro_osds.explore.annealing import (
+    PriorPath,
+    ReferencePath,
+    _HamiltonianMover,
+    _increment,
+    _resample,
+    _settle,
+    explore,
+)
+from pyro_osds.model import ModelTarget
+from pyro_osds.stats.weights import effective_sample_size, pareto_k
+from pyro_osds.target import FunctionTarget
+
+
+def from_gaussian(log_prob_fn, dim, sd, dtype=None):
+    target = FunctionTarget(log_prob_fn, dim, dtype)
+    reference = MultivariateNormal(torch.zeros(dim, dtype=torch.float64), sd**2 * torch.eye(dim, dtype=torch.float64))
+
+    return ReferencePath(target, lambda n: reference.sample((n,)), reference.log_prob)
+
+
+def test_systematic_resampling_keeps_proportions():
+    # Each particle is taken N w times, rounded up or down, and never by another island.
+    weights = torch.rand(3, 50, dtype=torch.float64).square()
+    weights[1, :40] = 0
+    index = _resample(weights.log())
+    expected = 50 * weights / weights.sum(1, keepdim=True)
+    taken = index.bincount(minlength=150).view(3, 50)
+    assert ((taken >= expected.floor()) & (taken <= expected.ceil())).all()
+    assert (taken.sum(1) == 50).all()
+
+
+def test_systematic_resampling_has_the_right_mean():
+    # On average over its random offset a particle is taken N w times.
+    weights = torch.tensor([[0.05, 0.15, 0.8]], dtype=torch.float64)
+    taken = torch.stack([_resample(weights.log()).bincount(minlength=3) for _ in range(2000)]).double()
+    for i in range(3):
+        assert_within_standard_error(taken[:, i].mean(), 3 * weights[0, i], taken[:, i].std().item() / math.sqrt(2000))
+
+
+def test_an_island_without_weight_keeps_all_its_particles():
+    # All weights zero: nothing to choose by, so everything stays.
+    assert _resample(torch.full((1, 6), -torch.inf)).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_increment_leaves_the_share_that_was_asked_for():
+    # The effective sample size after the increment is the threshold; where the rest of the way is easy it is taken
+    # whole.
+    log_ratio = 30 * torch.randn(4, 1000, dtype=torch.float64)
+    increment = _increment(log_ratio, 1.0, 0.5)
+    weights = torch.softmax(increment * log_ratio, 1)
+    share = (1 / weights.square().sum(1)).mean() / 1000
+    assert 0 < increment < 1 and math.isclose(share.item(), 0.5, abs_tol=1e-3)
+    assert _increment(1e-3 * log_ratio, 0.7, 0.5) == 0.7
+
+
+def test_moves_leave_the_target_unchanged(float64):
+    # Exact draws stay exact draws: mean and variance of log gamma variables after many moves.
+    draws = torch.distributions.Gamma(models.LOG_GAMMA_SHAPE, 1.0).sample((3000, 2)).log()
+    mover = _HamiltonianMover(from_gaussian(models.log_gamma, 2, 3.0), num_moves=5, num_leapfrog=5)
+    log_prob = models.log_gamma(draws)
+    z, _, log_target = mover.move(draws, log_prob, log_prob, 1.0)
+    truth = torch.tensor(models.LOG_GAMMA_SHAPE)
+    mean, variance = torch.digamma(truth).item(), torch.polygamma(1, truth).item()
+    square = (z - mean).square()
+    for i in range(2):
+        assert_within_standard_error(z[:, i].mean(), mean, math.sqrt(variance / 3000))
+        assert_within_standard_error(square[:, i].mean(), variance, square[:, i].std().item() / math.sqrt(3000))
+    torch.testing.assert_close(log_target, models.log_gamma(z))
+    assert (z != draws).all(1).double().mean() > 0.9
+
+
+def test_evidence_of_a_gaussian(float64):
+    # A correlated Gaussian of known normaliser, off the reference's centre.
+    factor = torch.tensor([[0.5, 0.0, 0.0], [0.4, 0.3, 0.0], [-0.2, 0.1, 1.0]])
+    normal = MultivariateNormal(torch.tensor([1.0, -2.0, 3.0]), scale_tril=factor)
+    found = explore(from_gaussian(lambda z: normal.log_prob(z) + 2.5, 3, 3.0), 128, 16)
+    assert_within_standard_error(found.log_evidence, 2.5, found.std_error)
+    assert found.num_not_finite == 0 and 0.3 < found.acceptance <= 1
+    torch.testing.assert_close(found.log_prob, normal.log_prob(found.z) + 2.5)
+    islands = found.z.view(16, 128, 3).mean(1)
+    for i in range(3):
+        assert_within_standard_error(islands[:, i].mean(), normal.mean[i], islands[:, i].std().item() / 4)
+
+
+def test_evidence_and_proportions_of_two_modes(float64):
+    # Weights 1/4 and 3/4, ten standard deviations apart: the islands find both, in proportion.
+    log_prob_fn = models.mixture_log_prob([[-5.0, 0.0], [5.0, 0.0]], [0.25, 0.75])
+    found = explore(from_gaussian(log_prob_fn, 2, 6.0), 128, 16)
+    assert_within_standard_error(found.log_evidence, 0.0, found.std_error)
+    right = (found.z[:, 0] > 0).double().view(16, 128).mean(1)
+    assert_within_standard_error(right.mean(), 0.75, right.std().item() / 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "log_evidence"),
+    [
+        (models.conjugate, models.CONJUGATE_LOG_EVIDENCE),
+        (models.beta_binomial, models.BETA_BINOMIAL_LOG_EVIDENCE),
+        (models.regression, models.regression_log_evidence()),
+    ],
+)
+def test_evidence_from_the_prior(model, log_evidence):
+    # Models with an exact evidence, annealed from their own priors.
+    found = explore(PriorPath(ModelTarget(model)), 128, 16)
+    assert_within_standard_error(found.log_evidence, log_evidence, found.std_error)
+
+
+def test_the_same_density_is_one_step_and_exact(float64):
+    # Reference and target differ by a factor e^2: every weight is the same and so is every island.
+    reference = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    found = explore(from_gaussian(lambda z: reference.log_prob(z) + 2, 2, 1.0), 32, 4)
+    torch.testing.assert_close(found.island_log_evidence, torch.full((4,), 2.0))
+    assert found.num_temperatures == 1 and math.isclose(found.log_evidence, 2.0) and found.std_error < 1e-9
+
+
+def test_evidence_is_the_mean_over_islands(float64):
+    # log_evidence and std_error follow from the islands' estimates by their formulas.
+    found = explore(from_gaussian(models.log_gamma, 2, 2.0), 32, 8)
+    means = found.island_log_evidence.exp()
+    assert math.isclose(found.log_evidence, means.mean().log().item(), rel_tol=1e-9)
+    assert math.isclose(found.std_error, (means.std() / means.mean() / math.sqrt(8)).item(), rel_tol=1e-9)
+
+
+def test_half_of_the_space_is_impossible(float64):
+    # A half-normal: nan on the left costs a factor 1/2 and no more, no particle ends there, and they are counted.
+    def log_prob_fn(z):
+        return torch.where(z[:, 0] > 0, -0.5 * z.square().sum(-1), torch.nan)
+
+    found = explore(from_gaussian(log_prob_fn, 1, 2.0), 128, 16)
+    assert_within_standard_error(found.log_evidence, 0.5 * math.log(2 * math.pi) - math.log(2), found.std_error)
+    assert (found.z > 0).all() and found.log_prob.isfinite().all()
+    assert_within_standard_error(found.num_not_finite, 1024, math.sqrt(2048) / 2)
+
+
+def test_a_density_that_is_never_finite_is_refused():
+    # The value and a point are in the message.
+    with pytest.raises(ValueError, match="not finite at any of 32 starting points"):
+        explore(from_gaussian(lambda z: torch.full_like(z[:, 0], -torch.inf), 2, 1.0), 8, 4)
+
+
+def test_a_run_always_ends(float64):
+    # At most max_temperatures steps, the last one all the way.
+    found = explore(from_gaussian(lambda z: -0.5 * (100 * (z - 3)).square().sum(-1), 2, 5.0), 16, 2, max_temperatures=3)
+    assert found.num_temperatures == 3
+
+
+def test_evaluations_are_counted():
+    # The count is the number of rows that the density was asked for.
+    rows = []
+
+    def log_prob_fn(z):
+        rows.append(len(z))
+        return models.log_gamma(z)
+
+    path = from_gaussian(log_prob_fn, 2, 2.0)
+    rows.clear()
+    assert explore(path, 16, 2).num_evaluations == sum(rows)
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_temperatures_at_least(count, float64):
+    # An easy way is cut into equal steps, and its evidence stays right.
+    reference = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    path = from_gaussian(lambda z: reference.log_prob(z) + 0.1 * z[:, 0] + 2, 2, 1.0)
+    found = explore(path, 128, 16, min_temperatures=count)
+    assert found.num_temperatures == count
+    assert_within_standard_error(found.log_evidence, 2 + 0.1**2 / 2, found.std_error)
+
+
+def test_tail_and_effective_number_of_one_step(float64):
+    # With a single temperature they are those of the importance weights of the start.
+    path = from_gaussian(models.log_gamma, 1, 3.0)
+    found = explore(path, 64, 8, ess_threshold=0.0)
+    log_reference, log_target = path.log_densities(found.start)
+    assert found.num_temperatures == 1 and found.start.shape == (512, 1)
+    assert found.ess == pytest.approx(effective_sample_size(log_target - log_reference))
+    assert found.pareto_k == pytest.approx(pareto_k(log_target - log_reference))
+
+
+def test_the_worst_step_counts(float64):
+    # More temperatures have lighter tails and keep more particles: a narrow reference of a wide target.
+    found = [
+        explore(from_gaussian(lambda z: -z.square().sum(-1) / 8, 2, 1.0), 64, 8, min_temperatures=count)
+        for count in (1, 20)
+    ]
+    assert found[0].pareto_k > found[1].pareto_k and found[0].ess < found[1].ess < 512
+    exact = from_gaussian(lambda z: -0.5 * z.square().sum(-1), 2, 1.0)
+    assert explore(exact, 64, 8).ess == pytest.approx(512) and explore(exact, 64, 8).pareto_k == -math.inf
+
+
+def test_start_is_where_it_began(float64):
+    # Draws of the reference, not of the target.
+    found = explore(from_gaussian(lambda z: -0.5 * ((z - 20) / 0.1).square().sum(-1), 1, 5.0), 64, 8)
+    assert_within_standard_error(found.start.mean(), 0.0, 5 / math.sqrt(512))
+    assert_within_standard_error(found.z.mean(), 20.0, 0.1 / math.sqrt(100))
+
+
+class Drifting:
+    """A mover under which every particle climbs by the spread of their densities, a number of times."""
+
+    def __init__(self, num_climbs):
+        self.num_climbs = num_climbs
+        self.num_moves = 0
+
+    def move(self, z, log_reference, log_target, beta):
+        self.num_moves += 1
+        climbs = self.num_moves <= self.num_climbs
+
+        return z, log_reference, log_target + climbs * log_target.std()
+
+
+@pytest.mark.parametrize(
+    ("num_climbs", "max_settling", "num_moves", "settled"),
+    [(0, 5, 1, True), (3, 5, 4, True), (5, 5, 5, False), (9, 0, 0, True)],
+)
+def test_particles_that_drift_have_not_settled(num_climbs, max_settling, num_moves, settled, float64):
+    # Moves go on until the mean log density stays, at most a given number; where nobody looks nothing is said.
+    mover, log_prob = Drifting(num_climbs), torch.randn(500)
+    *_, found = _settle(mover, torch.zeros(500, 1), log_prob, log_prob, max_settling)
+    assert found == settled and mover.num_moves == num_moves

@@ -1,0 +1,294 @@
+"""The escalate room: which rungs are climbed for which verdicts, what is kept and reported, and when climbing ends."""
+
+import math
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pyro_osds.flow.base import gaussian_base
+from pyro_osds.flow.coupling import FlowMap
+from pyro_osds.flow.leap import Leap
+from pyro_osds.posterior import escalation
+from pyro_osds.posterior.escalation import Escalation
+from pyro_osds.posterior.verdict import Evidence
+from pyro_osds.train.trainer import History
+
+
+def verdict(reliable, share=0.5, log_evidence=-1.0):
+    """Draws with nothing but a verdict, and that share of them effective."""
+    reasons = () if reliable else ("A reason.",)
+    evidence = Evidence(
+        log_evidence,
+        0.01,
+        -1.5,
+        1000 * share,
+        0.6,
+        1000,
+        reliable,
+        reasons,
+        draws_reliable=reliable,
+        draws_reasons=reasons,
+        log_integral=log_evidence,
+        is_settled=reliable,
+    )
+
+    return SimpleNamespace(evidence=evidence, bridge=None)
+
+
+class FakeRecipe:
+    """Counts the larger flows, each of them better or not."""
+
+    def __init__(self, better=True, iterations_left=100, leap=None):
+        self.found = SimpleNamespace(target="the target")
+        self.trainer = self._trainer(leap or Leap(gaussian_base(torch.randn(50, 1)), FlowMap(1)), 10)
+        self.iterations_left = iterations_left
+        self.surveys = []
+        self.is_paused = False
+        self._better = better
+
+    def _trainer(self, leap, num_steps):
+        return SimpleNamespace(leap=leap, history=History(loss=[0.0] * num_steps))
+
+    def run_larger(self, found):
+        self.surveys.append(found)
+        self.iterations_left = 0
+        if self._better:
+            self.trainer = self._trainer(Leap(gaussian_base(torch.randn(50, 1)), FlowMap(1)), 110)
+        else:
+            self.trainer.history.loss += [0.0] * 100
+
+
+class Climb:
+    """One run through the rungs, with all that was asked for and kept."""
+
+    def __init__(self, first, after=None, walked=None, recipe=None, deadline=math.inf, explored=None):
+        self.recipe = recipe or FakeRecipe()
+        self.first, self.judged, self.walks, self.kept = first, [], [], []
+        self.after, self.walked, self.explored = after or verdict(False), walked or verdict(True), explored
+        self.explorations = []
+        explore = self.explore if explored else None
+        Escalation(self.recipe, self.judge, self.walk, explore, deadline).climb(first, self.keep)
+
+    def judge(self, leap):
+        self.judged.append(leap)
+        return self.after
+
+    def walk(self, leap, draws):
+        self.walks.append((leap, draws))
+        return self.walked
+
+    def explore(self, draws):
+        self.explorations.append(draws)
+        return self.explored
+
+    def keep(self, draws, report):
+        self.kept.append((draws, report))
+
+    @property
+    def rungs(self):
+        return [report.split(":")[0] for _, report in self.kept]
+
+
+@pytest.fixture(autouse=True)
+def bridges(monkeypatch):
+    """Bridges and second surveys leave their arguments behind."""
+    made = []
+    monkeypatch.setattr(escalation, "bridge", lambda *arguments: made.append(arguments) or "particles")
+    monkeypatch.setattr(escalation, "resurvey", lambda found, particles: (found, particles))
+
+    return made
+
+
+def test_a_good_verdict_is_the_end(bridges):
+    # Only the report of the flow, however few draws are effective.
+    for share in (0.9, 0.1):
+        climb = Climb(verdict(True, share))
+        assert climb.rungs == ["flow"] and climb.kept[0][0] is climb.first
+        assert not climb.judged and not climb.walks and not climb.recipe.surveys and not bridges
+
+
+def test_wrong_tails_are_bridged():
+    # Many draws are effective: no larger flow, a bridge from the flow that there is, given its draws.
+    climb = Climb(verdict(False, 0.5))
+    assert climb.rungs == ["flow", "bridge"] and not climb.recipe.surveys
+    assert climb.walks == [(climb.recipe.trainer.leap, climb.first)]
+    assert climb.kept[1][0] is climb.walked
+
+
+def test_a_poor_flow_is_replaced(bridges):
+    # Few draws effective: particles of a short bridge, a survey of those, the larger flow, and its verdict.
+    recipe = FakeRecipe()
+    leap, found = recipe.trainer.leap, recipe.found
+    climb = Climb(verdict(False, 0.1), after=verdict(True), recipe=recipe)
+    assert climb.rungs == ["flow", "larger flow"] and climb.kept[1][0] is climb.after
+    assert bridges == [(leap, "the target", 64)] and recipe.surveys == [(found, "particles")]
+    assert climb.judged == [recipe.trainer.leap] and recipe.trainer.leap is not leap and not climb.walks
+
+
+def test_particles_of_the_second_opinion_are_used_again(bridges):
+    # No other bridge is made for the larger flow.
+    first = verdict(False, 0.1)
+    first.bridge = "those particles"
+    climb = Climb(first)
+    assert not bridges and climb.recipe.surveys[0][1] == "those particles"
+
+
+def test_all_the_rungs():
+    # The larger flow is not believed either: a bridge from it, given its own draws.
+    climb = Climb(verdict(False, 0.1), after=verdict(False))
+    assert climb.rungs == ["flow", "larger flow", "bridge"]
+    assert climb.walks == [(climb.recipe.trainer.leap, climb.after)]
+    assert [draws for draws, _ in climb.kept] == [climb.first, climb.after, climb.walked]
+
+
+def test_a_larger_flow_that_is_no_better():
+    # It is reported, nothing is drawn anew, and the bridge starts from the first flow.
+    recipe = FakeRecipe(better=False)
+    leap = recipe.trainer.leap
+    climb = Climb(verdict(False, 0.1), recipe=recipe)
+    assert climb.kept[1] == (climb.first, "larger flow: ELBO no higher after 110 iterations in all")
+    assert not climb.judged and climb.walks == [(leap, climb.first)]
+    assert climb.rungs == ["flow", "larger flow", "bridge"]
+
+
+def test_the_bridge_is_the_last_rung_where_exploration_costs_too_much():
+    # Whatever it says is kept.
+    climb = Climb(verdict(False), walked=verdict(False))
+    assert climb.rungs == ["flow", "bridge"] and climb.kept[1][0] is climb.walked
+    assert climb.kept[1][1].endswith("draws: NOT reliable; log evidence: NOT reliable")
+
+
+def test_exploration_follows_a_bridge_that_is_not_believed():
+    # Given the bridge's draws; with a good verdict it is kept whatever its number, and says that it is no one step.
+    climb = Climb(verdict(False), walked=verdict(False, log_evidence=5.0), explored=verdict(True, log_evidence=-9.0))
+    assert climb.rungs == ["flow", "bridge", "exploration"] and climb.explorations == [climb.walked]
+    assert climb.kept[2][0] is climb.explored
+    assert climb.kept[2][1].endswith("log evidence: reliable; these draws do not come from one step")
+
+
+@pytest.mark.parametrize(("log_evidence", "taken"), [(-0.9, True), (-1.0, False), (-1.1, False), (math.nan, False)])
+def test_the_better_founded_rung_is_kept(log_evidence, taken):
+    # Where no verdict is good, the higher evidence: annealing that misses a part is too low.
+    climb = Climb(verdict(False), walked=verdict(False), explored=verdict(False, log_evidence=log_evidence))
+    assert climb.rungs == ["flow", "bridge", "exploration"]
+    assert climb.kept[2][0] is (climb.explored if taken else climb.walked)
+    assert climb.kept[2][1].endswith("do not come from one step" if taken else "; not taken")
+
+
+def test_exploration_without_a_bridge():
+    # A velocity network has no bridge, and may be helped by exploring all the same.
+    recipe = FakeRecipe(leap=object(), iterations_left=0)
+    climb = Climb(verdict(False), recipe=recipe, explored=verdict(True))
+    assert climb.rungs == ["flow", "exploration"] and climb.explorations == [climb.first]
+
+
+def test_no_exploration_where_the_bridge_is_believed():
+    # Nor after the deadline.
+    climb = Climb(verdict(False), explored=verdict(True))
+    assert climb.rungs == ["flow", "bridge"] and not climb.explorations
+    climb = Climb(verdict(False), explored=verdict(True), deadline=time.perf_counter() - 1)
+    assert climb.rungs == ["flow"] and not climb.explorations
+
+
+def test_what_is_settled_is_not_climbed_for():
+    # With an improper prior there is no evidence, and more work would not make one.
+    first = verdict(True)
+    first.evidence = replace(first.evidence, reliable=False, reasons=("Improper.",), log_evidence=math.nan)
+    climb = Climb(first, explored=verdict(True))
+    assert climb.rungs == ["flow"] and climb.kept[0][0] is first
+
+
+@pytest.mark.parametrize(
+    ("share", "larger"), [(0.0, True), (0.199, True), (0.2, False), (1.0, False), (math.nan, True)]
+)
+def test_what_is_poor(share, larger):
+    # Less than a fifth of the draws effective, or no draw with any weight.
+    assert ("larger flow" in Climb(verdict(False, share)).rungs) == larger
+
+
+def test_no_iterations_left():
+    # A flow of a size that was asked for does not grow.
+    climb = Climb(verdict(False, 0.1), recipe=FakeRecipe(iterations_left=0))
+    assert climb.rungs == ["flow", "bridge"] and not climb.recipe.surveys
+
+
+def test_nothing_begins_after_the_deadline():
+    # The flow is kept and reported all the same.
+    climb = Climb(verdict(False, 0.1), deadline=time.perf_counter() - 1)
+    assert climb.rungs == ["flow"] and not climb.recipe.surveys and not climb.walks
+
+
+def test_the_deadline_may_pass_on_the_way(monkeypatch):
+    # A larger flow that was begun in time is kept; no bridge follows.
+    now = [0.0]
+    monkeypatch.setattr(escalation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    recipe = FakeRecipe()
+    inner = recipe.run_larger
+
+    def run_larger(found):
+        now[0] = 2.0
+        inner(found)
+
+    recipe.run_larger = run_larger
+    climb = Climb(verdict(False, 0.1), recipe=recipe, deadline=1.0)
+    assert climb.rungs == ["flow", "larger flow"] and not climb.walks
+
+
+def test_interrupted_training_is_not_followed():
+    # Neither before a larger flow nor after one.
+    recipe = FakeRecipe()
+    recipe.trainer.history.interrupted = True
+    assert Climb(verdict(False, 0.1), recipe=recipe).rungs == ["flow"]
+    recipe = FakeRecipe()
+    inner = recipe.run_larger
+
+    def run_larger(found):
+        inner(found)
+        recipe.trainer.history.interrupted = True
+
+    recipe.run_larger = run_larger
+    climb = Climb(verdict(False, 0.1), recipe=recipe)
+    assert climb.rungs == ["flow", "larger flow"] and not climb.walks
+
+
+@pytest.mark.parametrize("rung", ["larger flow", "bridge"])
+def test_ctrl_c_on_a_rung_keeps_the_last_one(rung):
+    # It is for the caller to catch; what was kept before stays.
+    class Interrupted(Climb):
+        def judge(self, leap):
+            if rung == "larger flow":
+                raise KeyboardInterrupt
+            return super().judge(leap)
+
+        def walk(self, leap, draws):
+            raise KeyboardInterrupt
+
+        def __init__(self, first):
+            try:
+                super().__init__(first)
+            except KeyboardInterrupt:
+                self.interrupted = True
+
+    climb = Interrupted(verdict(False, 0.1))
+    assert climb.interrupted and climb.rungs == ["flow", "larger flow"][: 1 if rung == "larger flow" else 2]
+
+
+def test_only_a_bijection_is_bridged():
+    # A velocity network, or a model without continuous latents, ends with its own verdict.
+    climb = Climb(verdict(False), recipe=FakeRecipe(leap=object(), iterations_left=0))
+    assert climb.rungs == ["flow"] and not climb.walks
+
+
+def test_reports_name_the_numbers():
+    # Evidence, weights, iterations and verdict, rung by rung.
+    climb = Climb(verdict(False, 0.1, -3.25), walked=verdict(True, 0.8, -3.0))
+    assert climb.kept[0][1] == (
+        "flow: log evidence -3.2500 +- 0.0100, ELBO -1.5000, pareto k 0.60, effective sample size 100 of 1000 "
+        "(10 iterations): draws: NOT reliable; log evidence: NOT reliable"
+    )
+    assert "(110 iterations): draws: NOT reliable; log evidence: NOT reliable" in climb.kept[1][1]
+    assert climb.kept[2][1].startswith("bridge: log evidence -3.0000")
+    assert climb.kept[2][1].endswith("): draws: reliable; log evidence: reliable")

@@ -1,0 +1,93 @@
+"""The recorder: what it replays is what the function does, and what cannot be replayed is an error."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pyro_osds.runtime.recorder import record_operations
+
+POINTS = torch.tensor([[0.3, -1.2], [2.0, 0.7], [-0.4, 0.1]])
+OTHERS = torch.tensor([[1.5, 0.2], [-0.3, 1.1], [0.9, -2.0]])
+WEIGHTS = torch.tensor([2.0, -3.0])
+
+
+def written_in_place(z):
+    # A tensor of zeros, views of it, and changes through the views.
+    out = torch.zeros(len(z), 3)
+    first = out[:, 0]
+    first.copy_(z[:, 0])
+    out[:, 1:] += z.cumsum(-1)
+    first.mul_(2.0)
+    return (out,)
+
+
+def several_results(z):
+    value, index = z.max(-1)
+    first, second = z.unbind(-1)
+    return value, index, first * second
+
+
+def under_vmap(z):
+    return torch.func.vmap(lambda row: (row @ WEIGHTS, (row * torch.arange(2.0)).sum()))(z)
+
+
+def with_gradient(z):
+    z = z.detach().requires_grad_()
+    with torch.enable_grad():
+        value = (z.sigmoid() * WEIGHTS).sum(-1).exp()
+        (gradient,) = torch.autograd.grad(value.sum(), z)
+    return value.detach(), gradient
+
+
+def with_constants_read(z):
+    # A number that Python takes from a constant is a constant of the record.
+    return (z * WEIGHTS.sum().item() + torch.tensor(0.5),)
+
+
+@pytest.mark.parametrize(
+    "function", [written_in_place, several_results, under_vmap, with_gradient, with_constants_read]
+)
+def test_a_record_does_what_the_function_does(function):
+    # At other points than the recorded ones, more than once: nothing of one replay is left in the next.
+    graph = record_operations(function, POINTS)
+    for z in (OTHERS, POINTS, OTHERS):
+        before = z.clone()
+        for got, expected in zip(graph(z), function(z), strict=True):
+            assert torch.equal(got, expected)
+        assert torch.equal(z, before)
+
+
+def test_constants_are_copied_by_reference():
+    # What belongs to somebody else is neither copied nor changed.
+    graph = record_operations(lambda z: (z @ WEIGHTS,), POINTS)
+    assert [buffer.data_ptr() for buffer in graph.buffers()] == [WEIGHTS.data_ptr()]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda z: (z * z.sum().item(),), "brings a value that depends on the point to Python"),
+        (lambda z: (z if z.sum() > 0 else -z,), "brings a value that depends on the point to Python"),
+        (lambda z: (WEIGHTS.add_(z.sum()),), "changes a tensor that was there before"),
+        (lambda z: (z.mul_(2.0),), "changes a tensor that was there before"),
+        (lambda z: (WEIGHTS[1:].mul_(2.0),), "changes a tensor that was there before"),
+        (lambda z: (3.0,), "must give tensors, got float"),
+    ],
+)
+def test_what_cannot_be_replayed(function, message):
+    before = WEIGHTS.clone()
+    with pytest.raises(RuntimeError, match=message):
+        record_operations(function, POINTS.clone())
+    assert torch.equal(WEIGHTS, before)
+
+
+def test_no_compiler_is_imported():
+    # TorchDynamo takes seconds to import, as long as many a run takes in all.
+    code = (
+        "import sys, torch; from pyro_osds.runtime.recorder import record_operations; "
+        "record_operations(lambda z: (z.exp(),), torch.zeros(2)); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
