@@ -11,6 +11,7 @@ from pyro_osds.results.compare import compare_evidence
 from pyro_osds.results.plot_evidence import plot_evidence
 from pyro_osds.results.plot_fit import plot_fit
 from pyro_osds.results.plot_leap import plot_leap
+from pyro_osds.runtime.moved import find_old_names
 from pyro_osds.runtime.warnings import (
     AmbiguousArgumentWarning,
     InterruptedWarning,
@@ -25,6 +26,7 @@ from pyro_osds.version import __version__
 
 # Silent until the user asks: logging.basicConfig(level="INFO") will do.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+find_old_names()
 
 __all__ = [
     "OSDS",
@@ -48,3 +50,8 @@ __all__ = [
     "plot_fit",
     "plot_leap",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules that they come from."""
+    return sorted(__all__)

@@ -29,7 +29,7 @@ from pyro_osds.posterior.draws import (
     draw_posterior,
     particles_for,
 )
-from pyro_osds.posterior.escalation import Escalation
+from pyro_osds.posterior.escalation import Escalation, Stages
 from pyro_osds.posterior.no_latents import PointLeap, PointRecipe, PointTrainer
 from pyro_osds.posterior.plausibility import model_reasons, undefined_reasons
 from pyro_osds.posterior.verdict import EvidenceCheck, Reason
@@ -55,20 +55,20 @@ _log = logging.getLogger(__name__)
 
 
 class Fit:
-    """A posterior that is explored when the fit is made, and trained, drawn from and judged when it is asked to.
+    """A posterior that was explored, and is trained, drawn from and judged when it is asked to.
 
     Arguments:
         target: The user's posterior, as a target.
         settings: How to fit.
+        found: What exploration found; None where there are no coordinates to explore.
         starts: Unconstrained points to look around first, ``(S, D)``.
         deadline: Time of ``time.perf_counter`` after which no more training begins.
-        found: What a survey found before; default: explore now.
 
     Example:
         >>> from pyro_osds.target import FunctionTarget
         >>> torch.manual_seed(0) and None
         >>> normal = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), dim=2)
-        >>> fit = Fit(normal, Settings(disable_progbar=True))
+        >>> fit = Fit.explored(normal, Settings(disable_progbar=True))
         >>> fit.run()
         >>> print(f"{fit.draws.evidence.log_evidence:.2f}")  # exact: log(2 pi) = 1.84
         1.84
@@ -78,21 +78,19 @@ class Fit:
         self,
         target: Any,
         settings: Settings,
+        found: Survey | None,
         starts: Tensor | None = None,
         deadline: float = math.inf,
-        found: Survey | None = None,
     ) -> None:
-        start = time.perf_counter()
         self.settings = settings
         self.given = target
         self._starts = starts
         self.recipe: Recipe | PointRecipe
         self._deadline = deadline
-        if target.dim == 0:
+        if found is None:
             self.recipe, self.target = PointRecipe(target), target
         else:
             vectorized, num_terms = getattr(target, "vectorized", True), getattr(target, "num_terms", 1)
-            found = found or survey(target, settings.particles(vectorized, num_terms), starts=starts)
             self.target = found.target
             groups = [site.stop - site.start for site in getattr(self.target, "sites", ())]
             budget = settings.budget(vectorized, deadline, num_terms)
@@ -101,15 +99,33 @@ class Fit:
         self.leap: AnyLeap = self.trainer.leap
         self.start_report: tuple[str, ...] = ()
         self.run_report: tuple[str, ...] = ()
-        self.seconds = {"training_time": 0.0, "sampling_time": 0.0, "escalation_time": 0.0}
+        names = ("training_time", "sampling_time", "escalation_time", "exploration_time")
+        self.seconds = dict.fromkeys(names, 0.0)
         self.is_interrupted = False
-        self._rungs: dict[str, Any] = {}
+        self._stages = Stages()
         self._few_steps: dict[int, AnyLeap] = {}
         self._draws: PosteriorDraws | None = None
         self._samples: dict[str, Tensor] = {}
-        self.seconds["exploration_time"] = time.perf_counter() - start
-        if _log.isEnabledFor(logging.INFO):
-            self._log_choices()
+
+    @classmethod
+    def explored(cls, target: Any, settings: Settings, starts: Tensor | None = None, deadline: float = math.inf) -> Fit:
+        """A fit of a posterior that is explored now.
+
+        Arguments:
+            target: The user's posterior, as a target.
+            settings: How to fit.
+            starts: Unconstrained points to look around first, ``(S, D)``.
+            deadline: Time of ``time.perf_counter`` after which no more training begins.
+        """
+        start, found = time.perf_counter(), None
+        if target.dim > 0:
+            vectorized, num_terms = getattr(target, "vectorized", True), getattr(target, "num_terms", 1)
+            found = survey(target, settings.particles(vectorized, num_terms), starts=starts)
+        fit = cls(target, settings, found, starts, deadline)
+        fit.seconds["exploration_time"] = time.perf_counter() - start
+        fit.log_choices()
+
+        return fit
 
     @classmethod
     def warm(cls, before: Fit, target: Any, starts: Tensor | None = None, deadline: float = math.inf) -> Fit:
@@ -127,15 +143,16 @@ class Fit:
                 raise FarOffError("there is no flow")
             found = survey_from(leap, before.recipe.found, target, settings.num_particles, starts)
         except FarOffError as reason:
-            fit = cls(target, settings, starts, deadline)
+            fit = cls.explored(target, settings, starts, deadline)
             fit.start_report = (f"warm start: explored anew, since {reason}",)
         else:
-            fit = cls(target, settings, deadline=deadline, found=found)
+            fit = cls(target, settings, found, deadline=deadline)
             assert isinstance(leap, Leap) and isinstance(fit.recipe, Recipe)
             fit.recipe.start_from(leap.flow)
             fit.trainer = fit.recipe.trainer
             fit.leap = fit.trainer.leap
             fit.start_report = ("warm start: from the flow of the last fit",)
+            fit.log_choices()
         fit.run_report = fit.start_report
         fit.seconds["exploration_time"] = time.perf_counter() - start
 
@@ -173,7 +190,7 @@ class Fit:
         self._draws, self._few_steps = None, {}
         if self.is_interrupted:
             self.recipe.stay()
-            self._rungs, self.is_interrupted = {}, False
+            self._stages, self.is_interrupted = Stages(), False
 
         return self.trainer.step()
 
@@ -203,18 +220,18 @@ class Fit:
         # No rung cures a density without an integral.
         is_hopeless = bool(self._hopeless_reasons())
         # What is judged of a training that was cut short is judged for now only.
-        rungs = {} if recipe.is_paused else self._rungs
+        stages = Stages() if recipe.is_paused else self._stages
         deadline = -math.inf if is_hopeless else self._deadline
-        escalation = Escalation(recipe, self._judge, walk, explore if can_explore else None, deadline, rungs)
+        escalation = Escalation(recipe, self._judge, walk, explore if can_explore else None, deadline, stages)
         try:
-            draws = escalation.once("flow", lambda: self.draws)
+            draws = escalation.judged_once("flow", lambda: self.draws)
             self.leap = recipe.trainer.leap
             escalation.climb(draws, keep)
         except KeyboardInterrupt:
             warn("Escalation was interrupted; the last verdict stands.", InterruptedWarning)
         self.is_interrupted = recipe.is_paused or (escalation.is_cut_short and not is_hopeless)
         if not self.is_interrupted:
-            self._rungs = {}
+            self._stages = Stages()
         elif self._draws is not None:
             self._draws = replace(self._draws, evidence=self._draws.evidence.cut_short())
         self.seconds["escalation_time"] += time.perf_counter() - start
@@ -225,7 +242,6 @@ class Fit:
     def state(self) -> dict[str, Any]:
         """All that draws, verdicts and further training depend on, except the target and random numbers."""
         walks = {n: leap for n, leap in self._few_steps.items() if isinstance(leap, Leap) and self._is_copy(leap)}
-        survey_on_the_way = self._rungs.get("survey")
 
         return {
             "coordinates": coordinates_of(self.target),
@@ -234,7 +250,7 @@ class Fit:
             "is_averaged": self.leap is not self.trainer.leap,
             "draws": self._draws,
             "few_steps": {num_steps: leap.flow.state_dict() for num_steps, leap in walks.items()},
-            "rungs": self._rungs | ({"survey": replace(survey_on_the_way, target=None)} if survey_on_the_way else {}),
+            "rungs": self._stages.state(),
             "is_interrupted": self.is_interrupted,
             "start_report": self.start_report,
             "run_report": self.run_report,
@@ -253,7 +269,7 @@ class Fit:
         seen = in_coordinates(target, state["coordinates"])
         with torch.random.fork_rng():  # networks that are built draw weights that are replaced at once
             found = replace(state["recipe"]["plan"].found, target=seen) if target.dim else None
-            fit = cls(target, settings, state.get("starts"), found=found)
+            fit = cls(target, settings, found, state.get("starts"))
             fit.recipe.restore(state["recipe"])
         fit.trainer = fit.recipe.trainer
         fit.leap = fit.trainer.averaged() if state["is_averaged"] else fit.trainer.leap
@@ -262,9 +278,7 @@ class Fit:
             walk = Leap(fit.leap.base, copy.deepcopy(fit.leap.flow), num_steps)
             walk.flow.load_state_dict(weights)
             fit._few_steps[num_steps] = walk
-        fit._rungs = dict(state["rungs"])
-        if "survey" in fit._rungs:
-            fit._rungs["survey"] = replace(fit._rungs["survey"], target=seen)
+        fit._stages = Stages.restored(state["rungs"], seen)
         fit.is_interrupted = state["is_interrupted"]
         fit.start_report, fit.run_report = state["start_report"], state["run_report"]
         fit.seconds = dict(state["seconds"])
@@ -283,8 +297,10 @@ class Fit:
         """Whether a leap in another number of steps has weights of its own."""
         return isinstance(self.leap, Leap) and walk.flow is not self.leap.flow
 
-    def _log_choices(self) -> None:
+    def log_choices(self) -> None:
         """What was chosen before anything is trained."""
+        if not _log.isEnabledFor(logging.INFO):
+            return
         found, target = self.recipe.found, self.model_target
         _log.info("density: %d dimensions, evaluated as %r", self.target.dim, getattr(target, "rung", "given"))
         if found is None:

@@ -21,28 +21,17 @@ from torch import Tensor
 
 from pyro_osds.fit import AnyTrainer, Fit
 from pyro_osds.flow.leap import Leap
-from pyro_osds.model import (
-    CAPTURE,
-    TEMPERATURES,
-    VECTORIZE,
-    ModelTarget,
-    PotentialTarget,
-    Predictive,
-    one_point,
-    prior_predictive,
-)
 from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors
 from pyro_osds.posterior.guide import FlowGuide
 from pyro_osds.posterior.neutra import FlowReparam
 from pyro_osds.posterior.verdict import Evidence
+from pyro_osds.problem import DensityProblem, problem_of
 from pyro_osds.results.fingerprint import check_arguments, check_density, check_model, identity
 from pyro_osds.results.groups import Groups, export
 from pyro_osds.results.storage import check_place, read, unpack, write
 from pyro_osds.results.summary import one_line, summary_card
 from pyro_osds.runtime.arguments import (
-    check_choices,
     check_counts,
-    constant_arguments,
     kept_arguments,
     same_arguments,
 )
@@ -56,8 +45,6 @@ from pyro_osds.settings import Settings
 from pyro_osds.stats.weights import WeightedDraws, weigh
 from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
 from pyro_osds.train.velocity import VelocityLeap
-
-AnyTarget = ModelTarget | PotentialTarget | FunctionTarget
 
 _MIN_CHECK_DRAWS = 4096
 
@@ -185,59 +172,20 @@ class OSDS:
         vectorize: str = "auto",
         capture: str | bool = "auto",
     ) -> None:
-        if (model is None) == (potential_fn is None):
-            raise ValueError("Give either a model or a potential_fn, not both and not neither.")
-        for name, given in (("model", model), ("potential_fn", potential_fn)):
-            if given is not None and not callable(given):
-                got = type(given).__name__
-                raise TypeError(f"{name} must be callable, got {got}; pass the {name}, not its result.")
-        if potential_fn is not None and not isinstance(initial_params, Mapping):
-            raise ValueError(
-                "potential_fn needs initial_params, a mapping of unconstrained tensors by site, which says which sites "
-                f"there are; got {type(initial_params).__name__}."
-            )
-        check_choices({"vectorize": (vectorize, VECTORIZE), "capture": (capture, CAPTURE)})
-        self.model = model
-        self._given: Any = potential_fn if model is None else model
-        self.settings = Settings(
-            num_samples=num_samples,
-            num_chains=num_chains,
-            num_steps=num_steps,
-            disable_progbar=disable_progbar,
-            correction=correction,
-            num_iterations=num_iterations,
-            max_time=max_time,
-            escalate=escalate,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            optim=optim,
-            num_particles=num_particles,
-            recipe=recipe,
-            num_time_steps=num_time_steps,
-            network=network,
-            volume=volume,
-            num_blocks=num_blocks,
-            hidden_features=hidden_features,
-            warm_start=warm_start,
-            distributed=distributed,
+        given = locals()
+        self._problem = problem_of(
+            model,
+            potential_fn,
+            initial_params,
+            num_chains,
+            init_strategy,
+            max_plate_nesting,
+            transforms=transforms,
+            vectorize=vectorize,
+            capture=capture,
         )
-        self._initial_params = initial_params
-        self._has_strategy = init_strategy is not init_to_uniform
-        # Everything that says how a density is evaluated; a potential function has no first run and no plates.
-        options = {"transforms": transforms, "vectorize": vectorize, "capture": capture}
-        self._source: dict[str, Any] = {
-            "kind": "model" if model is not None else "potential_fn",
-            "options": {"initial_params": initial_params, "vectorize": vectorize, "capture": capture},
-            "transforms": sorted(transforms or {}),
-        }
-        if model is not None:
-            self._source["options"]["max_plate_nesting"] = max_plate_nesting
-        self._make_target: Callable[..., AnyTarget]
-        if model is not None:
-            options |= {"init_strategy": init_strategy, "max_plate_nesting": max_plate_nesting}
-            self._make_target = partial(_model_target, model, options)
-        elif potential_fn is not None and isinstance(initial_params, Mapping):
-            self._make_target = partial(_potential_target, potential_fn, initial_params, num_chains, options)
+        # The names of settings are those of the arguments: they are said in the signature, and once in Settings.
+        self.settings = Settings(**{name: given[name] for name in Settings.names()})
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
         self._fit: Fit | None = None
@@ -270,10 +218,8 @@ class OSDS:
             1.84
         """
         osds = cls(log_prob_fn, **options)
-        target = FunctionTarget(log_prob_fn, dim, dtype, device)
-        osds._make_target = partial(_given_target, target)
-        shape = {"dim": dim, "dtype": str(target.draw_dtype).removeprefix("torch."), "device": str(target.device)}
-        osds._source = {"kind": "log_prob_fn", "options": {"initial_params": osds._initial_params}, "shape": shape}
+        density = FunctionTarget(log_prob_fn, dim, dtype, device)
+        osds._problem = DensityProblem(log_prob_fn, osds._problem.initial_params, density=density)
 
         return osds
 
@@ -410,13 +356,13 @@ class OSDS:
         if self.fit.samples:
             print_summary(self.fit.samples, prob)
         _ = self.evidence
-        print(summary_card(self._given, self.settings, self.fit).text())
+        print(summary_card(self._problem.function, self.settings, self.fit).text())
 
     def __repr__(self) -> str:
-        return one_line(self._given, self.settings, self._fit)
+        return one_line(self._problem.function, self.settings, self._fit)
 
     def _repr_html_(self) -> str:
-        return summary_card(self._given, self.settings, self._fit).html()
+        return summary_card(self._problem.function, self.settings, self._fit).html()
 
     # ---- in other hands of Pyro ----
 
@@ -505,25 +451,19 @@ class OSDS:
         target, total = self.fit.model_target, self.num_chains * self.num_samples
         count = total if num_draws is None else num_draws
         check_counts({"num_draws": count})
-        check_choices({"temperature": (temperature, TEMPERATURES)})
         if count > total:
             raise ValueError(f"num_draws must be at most the {total} posterior draws that there are, got {count}.")
-        if not isinstance(target, ModelTarget) or not target.discrete_sites:
-            raise ValueError("infer_discrete needs a model with discrete latents; all latents are in get_samples().")
         rows = torch.linspace(0, total - 1, count).long()
         samples = {name: value[rows] for name, value in self.get_samples().items()}
-        decoded, progress = [], progress_bar(count, "Infer", self.settings.disable_progbar)
-        for i in range(count):
-            decoded.append(target.infer_discrete({name: value[i] for name, value in samples.items()}, temperature))
-            progress.update()
+        progress = progress_bar(count, "Infer", self.settings.disable_progbar)
+        decoded = self._problem.infer_discrete(target, samples, temperature, progress.update)
         progress.close()
 
-        return samples | {name: torch.stack([draw[name] for draw in decoded]) for name in target.discrete_sites}
+        return samples | decoded
 
     def _exact_flow(self, what: str) -> tuple[Any, Any]:
         """The trained leap and its target, for what needs a model and an exact density."""
-        if not isinstance(self.fit.model_target, ModelTarget):
-            raise ValueError(f"{what} needs a Pyro model; a log density or a potential has no sites. Use draw instead.")
+        self._problem.check_model(what)
         leap = self.fit.settle()
         if isinstance(leap, VelocityLeap):
             raise ValueError(f"{what} needs the exact density of the flow: use network='coupling'.")
@@ -738,13 +678,11 @@ class OSDS:
             (torch.Size([100]), torch.Size([100, 2]))
         """
         check_counts({"num_draws": num_draws})
-        if self._source["kind"] != "model":
-            raise ValueError("prior_predictive needs a Pyro model; this sampler has a density only.")
-        if self._fit is not None:
+        if self._fit is not None and self._problem.model is not None:
             # With the parameters of the run, whatever the parameter store holds by now.
             return self._predictive(args, kwargs).prior(num_draws)
 
-        return prior_predictive(partial(self._given, *args, **kwargs), num_draws)
+        return self._problem.prior_predictive(num_draws, args, kwargs)
 
     def to_inference_data(
         self,
@@ -792,17 +730,15 @@ class OSDS:
             0.4...
         """
         groups = Groups(log_likelihood, log_prior, posterior_predictive, prior, unconstrained)
-        source, constant, target = None, {}, self.fit.model_target
-        if isinstance(target, ModelTarget):
-            source = self._predictive((), {})
-            constant = constant_arguments(target.model, target.args, target.kwargs, target.observed)
+        source = None if self._problem.model is None else self._predictive((), {})
+        constant = self._problem.constant_data(self.fit.model_target)
 
         return export(self.fit, groups, source, {**constant, **(constant_data or {})}, dims, coords)
 
     @property
     def kernel(self) -> Any:
         """What ``arviz.from_pyro`` asks a fitted ``MCMC`` for: ``kernel.model``, the Pyro model or None."""
-        return SimpleNamespace(model=self.model if self._source["kind"] == "model" else None)
+        return SimpleNamespace(model=self._problem.model)
 
     # ---- a file ----
 
@@ -825,7 +761,7 @@ class OSDS:
         content = {
             "settings": self.settings.as_dict() | {"optim": None, "distributed": False},
             "optim": "" if self.settings.optim is None else type(self.settings.optim).__name__,
-            "source": self._source,
+            "source": self._problem.description(),
             "identity": identity(fitted.given, fitted.target, z, self._args, self._kwargs),
             "fit": fitted.state(),
             "random": random_state(),
@@ -869,7 +805,7 @@ class OSDS:
         check_arguments(content["identity"], args, kwargs)
         # Not as a decorator: under classmethod that would hide the text above.
         with poutine.block():
-            target = osds._make_target(*args, **kwargs)
+            target = osds._problem.target(args, kwargs)
             check_model(content["identity"], target)
             osds._fit = Fit.restored(target, osds.settings, unpack(content["fit"], target.device))
             check_density(unpack(content["identity"], target.device), osds._fit.target)
@@ -925,6 +861,11 @@ class OSDS:
         return self.fit.trainer
 
     @property
+    def model(self) -> Callable[..., Any] | None:
+        """The Pyro model or the log density; None for a potential function."""
+        return None if self._problem.kind == "potential_fn" else self._problem.function
+
+    @property
     def num_samples(self) -> int:
         """Posterior draws of each chain."""
         return self.settings.num_samples
@@ -934,13 +875,11 @@ class OSDS:
         """Chains."""
         return self.settings.num_chains
 
-    def _predictive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Predictive:
+    def _predictive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A source of observations, for these arguments of the model or those of the run."""
-        target = self.fit.model_target
-        if not isinstance(target, ModelTarget):
-            raise ValueError("Predictions need a Pyro model; this sampler has a density only.")
+        asked = (args, kwargs) if args or kwargs else (self._args, self._kwargs)
 
-        return Predictive(target, *((args, kwargs) if args or kwargs else (self._args, self._kwargs)))
+        return self._problem.predictive(self.fit.model_target, *asked)
 
     def _set_up(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool = False, deadline: float = math.inf
@@ -949,57 +888,27 @@ class OSDS:
         if keep and self.is_trained_on(*args, **kwargs):
             return
         keep_freed_memory()
-        target = self._make_target(*args, **kwargs)
+        target = self._problem.target(args, kwargs)
+        before = self._fit if self.settings.warm_start else None
+        explore = partial(Fit.warm, before) if before is not None else partial(Fit.explored, settings=self.settings)
         try:
-            starts = self._starts(target)
-            before = self._fit if self.settings.warm_start else None
-            make = partial(Fit.warm, before) if before is not None else partial(Fit, settings=self.settings)
+            starts = self._problem.starts(target)
             self._fit = from_first(
-                lambda: make(target=target, starts=starts, deadline=deadline),
+                lambda: explore(target=target, starts=starts, deadline=deadline),
                 Fit.state,
                 partial(Fit.restored, target, self.settings),
                 target.device,
             )
         except NotFiniteError as error:
-            sites = target.not_finite_sites(error.point) if isinstance(target, ModelTarget) else []
-            named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""
-            raise ValueError(f"{error}{named} Check the model for overflows, or start it elsewhere.") from error
+            raise self._problem.not_finite(error, target) from error
         self._args, self._kwargs = kept_arguments(args), kept_arguments(kwargs)
 
-    def _starts(self, target: AnyTarget) -> Tensor | None:
-        params = self._initial_params
-        if params is None:
-            # A strategy that the user chose knows a good place; the default is as good as the origin.
-            return target.start[None] if self._has_strategy and isinstance(target, ModelTarget) else None
-        if isinstance(params, Mapping):
-            if isinstance(target, FunctionTarget):
-                raise ValueError("initial_params must be a tensor (D,) or (S, D) for a log density; got a mapping.")
-            return target.unconstrain(params)
-        starts = torch.as_tensor(params)
-        starts = starts[None] if starts.dim() == 1 else starts
-        if starts.shape[1:] != (target.dim,):
-            raise ValueError(f"initial_params must end in {target.dim} coordinates; got shape {tuple(starts.shape)}.")
 
-        return starts
-
-
-def _given_target(target: FunctionTarget) -> FunctionTarget:
-    return target
-
-
-def _model_target(model: Callable[..., Any], options: dict[str, Any], *args: Any, **kwargs: Any) -> ModelTarget:
-    return ModelTarget(model, args, kwargs, **options)
-
-
-def _potential_target(
-    potential_fn: Callable[[dict[str, Tensor]], Tensor],
-    initial_params: Mapping[str, Tensor],
-    num_chains: int,
-    options: dict[str, Any],
-    *args: Any,
-    **kwargs: Any,
-) -> PotentialTarget:
-    if args or kwargs:
-        raise ValueError("A potential_fn takes no arguments besides the values of its sites: call run() without any.")
-
-    return PotentialTarget(potential_fn, one_point(potential_fn, initial_params, num_chains), **options)
+def __getattr__(name: str) -> Any:
+    """Pickles of earlier versions ask for what is no longer here."""
+    if name in ("_model_target", "_potential_target", "_given_target"):
+        raise RuntimeError(
+            "This pickle of a sampler was written by an earlier version, which kept its model in another form. Files "
+            "that OSDS.save has written are read by OSDS.load; otherwise run the sampler again."
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pyro_osds.posterior.draws import CORRECTIONS
@@ -87,6 +87,11 @@ class Settings:
             raise ValueError("distributed is for network='coupling'; the velocity network is trained in one process.")
         if self.distributed and self.max_time is not None:
             raise ValueError("distributed needs max_time=None: processes with clocks of their own would part ways.")
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of all settings."""
+        return [setting.name for setting in fields(cls)]
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name."""

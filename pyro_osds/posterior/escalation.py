@@ -18,22 +18,71 @@ verdicts or, where there is none, the one with the higher log evidence, since an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 from pyro_osds.explore.annealing import Exploration
 from pyro_osds.explore.refinement import bridge
-from pyro_osds.explore.survey import resurvey
+from pyro_osds.explore.survey import Survey, resurvey
 from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.verdict import Evidence
 from pyro_osds.runtime.resume import random_state, set_random_state
+from pyro_osds.target import Target
 from pyro_osds.train.recipe import Recipe
 
 _NUM_PARTICLES = 64
+# What a file calls them.
+_IS_LARGER, _ITERATIONS = "is larger", "iterations of the "
 # With a larger share of effective draws only the tails are wrong, for which a bridge is better and faster.
 _POOR_ESS = 0.2
+
+
+@dataclass
+class Stages:
+    """What the stages of a run have left: a run that was cut short goes on from there.
+
+    Arguments:
+        judged: Draws and verdict of each stage that came to its end, by its name.
+        survey: What is known to the larger flow, once it is.
+        is_larger: Whether the larger flow was better, once it is trained.
+        iterations: Optimiser steps when a stage was first reported, by its name; a run that goes on repeats them.
+        random: Random numbers where the stage that has not come to its end began.
+    """
+
+    judged: dict[str, PosteriorDraws] = field(default_factory=dict)
+    survey: Survey | None = None
+    is_larger: bool | None = None
+    iterations: dict[str, int] = field(default_factory=dict)
+    random: dict[str, Any] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """The same as a file keeps it; the survey is without its target."""
+        single = {
+            "survey": self.survey and replace(self.survey, target=None),
+            _IS_LARGER: self.is_larger,
+            "random": self.random,
+        }
+        iterations = {f"{_ITERATIONS}{name}": count for name, count in self.iterations.items()}
+
+        return {**self.judged, **iterations, **{name: value for name, value in single.items() if value is not None}}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any], target: Target) -> Stages:
+        """What :meth:`state` gave.
+
+        Arguments:
+            state: The state; it stays as it is.
+            target: The target of the survey.
+        """
+        left = dict(state)
+        survey, is_larger, random = (left.pop(name, None) for name in ("survey", _IS_LARGER, "random"))
+        counts = {name: left.pop(name) for name in list(left) if name.startswith(_ITERATIONS)}
+        iterations = {name.removeprefix(_ITERATIONS): count for name, count in counts.items()}
+
+        return cls(left, survey and replace(survey, target=target), is_larger, iterations, random)
 
 
 @dataclass
@@ -46,7 +95,7 @@ class Escalation:
         walk: Draws and verdict from a bridge that starts from a leap, given the draws that its weights judged.
         explore: Draws and verdict of exploration anew, given those of the rung before; None where it costs too much.
         deadline: No rung is begun after this time of ``time.perf_counter``.
-        finished: What rungs that were climbed before have left; a climb that was cut short goes on from there.
+        stages: What stages have left before; a run that was cut short goes on from there.
     """
 
     recipe: Recipe
@@ -54,22 +103,22 @@ class Escalation:
     walk: Callable[[Leap, PosteriorDraws], PosteriorDraws]
     explore: Callable[[PosteriorDraws], PosteriorDraws] | None
     deadline: float
-    finished: dict[str, Any] = field(default_factory=dict)
+    stages: Stages = field(default_factory=Stages)
 
     @property
     def is_cut_short(self) -> bool:
         """Whether there is a rung that was not climbed to its end."""
-        return "random" in self.finished
+        return self.stages.random is not None
 
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What was made under this name, before or now; cut short, it is made again from the same random numbers."""
-        if name not in self.finished:
+    def judged_once(self, name: str, judge: Callable[[], PosteriorDraws]) -> PosteriorDraws:
+        """Draws and verdict of a stage; cut short before, they are made again from the same random numbers."""
+        judged = self.stages.judged
+        if name not in judged:
             self._begin()
-            made = make()
-            self.finished[name] = made
-            del self.finished["random"]
+            judged[name] = judge()
+            self.stages.random = None
 
-        return self.finished[name]
+        return judged[name]
 
     def climb(self, draws: PosteriorDraws, keep: Callable[[PosteriorDraws, str], None]) -> None:
         """Climb until the verdict is good.
@@ -79,18 +128,22 @@ class Escalation:
             keep: Called with the better draws, and what to report, after each rung.
         """
         keep(draws, self._report("flow", draws.evidence))
-        evidence = draws.evidence
+        evidence, done = draws.evidence, self.stages.judged
         poor = not evidence.is_settled and not evidence.ess >= _POOR_ESS * evidence.num_draws
-        if poor and (self.recipe.iterations_left > 0 or "is larger" in self.finished) and self._may_go_on("is larger"):
+        if poor and self._may_be_larger() and self._may_go_on(self.stages.is_larger is not None):
             draws = self._larger_flow(draws, keep)
         leap = self.recipe.trainer.leap
-        if not draws.evidence.is_settled and isinstance(leap, Leap) and self._may_go_on("bridge"):
+        if not draws.evidence.is_settled and isinstance(leap, Leap) and self._may_go_on("bridge" in done):
             draws = self._walked(leap, draws, keep)
-        if not draws.evidence.is_settled and self.explore is not None and self._may_go_on("exploration"):
+        if (
+            not draws.evidence.is_settled
+            and self.explore is not None
+            and self._may_go_on("exploration" in self.stages.judged)
+        ):
             self._explored(self.explore, draws, keep)
 
     def _walked(self, leap: Leap, draws: PosteriorDraws, keep: Callable[[PosteriorDraws, str], None]) -> PosteriorDraws:
-        walked = self.once("bridge", lambda: self.walk(leap, draws))
+        walked = self.judged_once("bridge", lambda: self.walk(leap, draws))
         keep(walked, self._report("bridge", walked.evidence))
 
         return walked
@@ -102,7 +155,7 @@ class Escalation:
         keep: Callable[[PosteriorDraws, str], None],
     ) -> None:
         """Keep what exploration found, if it is better founded than what there is."""
-        explored = self.once("exploration", lambda: explore(draws))
+        explored = self.judged_once("exploration", lambda: explore(draws))
         report = self._report("exploration", explored.evidence)
         higher = explored.evidence.log_integral > draws.evidence.log_integral
         if explored.evidence.is_settled or higher:
@@ -110,51 +163,64 @@ class Escalation:
         else:
             keep(draws, f"{report}; not taken")
 
-    def _may_go_on(self, rung: str) -> bool:
-        """Whether a rung may be begun; where not, the random numbers of its beginning are kept."""
+    def _may_be_larger(self) -> bool:
+        """Whether there are optimiser steps for a larger flow, or it has had them."""
+        return self.recipe.iterations_left > 0 or self.stages.is_larger is not None
+
+    def _may_go_on(self, is_finished: bool) -> bool:
+        """Whether a stage may be begun; where not, the random numbers of its beginning are kept."""
         if self.recipe.is_paused or self.recipe.trainer.history.interrupted:
             return False
-        if rung in self.finished or time.perf_counter() < self.deadline:
+        if is_finished or time.perf_counter() < self.deadline:
             return True
         self._begin()
 
         return False
 
     def _begin(self) -> None:
-        """Take up the random numbers where they were when this rung was to be climbed before, or note them now."""
-        if "random" in self.finished:
-            set_random_state(self.finished["random"])
-        self.finished["random"] = random_state()
+        """Take up the random numbers where they were when this stage was to be begun before, or note them now."""
+        if self.stages.random is not None:
+            set_random_state(self.stages.random)
+        self.stages.random = random_state()
 
     def _larger_flow(self, draws: PosteriorDraws, keep: Callable[[PosteriorDraws, str], None]) -> PosteriorDraws:
-        recipe, flow = self.recipe, cast("Leap", self.recipe.trainer.leap)
-        found = self.once("survey", lambda: resurvey(recipe.found, draws.bridge or self._particles(flow)))
-        if "is larger" in self.finished:
-            larger = self.finished["is larger"]
-        else:
+        recipe, stages, flow = self.recipe, self.stages, cast("Leap", self.recipe.trainer.leap)
+        found = self._survey(draws, flow)
+        if stages.is_larger is None:
             self._begin()
             recipe.run_larger(found)
-            larger = recipe.trainer.leap is not flow
+            is_larger = recipe.trainer.leap is not flow
             if not recipe.is_paused:
-                self.finished["is larger"] = larger
-                del self.finished["random"]
+                stages.is_larger, stages.random = is_larger, None
+        else:
+            is_larger = stages.is_larger
         leap, iterations = recipe.trainer.leap, len(recipe.trainer.history.loss)
-        if not larger:
+        if not is_larger:
             keep(draws, f"larger flow: ELBO no higher after {iterations} iterations in all")
             return draws
-        draws = self.judge(leap) if recipe.is_paused else self.once("larger flow", lambda: self.judge(leap))
+        judge = partial(self.judge, leap)
+        draws = judge() if recipe.is_paused else self.judged_once("larger flow", judge)
         keep(draws, self._report("larger flow", draws.evidence))
         if recipe.is_paused:
-            del self.finished["iterations of the larger flow"]
+            del stages.iterations["larger flow"]
 
         return draws
+
+    def _survey(self, draws: PosteriorDraws, flow: Leap) -> Survey:
+        """What the larger flow starts from: particles of a bridge that there is, or of a short one."""
+        if self.stages.survey is None:
+            self._begin()
+            self.stages.survey = resurvey(self.recipe.found, draws.bridge or self._particles(flow))
+            self.stages.random = None
+
+        return self.stages.survey
 
     def _particles(self, flow: Leap) -> Exploration:
         return bridge(flow, self.recipe.found.target, _NUM_PARTICLES)
 
     def _report(self, rung: str, evidence: Evidence) -> str:
         # Iterations at the first report: a climb that goes on repeats what it said.
-        iterations = self.finished.setdefault(f"iterations of the {rung}", len(self.recipe.trainer.history.loss))
+        iterations = self.stages.iterations.setdefault(rung, len(self.recipe.trainer.history.loss))
 
         return (
             f"{rung}: {evidence.headline[0]}, ELBO {evidence.elbo:.4f}, pareto k {evidence.pareto_k:.2f}, effective "

@@ -15,8 +15,9 @@ from helpers import assert_within_standard_error
 from pyro_osds import OSDS
 from pyro_osds import fit as fit_room
 from pyro_osds.results import storage
+from pyro_osds.train import recipe
 from pyro_osds.train.teacher import TeacherBudget
-from pyro_osds.train.trainer import Trainer, recipe
+from pyro_osds.train.trainer import Trainer
 
 Y = torch.tensor([1.2, 0.4, 2.1, 1.7, 0.9])
 
@@ -294,7 +295,7 @@ def test_ctrl_c_while_exploring_changes_nothing(monkeypatch):
     osds.run(Y)
     before = osds.fit
     monkeypatch.setattr(fit_room, "survey", interrupted)
-    osds.model, osds._make_target = conjugate, of_model(conjugate)()._make_target
+    osds._problem = of_model(conjugate)()._problem
     with pytest.raises(KeyboardInterrupt):
         osds.run(Y)
     assert osds.fit is before
