@@ -70,7 +70,7 @@ def places(rows: list[list[str]]) -> dict[str, tuple[float, float]]:
 
 
 def curve(start: tuple[float, float], end: tuple[float, float]) -> str:
-    """An arrow from the lower edge of a box to the upper edge of another; a long one swings around what lies between."""
+    """From the lower edge of a box to the upper edge of another; a long arrow swings around what lies between."""
     (x0, y0), (x1, y1) = start, end
     y0, y1 = y0 + BOX_HEIGHT / 2, y1 - BOX_HEIGHT / 2
     swing = 0.0 if y1 - y0 < FLOOR else 30 + 0.28 * (y1 - y0)
