@@ -29,11 +29,11 @@ from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.verdict import Evidence
 from pyro_osds.runtime.resume import random_state, set_random_state
+from pyro_osds.stats.thresholds import POOR_WEIGHT_ESS
 from pyro_osds.train.recipe import Recipe
 
+# Particles on each island of a bridge, as of an exploration.
 _NUM_PARTICLES = 64
-# With a larger share of effective draws only the tails are wrong, for which a bridge is better and faster.
-_POOR_ESS = 0.2
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Escalation:
         """
         keep(draws, self._report("flow", draws.evidence))
         evidence = draws.evidence
-        poor = not evidence.is_settled and not evidence.ess >= _POOR_ESS * evidence.num_draws
+        poor = not evidence.is_settled and not evidence.ess >= POOR_WEIGHT_ESS * evidence.num_draws
         if poor and (self.recipe.iterations_left > 0 or "is larger" in self.finished) and self._may_go_on("is larger"):
             draws = self._larger_flow(draws, keep)
         leap = self.recipe.trainer.leap

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from torch import Tensor
-
 from pyro_osds.explore.annealing import Exploration
 from pyro_osds.runtime.text import Card
 from pyro_osds.stats.thresholds import (
     CHECK_QUANTILE,
     EQUAL_SHARE,
+    GOOD_PARETO_K,
     MAX_NOT_FINITE,
     MAX_R_HAT,
     MAX_ROUNDING,
@@ -35,7 +34,7 @@ from pyro_osds.stats.thresholds import (
     apart,
     pareto_k_threshold,
 )
-from pyro_osds.stats.weights import effective_sample_size, log_mean_weight, lower_bound, pareto_k
+from pyro_osds.stats.weights import WeightSummary
 
 
 class Reason(NamedTuple):
@@ -81,6 +80,15 @@ class EvidenceCheck:
 
     log_evidence: float
     std_error: float
+
+
+def annealed_check(found: Exploration) -> EvidenceCheck:
+    """The log evidence of annealed particles, as a check of another one.
+
+    Arguments:
+        found: The particles, and the log evidences of the replicates.
+    """
+    return EvidenceCheck(found.log_evidence, found.std_error)
 
 
 @dataclass(frozen=True, repr=False)
@@ -162,7 +170,7 @@ class Evidence:
     def card(self) -> Card:
         """Every number with what to make of it, and the reasons."""
         k, threshold = apart(self.pareto_k, pareto_k_threshold(self.num_draws))
-        tail = f"{k} (good below 0.5, not to be used above {threshold})"
+        tail = f"{k} (good below {GOOD_PARETO_K}, not to be used above {threshold})"
         others = (("exploration", self.check), ("bridge", self.bridge))
         constant = ", up to the constant of the improper prior" if self.improper_sites else ""
         rows = (
@@ -205,7 +213,7 @@ class Evidence:
 
 
 def judge(
-    log_weight: Tensor,
+    weights: WeightSummary,
     check: EvidenceCheck | None = None,
     improper_sites: Sequence[str] = (),
     num_not_finite: int = 0,
@@ -214,10 +222,10 @@ def judge(
     rounding: float = 0.0,
     mixing: Mixing | None = None,
 ) -> Evidence:
-    """Evidence and verdicts from the log weights of fresh draws.
+    """Evidence and verdicts from the weights of fresh draws.
 
     Arguments:
-        log_weight: Log weights, ``(S,)``; ``-inf`` counts as weight zero.
+        weights: What the weights of the draws say.
         check: Another estimate that must agree within three combined standard errors.
         improper_sites: Latent sites whose prior is flat: with them there is no evidence.
         num_not_finite: Draws whose log density was nan or ``+inf``.
@@ -231,17 +239,16 @@ def judge(
 
     Example:
         >>> import torch
-        >>> judge(torch.full((1000,), -2.0)).reliable
+        >>> from pyro_osds.stats.weights import summarize_weights
+        >>> judge(summarize_weights(torch.full((1000,), -2.0))).reliable
         True
     """
-    num_draws = len(log_weight)
-    estimate, std_error = log_mean_weight(log_weight)
-    std_error = math.hypot(std_error, rounding)
-    ess, k = effective_sample_size(log_weight), pareto_k(log_weight)
+    estimate, num_draws = weights.log_mean_weight, weights.num_draws
+    std_error = math.hypot(weights.std_error, rounding)
     reasons = [
         *other_reasons,
-        *_tail_reasons(k, num_draws),
-        *_ess_reasons(ess, num_draws),
+        *_tail_reasons(weights.pareto_k, num_draws),
+        *_ess_reasons(weights.ess, num_draws),
         *_mixing_reasons(mixing),
         *_not_finite_reasons(num_not_finite, num_draws),
         *_rounding_reasons(rounding),
@@ -250,8 +257,8 @@ def judge(
     ]
     reasons += _check_reasons(estimate, std_error, check, healthy=not any(reason.evidence for reason in reasons))
     judged = Evidence(
-        estimate, std_error, lower_bound(log_weight), ess, k, num_draws, True, (), check, bridge
-    )  # fmt: skip
+        estimate, std_error, weights.elbo, weights.ess, weights.pareto_k, num_draws, True, (), check, bridge
+    )
 
     return _with_verdicts(judged, reasons, tuple(improper_sites))
 
@@ -328,7 +335,7 @@ def judge_annealed(
         judged, log_evidence=estimate, std_error=std_error, ess=found.ess, pareto_k=k, num_draws=num_draws
     )
     if from_flow:
-        numbers = replace(numbers, bridge=EvidenceCheck(found.log_evidence, found.std_error))
+        numbers = replace(numbers, bridge=annealed_check(found))
 
     return _with_verdicts(numbers, reasons, tuple(improper_sites))
 
