@@ -18,7 +18,8 @@ from torch import Tensor
 from pyro_osds.explore.annealing import Exploration
 from pyro_osds.explore.refinement import bridge
 from pyro_osds.flow.leap import Leap
-from pyro_osds.posterior.verdict import Evidence, EvidenceCheck, Mixing, Reason, annealed_check, judge, judge_annealed
+from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
+from pyro_osds.posterior.verdict import judge, judge_annealed
 from pyro_osds.runtime.precision import is_rough, rounding_noise
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing

@@ -27,7 +27,7 @@ from pyro_osds.explore.refinement import bridge
 from pyro_osds.explore.survey import resurvey
 from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior.draws import PosteriorDraws
-from pyro_osds.posterior.verdict import Evidence
+from pyro_osds.posterior.evidence import Evidence
 from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.stats.thresholds import POOR_WEIGHT_ESS
 from pyro_osds.train.recipe import Recipe

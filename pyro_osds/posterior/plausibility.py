@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_osds.posterior.verdict import Reason
+from pyro_osds.posterior.evidence import Reason
 from pyro_osds.stats.thresholds import MAX_LOG_PROBABILITY, MAX_SATURATED, MAX_UNDEFINED, SAME_LIKELIHOOD
 
 # Coordinates from which on values are rounded to a bound: beyond 36 for those between bounds, beyond 700 for those
