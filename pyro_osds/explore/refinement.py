@@ -24,7 +24,13 @@ from pyro_osds.flow.base import whitened
 from pyro_osds.flow.leap import Leap
 from pyro_osds.target import Target
 
+# The tail of the weights of one temperature is as many times lighter as there are temperatures: that of a flow with a
+# pareto k of one is then as good as any.
 _MIN_TEMPERATURES = 5
+# Share of effective particles that a change of temperature leaves: higher than for an exploration, whose way is long.
+_ESS_THRESHOLD = 0.7
+# Rounds of moves at the target at most: particles come from next to it.
+_MAX_SETTLING = 5
 
 
 class LatentTarget:
@@ -74,9 +80,9 @@ def bridge(leap: Leap, target: Target, num_particles: int, num_islands: int = 8)
         path,
         num_particles,
         num_islands,
-        ess_threshold=0.7,
+        ess_threshold=_ESS_THRESHOLD,
         min_temperatures=_MIN_TEMPERATURES,
-        max_settling=5,
+        max_settling=_MAX_SETTLING,
         phase="Bridge",
     )
     with torch.no_grad():

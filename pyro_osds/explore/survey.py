@@ -22,22 +22,25 @@ from pyro_osds.explore.reference import throw, wide_reference
 from pyro_osds.explore.variational import variational_base
 from pyro_osds.flow.base import MAX_COMPONENTS, Base, adapt_mixture, effective_share, gaussian_base, mixture_base
 from pyro_osds.stats.moments import ENOUGH_PARTICLES, weighted_moments
+from pyro_osds.stats.thresholds import (
+    FOLDED,
+    GOOD_BASE,
+    LOWER_SIGMAS,
+    MANY_PARTED,
+    MIN_COORDINATE_GAIN,
+    POOR_BASE,
+    SHORT_WAY,
+)
 from pyro_osds.target import NotFiniteError, Target, finite_log_prob, in_chunks, log_prob_and_score
 
-_SHORT_WAY = 3
+# Ways in all, so that exploration ends where each of them is long.
 _MAX_WAYS = 3
-_MIN_GAIN = 0.5
+# Times the particles of a slow way: a mode with a hundredth of the mass then holds some forty of them.
 _MORE_PARTICLES = 8
 # What the slow way may cost, in terms of the log density: about a minute on one core.
 _MAX_TERMS = 2e9
 # Evaluations of the slow way by temperature of the first one and by particle: it has more temperatures, and more moves.
 _SLOW_WAY = 50
-# Effective shares of a base's own draws: below the first a mixture is tried, and kept above the second.
-_POOR_BASE, _GOOD_BASE = 0.1, 0.5
-# Share of pairs of particles with a valley between them, from which on the posterior has more than one mode.
-_MANY_PARTED = 0.02
-# From which on it is folded; a funnel, curved as it is, has fewer.
-_FOLDED = 0.25
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Survey:
     @property
     def is_folded(self) -> bool:
         """Whether valleys run through the posterior, and no mixture base takes care of them."""
-        return self.modes.parted > _FOLDED and self.base.num_components == 1
+        return self.modes.parted > FOLDED and self.base.num_components == 1
 
 
 def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts: Tensor | None = None) -> Survey:
@@ -101,7 +104,7 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
     given, (target, exploration, modes) = target, _in_one_order(target, exploration)
-    more = _affordable(given, exploration) if modes.parted > _MANY_PARTED and _is_vectorized(given) else 0
+    more = _affordable(given, exploration) if modes.parted > MANY_PARTED and _is_vectorized(given) else 0
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
         num_particles *= more
@@ -113,12 +116,12 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     exploration = _with_lost_modes(target, exploration, num_particles, num_islands)
     modes = _find_modes(target, exploration)
     base = _choose_base(target, exploration, modes)
-    if _has_many_dimensions(target, exploration) and modes.parted <= _MANY_PARTED:
+    if _has_many_dimensions(target, exploration) and modes.parted <= MANY_PARTED:
         base = variational_base(target, base)
         exploration = _explore_from(target, base, exploration, num_particles, num_islands)
         num_evaluations += exploration.num_evaluations
         ways = _MAX_WAYS
-    while exploration.num_temperatures > _SHORT_WAY and ways < _MAX_WAYS and modes.parted <= _MANY_PARTED:
+    while exploration.num_temperatures > SHORT_WAY and ways < _MAX_WAYS and modes.parted <= MANY_PARTED:
         way = ReferencePath(target, base.sample, base.log_prob)
         try:
             exploration = explore(way, num_particles, num_islands, max_settling=0, phase="Explore again")
@@ -223,7 +226,7 @@ def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Explor
         z = exchange.permute(z, order)
     exploration = replace(exploration, z=z)
     best = target, exploration, _find_modes(target, exploration)
-    if best[2].parted <= _MANY_PARTED:
+    if best[2].parted <= MANY_PARTED:
         return best
     for exchange in exchanges:
         one_order = ordered(target, exchange, z)
@@ -248,7 +251,7 @@ def _with_lost_modes(target: Target, exploration: Exploration, num_particles: in
     way = ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
     again = explore(way, num_particles, num_islands, phase="Explore again")
     # A lower evidence than before is no discovery.
-    lower = again.log_evidence < exploration.log_evidence - 2 * exploration.std_error
+    lower = again.log_evidence < exploration.log_evidence - LOWER_SIGMAS * exploration.std_error
 
     return exploration if lower else replace(again, start=exploration.start)
 
@@ -269,7 +272,7 @@ def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Targe
     if not usable.all():
         return target, exploration
     change = _log_volume(u) + log_abs_det.double().mean() - _log_volume(exploration.z)
-    if change > -_MIN_GAIN:
+    if change > -MIN_COORDINATE_GAIN:
         return target, exploration
     log_prob = exploration.log_prob + log_abs_det
 
@@ -291,19 +294,19 @@ def _choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base
     if 1 < modes.count <= MAX_COMPONENTS:
         base = mixture_base(z, modes.labels)
         return adapt_mixture(base, target) if _is_vectorized(target) else base
-    if modes.parted > _FOLDED:
+    if modes.parted > FOLDED:
         # Scores know the width of a mode, and nothing of the distance between modes.
         return gaussian_base(z)
 
     base = gaussian_base(z, log_prob_and_score(target.log_prob, z)[1])
     if _has_many_dimensions(target, exploration) or not _is_vectorized(target):
         return base
-    if effective_share(base, target) > _POOR_BASE:
+    if effective_share(base, target) > POOR_BASE:
         return base
     # A spike on a broad mode, for instance: no valley parts them, but one Gaussian is neither.
     mixture = adapt_mixture(mixture_base(z, torch.zeros_like(modes.labels)), target)
 
-    return mixture if effective_share(mixture, target) > _GOOD_BASE else base
+    return mixture if effective_share(mixture, target) > GOOD_BASE else base
 
 
 def is_affordable(target: Target, exploration: Exploration, num_particles: int) -> bool:

@@ -23,14 +23,16 @@ from pyro_osds.explore.survey import Survey, first_way
 from pyro_osds.flow.base import whitened
 from pyro_osds.flow.leap import Leap
 from pyro_osds.stats.moments import weighted_moments
+from pyro_osds.stats.thresholds import (
+    CHECK_QUANTILE,
+    LOWER_SIGMAS,
+    MAX_SIGMAS,
+    MAX_WARM_ERROR,
+    MAX_WARM_TEMPERATURES,
+    MIN_ACCEPTANCE,
+    MIN_CHECK_ERROR,
+)
 from pyro_osds.target import NotFiniteError
-
-# A bridge takes five temperatures at least; one that needs many more comes from somewhere else.
-_MAX_TEMPERATURES = 12
-_MIN_ACCEPTANCE = 0.3
-_MAX_ERROR = 0.2
-# Standard errors between the bridge and the way from the prior; four and a half, as the verdict on eight islands.
-_MAX_SIGMAS, _MIN_CHECK_ERROR = 4.5, 0.03
 
 
 class FarOffError(ValueError):
@@ -72,10 +74,11 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
         # Scouts may be wrong; annealing from where they have been decides.
         place = ReferencePath(seen, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
         again = explore(place, num_particles)
-        check = check if again.log_evidence < check.log_evidence - 2 * check.std_error else again
-    combined = math.hypot(walked.std_error, max(check.std_error, _MIN_CHECK_ERROR))
+        check = check if again.log_evidence < check.log_evidence - LOWER_SIGMAS * check.std_error else again
+    combined = math.hypot(walked.std_error, max(check.std_error, MIN_CHECK_ERROR))
     above = check.log_evidence - walked.log_evidence
-    if above > _MAX_SIGMAS * combined:
+    # Both come from the spread of eight islands.
+    if above > MAX_SIGMAS * CHECK_QUANTILE * combined:
         raise FarOffError(f"exploring from scratch gave a log evidence {above:.2f} nats above that of the bridge")
     loc, scale_tril = weighted_moments(walked.z, torch.zeros_like(walked.log_prob))
     exploration = Exploration(
@@ -105,9 +108,9 @@ def _walked(leap: Leap, target: Any, num_particles: int) -> Exploration:
         walked = bridge(leap, target, num_particles)
     except NotFiniteError as error:
         raise FarOffError("the log density is not finite at any draw of the old flow") from error
-    if walked.num_temperatures > _MAX_TEMPERATURES:
+    if walked.num_temperatures > MAX_WARM_TEMPERATURES:
         raise FarOffError(f"the bridge from the old flow took {walked.num_temperatures} temperatures")
-    if not walked.settled or walked.acceptance < _MIN_ACCEPTANCE or not walked.std_error < _MAX_ERROR:
+    if not walked.settled or walked.acceptance < MIN_ACCEPTANCE or not walked.std_error < MAX_WARM_ERROR:
         raise FarOffError("the particles of the bridge from the old flow did not come to rest")
 
     return walked

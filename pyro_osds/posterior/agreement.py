@@ -25,16 +25,13 @@ import numpy as np
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-from pyro_osds.stats.weights import log_mean_weight, lower_bound, pareto_k
+from pyro_osds.stats.chains import MAX_LENGTH
+from pyro_osds.stats.pareto import pareto_k
+from pyro_osds.stats.thresholds import LARGE_NATS, MAX_LOST, MAX_PARETO_K, MAX_SIGMAS, SMALL_ERROR, SMALL_NATS
+from pyro_osds.stats.weights import WeightSummary, log_mean_weight, summarize_weights
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_MAX_SIGMAS = 3.0
-# Differences below these do not matter, however sure they are: nats, and standard deviations of the reference.
-_SMALL_NATS, _SMALL_ERROR = 0.05, 0.1
-_MIN_SHARE = 0.01
-_MAX_LENGTH = 2000
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def compare_with_reference(log_weight: Tensor, reference_log_weight: Tensor, par
         >>> compare_with_reference(torch.zeros(4000), torch.zeros(1000), table).agrees
         True
     """
-    log_evidence, std_error = log_mean_weight(log_weight)
+    own = summarize_weights(log_weight)
     usable = reference_log_weight[reference_log_weight.isfinite()].double()
     if len(usable) < 2:
         raise ValueError(
@@ -101,11 +98,13 @@ def compare_with_reference(log_weight: Tensor, reference_log_weight: Tensor, par
     eubo, eubo_error = usable.mean().item(), inflation * usable.std().item() / math.sqrt(len(usable))
     reciprocal, reciprocal_error = log_mean_weight(-usable)
     forward, forward_error = -reciprocal, inflation * reciprocal_error
-    numbers = (lower_bound(log_weight), log_evidence, std_error, eubo, eubo_error, forward, forward_error)
+    numbers = (eubo, eubo_error, forward, forward_error)
     lost = len(reference_log_weight) - len(usable)
-    sentence = _sentence(*numbers[1:], lost / len(reference_log_weight), pareto_k(usable), parameters)
+    sentence = _sentence(own, *numbers, lost / len(reference_log_weight), pareto_k(usable), parameters)
+    agrees = not sentence
+    sentence = sentence or _AGREE.format(own.log_mean_weight, own.std_error, forward)
 
-    return Agreement(not sentence, sentence or _AGREE.format(*numbers[1:3], forward), *numbers, parameters)
+    return Agreement(agrees, sentence, own.elbo, own.log_mean_weight, own.std_error, *numbers, parameters)
 
 
 _AGREE = (
@@ -115,8 +114,7 @@ _AGREE = (
 
 
 def _sentence(
-    log_evidence: float,
-    std_error: float,
+    own: WeightSummary,
     eubo: float,
     eubo_error: float,
     forward: float,
@@ -126,15 +124,16 @@ def _sentence(
     parameters: pd.DataFrame,
 ) -> str:
     """What disagrees, or nothing."""
-    differs = abs(forward - log_evidence) > max(_SMALL_NATS, _MAX_SIGMAS * math.hypot(std_error, forward_error))
-    if lost > _MIN_SHARE:
+    log_evidence = own.log_mean_weight
+    differs = abs(forward - log_evidence) > max(SMALL_NATS, MAX_SIGMAS * math.hypot(own.std_error, forward_error))
+    if lost > MAX_LOST:
         return (
             f"The reference disagrees: {lost:.0%} of its draws have density zero under this model; check that both are "
             "the same model of the same data."
         )
     # A heavy tail of weights that hardly differ, as k alone would have it, proposes nothing too little.
     missing = eubo - log_evidence
-    above = missing > max(1.0, _MAX_SIGMAS * eubo_error) or (k > 0.7 and missing > _SMALL_NATS)
+    above = missing > max(LARGE_NATS, MAX_SIGMAS * eubo_error) or (k > MAX_PARETO_K and missing > SMALL_NATS)
     if (differs and forward > log_evidence) or (above and not parameters.empty and _worst(parameters) is not None):
         return (
             f"The flow disagrees: reference draws lie where it proposes too little (upper bound {eubo:.3f}, log "
@@ -162,9 +161,9 @@ def _worst(parameters: pd.DataFrame) -> str | None:
     """The parameter that differs most, if it differs by more than chance and by what matters."""
     mean = parameters["mean_error"].abs()
     scale = parameters["sd_ratio"].map(math.log).abs()
-    bad_mean = mean[mean > np.maximum(_SMALL_ERROR, _MAX_SIGMAS * parameters["std_error"])]
+    bad_mean = mean[mean > np.maximum(SMALL_ERROR, MAX_SIGMAS * parameters["std_error"])]
     # The log of a ratio of standard deviations has about the standard error of a mean over the square root of two.
-    bad_scale = scale[scale > np.maximum(_SMALL_ERROR, _MAX_SIGMAS * parameters["std_error"])]
+    bad_scale = scale[scale > np.maximum(SMALL_ERROR, MAX_SIGMAS * parameters["std_error"])]
     worst = max((bad_mean, bad_scale), key=lambda bad: -math.inf if bad.empty else bad.max())
 
     return None if worst.empty else str(worst.idxmax())
@@ -203,7 +202,7 @@ def _errors(ours: Tensor, theirs: Tensor) -> tuple[float, float, float]:
 def _effective(values: Tensor) -> float:
     """Effective number of a sequence of draws; chains one after the other count as one."""
     # Its cost grows with the square of the length, so the share is that of the beginning.
-    head = values[:_MAX_LENGTH]
+    head = values[:MAX_LENGTH]
     if not head.std() > 0:
         return float(len(values))
     share = effective_sample_size(head[None], chain_dim=0, sample_dim=1).item() / len(head)

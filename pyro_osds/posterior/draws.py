@@ -18,29 +18,23 @@ from torch import Tensor
 from pyro_osds.explore.annealing import Exploration
 from pyro_osds.explore.refinement import bridge
 from pyro_osds.flow.leap import Leap
-from pyro_osds.posterior.verdict import Evidence, EvidenceCheck, Mixing, Reason, judge, judge_annealed
+from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
+from pyro_osds.posterior.verdict import judge, judge_annealed
 from pyro_osds.runtime.precision import is_rough, rounding_noise
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
-from pyro_osds.stats.weights import (
-    FlowDraws,
-    Proposal,
-    effective_sample_size,
-    join,
-    log_mean_weight,
-    pareto_k,
-    pareto_smooth,
-    weigh,
-)
+from pyro_osds.stats.pareto import pareto_smooth
+from pyro_osds.stats.thresholds import ENOUGH_STD_ERROR, GOOD_PARETO_K, GOOD_WEIGHT_ESS
+from pyro_osds.stats.weights import FlowDraws, Proposal, WeightSummary, join, summarize_weights, weigh
 from pyro_osds.target import Target, log_prob_and_score
 
 CORRECTIONS = ("imh", "psis", "none")
 
+# Weighted draws at least, which a fast density gives in milliseconds: the tail of fewer is hardly known.
 _MIN_DRAWS = 4096
+# At most: beyond, the standard error falls too slowly for what they take.
 _MAX_DRAWS = 32768
-_STD_ERROR = 0.003
-# Weights as good as these need no second opinion.
-_GOOD_K, _GOOD_ESS = 0.5, 0.9
+# Particles on each island of a bridge, as of an exploration.
 _BRIDGE_PARTICLES = 64
 NUM_ISLANDS = 32
 """Enough islands that their spread is known, and twice the standard error covers as it should."""
@@ -103,27 +97,16 @@ def draw_posterior(
         The posterior draws.
     """
     num_proposals = num_chains * num_samples
-    draws = _weigh_enough(leap, target, max(num_proposals, min(_MIN_DRAWS, max_draws)), max_draws)
-    second = _second_opinion(leap, target, draws.log_weight)
-    thinning = len(draws.z) // num_proposals
-    log_weight = draws.log_weight[: thinning * num_proposals]
-    if correction == "imh":
-        index, acceptance = independence_chains(log_weight, num_chains)
-        index, acceptance = index[:, thinning - 1 :: thinning], acceptance[:, thinning - 1 :: thinning]
-    else:
-        index = torch.arange(num_proposals, device=log_weight.device)
-        if correction == "psis":
-            check_any_weight(log_weight)
-            index = torch.multinomial(pareto_smooth(log_weight)[0].exp(), num_proposals, replacement=True)
-        index = index.view(num_chains, num_samples)
-        acceptance = torch.full_like(index, math.nan, dtype=log_weight.dtype)
+    draws, weights = _weigh_enough(leap, target, max(num_proposals, min(_MIN_DRAWS, max_draws)), max_draws)
+    second = _second_opinion(leap, target, weights)
+    index, acceptance = _choose(draws.log_weight, weights, num_chains, num_samples, correction)
     evidence = judge(
-        draws.log_weight,
+        weights,
         check,
         improper_sites,
         draws.num_not_finite,
         reasons,
-        EvidenceCheck(second.log_evidence, second.std_error) if second else None,
+        annealed_check(second) if second else None,
         _rounding(target, draws.z, draws.log_prob),
         Mixing(*mixing(draws.z[index])),
     )
@@ -131,21 +114,42 @@ def draw_posterior(
     return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight, draws.num_not_finite)
 
 
-def _weigh_enough(leap: Proposal, target: Target, num_draws: int, max_draws: int) -> FlowDraws:
-    """Weighted draws, doubled until the standard error is small or there are enough."""
+def _choose(
+    log_weight: Tensor, weights: WeightSummary, num_chains: int, num_samples: int, correction: str
+) -> tuple[Tensor, Tensor]:
+    """The proposals that become posterior draws, and with what probability, both ``(num_chains, num_samples)``."""
+    num_proposals = num_chains * num_samples
+    thinning = len(log_weight) // num_proposals
+    log_weight = log_weight[: thinning * num_proposals]
+    if correction == "imh":
+        index, acceptance = independence_chains(log_weight, num_chains)
+        return index[:, thinning - 1 :: thinning], acceptance[:, thinning - 1 :: thinning]
+    index = torch.arange(num_proposals, device=log_weight.device)
+    if correction == "psis":
+        check_any_weight(log_weight)
+        # Weights of fewer draws than were summed up have a tail of their own.
+        tail = weights.tail if len(log_weight) == weights.num_draws else None
+        index = torch.multinomial(pareto_smooth(log_weight, tail)[0].exp(), num_proposals, replacement=True)
+
+    return index.view(num_chains, num_samples), log_weight.new_full((num_chains, num_samples), math.nan)
+
+
+def _weigh_enough(leap: Proposal, target: Target, num_draws: int, max_draws: int) -> tuple[FlowDraws, WeightSummary]:
+    """Weighted draws, doubled until the standard error is small or there are enough, and what their weights say."""
     progress = progress_bar(max(num_draws, max_draws), "Weigh")
     draws = weigh(leap, target, num_draws)
+    weights = summarize_weights(draws.log_weight)
     progress.update(num_draws)
     while 2 * len(draws.z) <= max_draws:
-        log_evidence, std_error = log_mean_weight(draws.log_weight)
-        progress.set_postfix(log_evidence=f"{log_evidence:.3f}", std_error=f"{std_error:.4f}")
-        if not std_error > _STD_ERROR:
+        progress.set_postfix(log_evidence=f"{weights.log_mean_weight:.3f}", std_error=f"{weights.std_error:.4f}")
+        if not weights.std_error > ENOUGH_STD_ERROR:
             break
         draws = join([draws, weigh(leap, target, len(draws.z))])
+        weights = summarize_weights(draws.log_weight)
         progress.update(len(draws.z) // 2)
     progress.close()
 
-    return draws
+    return draws, weights
 
 
 def bridge_posterior(
@@ -244,8 +248,9 @@ def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:
     return rounding_noise(evaluate, z[finite])
 
 
-def _second_opinion(leap: Proposal, target: Target, log_weight: Tensor) -> Exploration | None:
-    good = pareto_k(log_weight) <= _GOOD_K and effective_sample_size(log_weight) >= _GOOD_ESS * len(log_weight)
+def _second_opinion(leap: Proposal, target: Target, weights: WeightSummary) -> Exploration | None:
+    """A short bridge, where weights are not nearly equal and densities are fast enough for one."""
+    good = weights.pareto_k <= GOOD_PARETO_K and weights.ess >= GOOD_WEIGHT_ESS * weights.num_draws
     if good or not isinstance(leap, Leap) or not getattr(target, "vectorized", True):
         return None
 

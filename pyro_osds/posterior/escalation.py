@@ -28,16 +28,16 @@ from pyro_osds.explore.refinement import bridge
 from pyro_osds.explore.survey import Survey, resurvey
 from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior.draws import PosteriorDraws
-from pyro_osds.posterior.verdict import Evidence
+from pyro_osds.posterior.evidence import Evidence
 from pyro_osds.runtime.resume import random_state, set_random_state
+from pyro_osds.stats.thresholds import POOR_WEIGHT_ESS
 from pyro_osds.target import Target
 from pyro_osds.train.recipe import Recipe
 
+# Particles on each island of a bridge, as of an exploration.
 _NUM_PARTICLES = 64
 # What a file calls them.
 _IS_LARGER, _ITERATIONS = "is larger", "iterations of the "
-# With a larger share of effective draws only the tails are wrong, for which a bridge is better and faster.
-_POOR_ESS = 0.2
 
 
 @dataclass
@@ -128,9 +128,15 @@ class Escalation:
             keep: Called with the better draws, and what to report, after each rung.
         """
         keep(draws, self._report("flow", draws.evidence))
+<<<<<<< HEAD
         evidence, done = draws.evidence, self.stages.judged
-        poor = not evidence.is_settled and not evidence.ess >= _POOR_ESS * evidence.num_draws
+        poor = not evidence.is_settled and not evidence.ess >= POOR_WEIGHT_ESS * evidence.num_draws
         if poor and self._may_be_larger() and self._may_go_on(self.stages.is_larger is not None):
+=======
+        evidence = draws.evidence
+        poor = not evidence.is_settled and not evidence.ess >= POOR_WEIGHT_ESS * evidence.num_draws
+        if poor and (self.recipe.iterations_left > 0 or "is larger" in self.finished) and self._may_go_on("is larger"):
+>>>>>>> h-weights
             draws = self._larger_flow(draws, keep)
         leap = self.recipe.trainer.leap
         if not draws.evidence.is_settled and isinstance(leap, Leap) and self._may_go_on("bridge" in done):

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_osds.posterior.verdict import Reason
-from pyro_osds.stats.thresholds import MAX_SATURATED, MAX_UNDEFINED, SAME_LIKELIHOOD
+from pyro_osds.posterior.evidence import Reason
+from pyro_osds.stats.thresholds import MAX_LOG_PROBABILITY, MAX_SATURATED, MAX_UNDEFINED, SAME_LIKELIHOOD
 
-# Rounding of a log probability of zero, nats.
-_ABOVE_ZERO = 1e-3
 # Coordinates from which on values are rounded to a bound: beyond 36 for those between bounds, beyond 700 for those
 # above one; and two places before that, where the likelihood has to be the same already if it is beyond.
 _BEFORE = {30.0: (27.0, 30.0), 700.0: (600.0, 660.0)}
@@ -70,7 +68,7 @@ def _above_zero(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
         if name not in seen:
             continue
         largest = seen[name].reshape(len(z), -1).amax(1).nan_to_num(-torch.inf)
-        wrong = largest > _ABOVE_ZERO
+        wrong = largest > MAX_LOG_PROBABILITY
         if weight[wrong].sum() > MAX_SATURATED:
             reasons.append(
                 Reason(

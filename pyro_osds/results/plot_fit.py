@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pyro_osds.stats.pareto import fit_tail
 from pyro_osds.stats.thresholds import pareto_k_threshold
-from pyro_osds.stats.weights import fit_tail
+from pyro_osds.stats.weights import effective_sample_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 _BLUE, _ORANGE, _SKY, _GREY = "#0072B2", "#D55E00", "#56B4E9", "#666666"
 # Terms of the loss that stand for weights of the steps' own draws; a warm-up step has none of them.
 _WEIGHED = ("exact_volume", "reverse_kl", "path_reverse_kl")
+# Standard errors to either side of an estimate: 95 % of repeats lie within.
+_BAR = 2.0
+# Letters of a line of the title: the width of the figure.
+_TITLE_WIDTH = 110
+# The figure, in inches: four pictures and a title fill a screen, or a page across.
+_SIZE = (10.5, 7.0)
+# Bins of the histogram: more are ragged with the 4,096 draws that a fit has at least.
+_NUM_BINS = 60
+# Share of the draws that is shown where the tail is shorter: enough to see what the tail sits on.
+_SHOWN_SHARE = 0.05
 # From this ratio of its ends on, a tail is drawn on a logarithmic axis, which has too few ticks for a shorter one.
 _LONG_TAIL = 20.0
 
@@ -65,7 +76,7 @@ def plot_fit(fitted: Any, axes: Sequence[Axes] | None = None) -> np.ndarray:
     colour, words = (_BLUE, "reliable") if fit["reliable"] else (_ORANGE, f"NOT reliable. {fit['reasons']}".strip())
     title = f"log evidence {fit['log_evidence']:.4f} ± {fit['std_error']:.4f} nats: {words.splitlines()[0]}"
     pictures[0].figure.suptitle(
-        textwrap.fill(title.replace(" -", " \N{MINUS SIGN}"), 110), color=colour, fontsize="medium"
+        textwrap.fill(title.replace(" -", " \N{MINUS SIGN}"), _TITLE_WIDTH), color=colour, fontsize="medium"
     )
 
     return pictures
@@ -97,7 +108,7 @@ def _new_axes() -> np.ndarray:
             "plot_fit needs matplotlib, which is not installed: pip install 'pyro-osds[plot]'."
         ) from error
 
-    return plt.subplots(2, 2, figsize=(10.5, 7.0), layout="constrained")[1].ravel()
+    return plt.subplots(2, 2, figsize=_SIZE, layout="constrained")[1].ravel()
 
 
 def _training(ax: Axes, fit: dict[str, Any], stats: dict[str, np.ndarray]) -> None:
@@ -116,8 +127,9 @@ def _training(ax: Axes, fit: dict[str, Any], stats: dict[str, np.ndarray]) -> No
     _evidence_band(ax, fit)
     if not weighed.all():
         ax.axvspan(0, steps[~weighed].max(), color=_GREY, alpha=0.12, linewidth=0, label="warm-up")
-    top = np.nanmax([fit["log_evidence"] + 2 * fit["std_error"], *stats["elbo"][rounds]])
+    top = np.nanmax([fit["log_evidence"] + _BAR * fit["std_error"], *stats["elbo"][rounds]])
     shown = batches[weighed & np.isfinite(batches)]
+    # Early batches may be very far off: the picture begins above the lowest 15 % of them.
     low = np.nanmin([top - 0.1, *stats["elbo"][rounds], *(np.quantile(shown, [0.15]) if len(shown) else [])])
     if math.isfinite(low):
         ax.set_ylim(low - 0.15 * (top - low), top + 0.25 * (top - low))
@@ -127,7 +139,7 @@ def _training(ax: Axes, fit: dict[str, Any], stats: dict[str, np.ndarray]) -> No
 def _evidence_band(ax: Axes, fit: dict[str, Any]) -> None:
     value, error = fit["log_evidence"], fit["std_error"]
     if math.isfinite(value) and math.isfinite(error):
-        ax.axhspan(value - 2 * error, value + 2 * error, color=_ORANGE, alpha=0.3, linewidth=0)
+        ax.axhspan(value - _BAR * error, value + _BAR * error, color=_ORANGE, alpha=0.3, linewidth=0)
         ax.axhline(value, color=_ORANGE, linewidth=1, label="log evidence, two standard errors")
 
 
@@ -142,7 +154,7 @@ def _tail(ax: Axes, log_weight: np.ndarray) -> None:
     mean = np.exp(descending - largest).mean()
     weight, share = np.exp(descending - largest) / mean, (np.arange(len(descending)) + 0.5) / len(descending)
     fitted = fit_tail(torch.as_tensor(descending.copy()))
-    shown = max(fitted.size, len(weight) // 20)
+    shown = max(fitted.size, int(_SHOWN_SHARE * len(weight)))
     ax.semilogy(weight[:shown], share[:shown], ".", color=_BLUE, markersize=4, label="draws")
     limit = pareto_k_threshold(len(weight))
     if math.isfinite(fitted.k):
@@ -167,10 +179,10 @@ def _spread(ax: Axes, log_weight: np.ndarray, num_draws: int) -> None:
     centred = (weights - torch.logsumexp(weights, 0) + math.log(num_draws)).numpy()
     # Rounding is no spread: bins are not narrower than what it leaves of equal weights.
     low, high = min(centred.min(), -1e-3), max(centred.max(), 1e-3)
-    ax.hist(centred, bins=np.linspace(low, high, 60), color=_SKY, edgecolor=_BLUE, linewidth=0.3)
+    ax.hist(centred, bins=np.linspace(low, high, _NUM_BINS), color=_SKY, edgecolor=_BLUE, linewidth=0.3)
     ax.axvline(0.0, color=_ORANGE, linewidth=1)
     ax.set_yscale("log")
-    share = torch.exp(2 * torch.logsumexp(weights, 0) - torch.logsumexp(2 * weights, 0)).item() / num_draws
+    share = effective_sample_size(weights) / num_draws
     lost = f"\n{num_draws - len(log_weight)} draws of weight zero" if num_draws > len(log_weight) else ""
     words = f"{share:.1%} of {num_draws} draws effective{lost}"
     # Room for the words above the highest bar.
@@ -185,7 +197,7 @@ def _evidences(ax: Axes, fit: dict[str, Any]) -> None:
     rows += [(name, fit[f"{name}_log_evidence"], fit[f"{name}_std_error"]) for name in ("exploration", "bridge")]
     rows = [row for row in (*rows, ("ELBO", fit["elbo"], 0.0)) if math.isfinite(row[1])]
     for height, (name, value, error) in enumerate(rows):
-        bar = 2 * error if math.isfinite(error) and error else None
+        bar = _BAR * error if math.isfinite(error) and error else None
         marker, colour = "D" if name == "ELBO" else "o", _ORANGE if name == "log evidence" else _BLUE
         ax.errorbar(value, height, xerr=bar, fmt=marker, color=colour, capsize=3)
         number = f"{value:.4f}".replace("-", "\N{MINUS SIGN}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_osds.explore.survey import Survey
 from pyro_osds.posterior.draws import PosteriorDraws
-from pyro_osds.posterior.verdict import Evidence, EvidenceCheck
+from pyro_osds.posterior.evidence import Evidence, EvidenceCheck
 from pyro_osds.train.teacher import TeacherHistory
 from pyro_osds.train.trainer import History
 

@@ -16,11 +16,17 @@ import torch
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
-# Half of a shorter chain is too short for a variance; of many coordinates and draws, some do.
-_MIN_LENGTH, _MAX_LENGTH, _MAX_COORDINATES = 200, 2000, 128
-# An effective number takes memory and time as the square of the length, so only the coordinates that mix worst get one,
-# and not all of them at once.
+from pyro_osds.stats.thresholds import MIN_CHAIN_LENGTH
+
+MAX_LENGTH = 2000
+"""Draws of a sequence that its effective number is computed from: that takes memory and time as the square of them."""
+
+# Of many coordinates, evenly spaced ones do: a step of these chains moves all of them or none.
+_MAX_COORDINATES = 128
+# Only the coordinates that mix worst get an effective number, and not all of them at once: it is the dearer of the two.
 _NUM_WORST, _AT_ONCE = 32, 8
+# Draws of all chains from which the quartiles of a coordinate are taken: more make them no better.
+_FOR_QUARTILES = 8 * MAX_LENGTH
 
 
 def independence_chains(log_weight: Tensor, num_chains: int) -> tuple[Tensor, Tensor]:
@@ -90,13 +96,13 @@ def mixing(z: Tensor) -> tuple[float, float]:
     Source: Vehtari, Gelman, Simpson, Carpenter, Buerkner 2021 (1903.08008).
     """
     num_chains, num_samples, dim = z.shape
-    if num_samples < _MIN_LENGTH or dim == 0:
+    if num_samples < MIN_CHAIN_LENGTH or dim == 0:
         return math.nan, math.nan
     coordinates = torch.linspace(0, dim - 1, min(dim, _MAX_COORDINATES), device=z.device).long()
-    z = z[:, :_MAX_LENGTH, coordinates].double()
+    z = z[:, :MAX_LENGTH, coordinates].double()
     num_samples = z.shape[1]
     flat = z.flatten(0, 1)
-    low, middle, high = flat[: 8 * _MAX_LENGTH].quantile(
+    low, middle, high = flat[:_FOR_QUARTILES].quantile(
         torch.tensor([0.25, 0.5, 0.75], dtype=flat.dtype, device=flat.device), 0
     )
     bounded = torch.atan((z - middle) / (high - low).clamp(min=torch.finfo(z.dtype).tiny))

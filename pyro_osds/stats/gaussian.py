@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
 MANY_DIMENSIONS = 129
-"""From so many on, a flow works on the coordinates of the model, without products of whole matrices."""
+"""From so many on, a flow works on the coordinates of the model, without products of whole matrices: these cost the
+square of the dimension, and whitening smears over all coordinates what sits in single ones."""
 
 
 class Gaussian(MultivariateNormal):

@@ -26,8 +26,13 @@ from torch import Tensor
 ENOUGH_PARTICLES = 4
 """With fewer for each dimension, the scale of particles is mostly noise."""
 
-# How far the Fisher scale may lie from the points' own, as a ratio of variances.
+# How far the Fisher scale may lie from the points' own, as a ratio of variances: at a hard edge, of which scores
+# say nothing, they would widen it without end, and at a spike, of which they say too much, shrink it.
 _MIN_RATIO, _MAX_RATIO = 1e-2, 2.0
+# The least variance of a coordinate, so that none is divided by: far below that of any that moves.
+_TINY = 1e-30
+# What rounding takes from a correlation matrix of some thousand points, put back on its diagonal.
+_JITTER = 1e-9
 
 
 def weighted_moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,6 +83,7 @@ def fisher_moments(z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     if num_points < dim:
         return _diagonal_fisher_moments(z, score)
     # The two estimates err in opposite directions, so far less shrinkage is needed than for either alone.
+    # The fourth power leaves half of it at D points, and a hundredth at three times as many.
     shrinkage = 1.0 / (1.0 + (num_points / dim) ** 4)
     loc, mean_score = points.mean(0), scores.mean(0)
     centred = points - loc
@@ -100,7 +106,7 @@ def fisher_moments(z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
 def _diagonal_fisher_moments(z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     """The same, coordinate by coordinate: noise of the correlations would be larger than the correlations."""
     loc, mean_score = z.double().mean(0), score.double().mean(0)
-    variance = (z.double() - loc).square().mean(0).clamp(min=1e-30)
+    variance = (z.double() - loc).square().mean(0).clamp(min=_TINY)
     fisher = (score.double() - mean_score).square().mean(0) * variance
     variance = variance * fisher.clamp(min=_MAX_RATIO**-2, max=_MIN_RATIO**-2).rsqrt()
 
@@ -109,9 +115,9 @@ def _diagonal_fisher_moments(z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
 
 def _correlation(covariance: Tensor, shrinkage: Tensor | float) -> tuple[Tensor, Tensor]:
     """Shrunk correlation matrix and scales; factorised so, a covariance stays well scaled whatever the units."""
-    scale = covariance.diagonal().clamp(min=1e-30).sqrt()
+    scale = covariance.diagonal().clamp(min=_TINY).sqrt()
     correlation = covariance / scale / scale[:, None] * (1 - shrinkage)
-    correlation.diagonal().fill_(1.0 + 1e-9)
+    correlation.diagonal().fill_(1.0 + _JITTER)
 
     return correlation, scale
 
@@ -123,4 +129,5 @@ def _root(correlation: Tensor) -> Tensor:
         factor, info = torch.linalg.cholesky_ex((1.0 - share) * correlation + share * eye)
         if not info or share >= 1.0:
             return factor
+        # From the rounding of double precision on, tenfold: the least that makes it regular to a factor of ten.
         share = min(1.0, max(1e-10, 10.0 * share))

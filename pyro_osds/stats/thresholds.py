@@ -1,27 +1,76 @@
-"""What the verdicts ask for, each number with its reason.
+"""What verdicts, checks and decisions ask for, each number once and with its reason.
 
-Thresholds are shares and nats, so that they mean the same for a thousand draws and for a million.
+A threshold belongs here if it says what is believed, what draws a warning, or what makes a run do more. Sizes (draws,
+particles, iterations) stay where they are used. Thresholds are shares and nats, so that they mean the same for a
+thousand draws and for a million. Where no source is named, the number is a choice, and its comment says what lies on
+either side of it.
+
+Sources:
+    * Vehtari, Simpson, Gelman, Yao, Gabry 2024, Pareto smoothed importance sampling (1507.02646).
+    * Vehtari, Gelman, Simpson, Carpenter, Buerkner 2021, rank-normalised R-hat (1903.08008).
+    * Kass, Raftery 1995, Bayes factors, section 3.2.
 """
 
 from __future__ import annotations
 
 import math
 
+# ---- weights of draws ----
+
+GOOD_PARETO_K = 0.5
+"""Largest pareto k at which the variance of the weights is finite (1507.02646, section 3): above it the usual standard
+error has no limit and is widened, and a short annealing from the flow gives a second opinion."""
+
+MAX_PARETO_K = 0.7
+"""Largest pareto k that is trusted, of however many draws (1507.02646, section 3.2.4): above it the number of draws
+that an estimate needs grows beyond what is practical."""
+
 MIN_WEIGHT_ESS = 0.01
 """Share of effective draws among the weighted ones. With fewer than one in a hundred the flow hardly meets the
 posterior, and the spread of its weights, from which their standard error comes, is itself hardly known."""
+
+POOR_WEIGHT_ESS = 0.2
+"""Share of effective draws below which a bad verdict is answered by a larger flow. With more of them the flow is right
+where most of the mass lies and wrong in its tails, which annealing mends better and faster (docs/architecture.md, "A
+bridge before a better flow")."""
+
+GOOD_WEIGHT_ESS = 0.9
+"""Share of effective draws from which on weights need no second opinion: their variance is then below 0.11 squared
+means, so that hardly any draw weighs more than twice the mean. Below it, what the draws miss nearby may matter."""
+
+EQUAL_SHARE = 0.99
+"""Share of effective draws or particles from which on the tail of their weights has the shape of noise."""
+
+EQUAL_MAX_OVER_MEAN = 2.0
+"""Largest weight over the mean weight, of weights that are nearly equal: a single draw of six times the mean leaves
+99 % of 4,096 draws effective, and is a tail all the same."""
+
+NEGLIGIBLE_TAIL = 1e-3
+"""Share of all weight in a tail whose shape cannot matter: lost altogether, it takes 0.001 nats."""
+
+ENOUGH_STD_ERROR = 0.003
+"""Standard error of a log evidence, nats, at which no more draws are made while there is a limit of draws to reach: a
+thirtieth of what the verdict allows, beyond which no digit decides anything."""
+
+# ---- chains of posterior draws ----
 
 MIN_CHAIN_ESS = 0.2
 """Share of effective draws among the posterior draws of a run, in its worst coordinate. Of the default of 4,000 that is
 800: the error of a mean is 0.035 standard deviations, and one of 0.1 is improbable (Gaussian, 0.5 %)."""
 
 MAX_R_HAT = 1.05
-"""Split R-hat of the chains in their worst coordinate. 1.01 is the usual limit for chains that walk; independent
-proposals of a good flow stay far below it, and the noise of 800 effective draws reaches 1.02."""
+"""Split R-hat of the chains in their worst coordinate. 1.01 is the usual limit for chains that walk (1903.08008);
+independent proposals of a good flow stay far below it, and the noise of 800 effective draws reaches 1.02."""
+
+MIN_CHAIN_LENGTH = 200
+"""Draws of a chain from which on its mixing is judged: half of a shorter chain is too short for a variance, and of many
+coordinates some would look bad by chance."""
+
+# ---- the log evidence and the log density ----
 
 MAX_STD_ERROR = 0.1
-"""Standard error of a log evidence, nats. Bayes factors are read in steps of about one nat ("positive" begins there);
-a tenth of it decides nothing, and half of it does."""
+"""Standard error of a log evidence, nats. Bayes factors are read in steps of about one nat ("positive" begins there,
+Kass and Raftery); a tenth of it decides nothing, and half of it does."""
 
 MAX_ROUNDING = 0.05
 """Standard deviation of what rounding adds to a log density, nats: what the evidence may be wrong by without a word."""
@@ -38,8 +87,13 @@ MAX_SATURATED = 0.001
 SAME_LIKELIHOOD = 0.01
 """Nats by which a log likelihood may still change, on average over draws, just before values are rounded to a bound."""
 
+MAX_LOG_PROBABILITY = 1e-3
+"""Nats by which rounding may lift the log probability of a discrete observation above zero."""
+
+# ---- two estimates of one log evidence ----
+
 MAX_SIGMAS = 3.0
-"""Combined standard errors between two estimates of one log evidence: 0.3 % of honest pairs lie further apart."""
+"""Combined standard errors between two estimates of one number: 0.3 % of honest pairs lie further apart."""
 
 CHECK_QUANTILE = 1.5
 """Factor on the standard error from the spread of eight replicates: their t distribution has the quantile at 4.5 that a
@@ -55,11 +109,60 @@ MIN_BRIDGE_ERROR = 0.01
 UNREACHED = 0.005
 """Nats that annealing from the flow may leave unreached in a narrow neck, the same in all its replicates."""
 
+LOWER_SIGMAS = 2.0
+"""Standard errors by which an annealing run that began where a mode was looked for has to lie below the one before to
+be refused: annealing that misses a part is too low, so the lower of two is no discovery. A repeat that is refused by
+chance costs the time that it took, and no more."""
+
 MIN_ACCEPTANCE = 0.3
 """Mean acceptance of Hamiltonian moves below which particles hardly move; they aim at 0.75."""
 
-EQUAL_SHARE = 0.99
-"""Share of effective particles from which on the tail of their weights has the shape of noise."""
+# ---- from the flow of another posterior ----
+
+MAX_WARM_TEMPERATURES = 12
+"""Temperatures of annealing from the flow of another posterior. It takes five at least; one that needs many more comes
+from somewhere else."""
+
+MAX_WARM_ERROR = 0.2
+"""Standard error of that annealing, nats. Twice what the verdict allows: it is a start, and a fit is judged anew."""
+
+# ---- the flow against reference draws ----
+
+SMALL_NATS = 0.05
+"""Difference of log evidences, nats, that does not matter however sure it is: half of :data:`MAX_STD_ERROR`."""
+
+SMALL_ERROR = 0.1
+"""Error of a mean in standard deviations of the reference, and of the log of a standard deviation, that does not matter
+however sure it is: the draws of posteriordb are held against the same limit (docs/accuracy.md)."""
+
+LARGE_NATS = 1.0
+"""Distance of the upper bound from the log evidence, nats, from which on the flow is to blame whatever its tails look
+like: the divergence KL(posterior || flow) is that large, and a calibrated flow leaves less than a tenth of it."""
+
+MAX_LOST = 0.01
+"""Share of reference draws with density zero under the model: more than rounding at an edge of the support makes."""
+
+# ---- what exploration makes of its particles ----
+
+SHORT_WAY = 3
+"""Temperatures of annealing up to which its log evidence is a good check. After a longer way the base that was found
+starts another one."""
+
+MANY_PARTED = 0.02
+"""Share of pairs of particles with a valley between them, from which on the posterior has more than one mode: below it
+lie single modes that are a little curved; a second mode with a share of 0.01 of the mass parts 0.02 of the pairs."""
+
+FOLDED = 0.25
+"""The same share, from which on a posterior without a mixture base is folded; a funnel, curved as it is, has fewer."""
+
+MIN_COORDINATE_GAIN = 0.5
+"""Nats by which the divergence from a Gaussian has to fall for standardised coordinates to be taken. Less may be noise:
+the log volume of N particles has a standard error of sqrt(D / 2N), 0.1 nats in ten dimensions with 512 of them."""
+
+POOR_BASE, GOOD_BASE = 0.1, 0.5
+"""Effective shares of a base's own draws: where a Gaussian has less than the first a mixture is tried, which is kept
+where it has more than the second. From more than a tenth a flow is trained without a mixture; a mixture that leaves
+less than a half would make its flow slower to train, and not right."""
 
 # Neighbours of single precision need nine; what needs more is written as Python does it.
 _MAX_DIGITS = 15
@@ -74,7 +177,7 @@ def pareto_k_threshold(num_draws: int) -> float:
         >>> pareto_k_threshold(10_000)
         0.7
     """
-    return min(1.0 - 1.0 / math.log10(max(num_draws, 2)), 0.7)
+    return min(1.0 - 1.0 / math.log10(max(num_draws, 2)), MAX_PARETO_K)
 
 
 def apart(value: float, bound: float, digits: int = 2) -> tuple[str, str]:

@@ -4,33 +4,28 @@ r"""Draws with exact weights, and what the weights say.
     \log w = \log \gamma(z) - \log q(z), \qquad \mathrm{ELBO} = \overline{\log w}, \qquad
     \log \hat Z = \log \overline{w}, \qquad \mathrm{ESS} = \frac{(\sum w)^2}{\sum w^2}
 
-pareto k is the shape of a generalised Pareto distribution fitted to the largest weights: their number of finite moments
-is about ``1/k``, so above 0.5 their variance, and above 1 their mean, is not to be trusted.
-
-Source: Pareto-smoothed importance sampling, Vehtari et al. 2024 (1507.02646).
+All of it is computed once for a set of weights, by :func:`summarize_weights`; the tail of the weights is that of
+:mod:`pyro_osds.stats.pareto`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from pyro.infer.importance import LogWeightsMixin
-from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 from pyro_osds.runtime.chunks import chunk_sizes, stack_chunks
 from pyro_osds.runtime.parallel import by_rows
+from pyro_osds.stats.pareto import TailFit, fit_tail, pareto_k
+from pyro_osds.stats.thresholds import GOOD_PARETO_K
 from pyro_osds.target import Target, finite_log_prob
 
-_MIN_TAIL = 5
-_ROUNDING = 1e-12
-# Where all draws are effective, no weight is twice the mean and the tail holds less than this share of all weight, its
-# shape cannot matter.
-_EQUAL_ESS, _MAX_OVER_MEAN, _NEGLIGIBLE = 0.99, 2.0, 1e-3
+# Draws weighed at once: a model makes tensors of this many rows, which caches and graphics cards hold with ease.
 _CHUNK_SIZE = 8192
 
 
@@ -131,6 +126,51 @@ def _weigh_chunk(leap: Proposal, target: Target, num_draws: int) -> FlowDraws:
     return FlowDraws(z, finite_log_prob(log_prob - log_q), log_prob, log_abs_det, num_not_finite)
 
 
+@dataclass(frozen=True)
+class WeightSummary:
+    """What a set of weights says.
+
+    Arguments:
+        log_mean_weight: Log of the mean weight, nats: the log evidence, if draws are those of a normalised proposal.
+        std_error: Its standard error, nats.
+        elbo: Mean log weight, a lower bound of the log evidence, nats.
+        ess: Effective number of draws.
+        num_draws: How many draws there are.
+        tail: The Pareto distribution fitted to the largest weights.
+    """
+
+    log_mean_weight: float
+    std_error: float
+    elbo: float
+    ess: float
+    num_draws: int
+    tail: TailFit = field(repr=False)
+
+    @property
+    def pareto_k(self) -> float:
+        """Shape of the tail of the weights."""
+        return self.tail.k
+
+
+def summarize_weights(log_weight: Tensor) -> WeightSummary:
+    """All that a set of weights says; its tail is fitted once.
+
+    Arguments:
+        log_weight: Log weights, ``(S,)``; ``-inf`` counts as weight zero.
+
+    Example:
+        >>> summary = summarize_weights(torch.full((100,), -2.0))
+        >>> summary.log_mean_weight, summary.std_error, summary.elbo, summary.pareto_k
+        (-2.0, 0.0, -2.0, -inf)
+    """
+    tail = fit_tail(log_weight)
+    estimate, std_error = _mean_and_error(log_weight, tail.k)
+
+    return WeightSummary(
+        estimate, std_error, lower_bound(log_weight), effective_sample_size(log_weight), len(log_weight), tail
+    )
+
+
 def log_mean_weight(log_weight: Tensor) -> tuple[float, float]:
     """Log of the mean weight and its standard error, nats.
 
@@ -148,14 +188,19 @@ def log_mean_weight(log_weight: Tensor) -> tuple[float, float]:
         >>> log_mean_weight(torch.zeros(100))
         (0.0, 0.0)
     """
+    return _mean_and_error(log_weight, pareto_k(log_weight))
+
+
+def _mean_and_error(log_weight: Tensor, k: float) -> tuple[float, float]:
+    """Log of the mean weight and its standard error, nats, from weights whose tail has shape *k*."""
     log_weight = log_weight.double()
     size = len(log_weight)
     estimate = (torch.logsumexp(log_weight, 0) - math.log(size)).item()
     if not math.isfinite(estimate):
         return estimate, math.inf
     std_error = (log_weight - estimate).exp().std().item() / math.sqrt(size)
-    k = pareto_k(log_weight)
-    if k > 0.5:
+    if k > GOOD_PARETO_K:
+        # At k = 1 the error no longer falls with S; beyond it the weights have no mean, and no factor says how far off.
         std_error *= size ** (min(k, 1.0) - 0.5)
 
     return estimate, std_error
@@ -186,105 +231,3 @@ def effective_sample_size(log_weight: Tensor) -> float:
     normalised = torch.log_softmax(log_weight.double(), 0)
 
     return torch.exp(-torch.logsumexp(2 * normalised, 0)).item()
-
-
-def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, float]:
-    """Log weights with their largest values replaced by those of the fitted Pareto tail, and the tail's shape.
-
-    Arguments:
-        log_weight: Log weights, ``(S,)``.
-
-    Returns:
-        Normalised smoothed log weights ``(S,)`` and pareto k; k is ``-inf`` where weights are so nearly equal that
-        their tail cannot matter (it holds less than a thousandth of all weight), and ``inf`` where a few weights carry
-        everything.
-    """
-    log_weight = log_weight.double()
-    log_weight = log_weight - log_weight.max()
-    order = log_weight.argsort()
-    size, cutoff, k, sigma = fit_tail(log_weight)
-    smoothed = log_weight.clone()
-    if math.isfinite(k):
-        probabilities = (torch.arange(size, dtype=torch.float64, device=log_weight.device) + 0.5) / size
-        quantiles = cutoff + sigma / k * torch.expm1(-k * torch.log1p(-probabilities))
-        smoothed[order[-size:]] = quantiles.log().clamp(max=0.0)
-
-    return smoothed - torch.logsumexp(smoothed, 0), k
-
-
-class TailFit(NamedTuple):
-    """A generalised Pareto distribution of what the largest weights exceed a cutoff by; weights over the largest one.
-
-    Arguments:
-        size: How many weights are in the tail.
-        cutoff: The weight at which it starts.
-        k: Its shape: ``-inf`` where there is no tail to speak of, ``inf`` where a few weights carry everything.
-        sigma: Its scale.
-    """
-
-    size: int
-    cutoff: float
-    k: float
-    sigma: float
-
-
-def fit_tail(log_weight: Tensor) -> TailFit:
-    """The tail of the weights.
-
-    Arguments:
-        log_weight: Log weights, ``(S,)``, one of them finite.
-    """
-    ascending = (log_weight.double() - log_weight.max()).sort().values
-    tail = _tail(ascending)
-    if tail is None:
-        return TailFit(0, math.nan, -math.inf, math.nan)
-    size, cutoff = tail
-    excess = ascending[-size:].exp() - cutoff
-    if not excess[_quarter(size)] > _ROUNDING:
-        # So few weights carry all of it that there is no tail to fit.
-        return TailFit(size, cutoff, math.inf, math.nan)
-
-    with torch.device("cpu"):  # Pyro makes tensors where torch makes them by default
-        k, sigma = fit_generalized_pareto(excess.cpu())
-
-    return TailFit(size, cutoff, k, sigma)
-
-
-def pareto_k(log_weight: Tensor) -> float:
-    """Shape of the tail of the weights; ``-inf`` where they are nearly equal, ``inf`` where none is finite.
-
-    Example:
-        >>> torch.manual_seed(0) and None
-        >>> bool(pareto_k(torch.randn(5000)) < 0.5)
-        True
-    """
-    if not log_weight.isfinite().any():
-        return math.inf
-
-    return pareto_smooth(log_weight)[1]
-
-
-def _quarter(size: int) -> int:
-    """Where Pyro's fit looks for the lower quartile of a tail, by which it divides."""
-    return int(size / 4 - 0.5)
-
-
-def _tail(ascending: Tensor) -> tuple[int, float] | None:
-    """Size of the tail and the weight at which it starts, or None where there is nothing to fit."""
-    count = len(ascending)
-    size = math.ceil(min(0.2 * count, 3.0 * math.sqrt(count)))
-    if size < _MIN_TAIL or count <= size:
-        return None
-    cutoff = max(ascending[-size - 1].item(), math.log(torch.finfo(torch.float64).tiny))
-    excess = ascending[-size:].exp() - math.exp(cutoff)
-    # Weights equal up to rounding have no tail; the fit would divide by zero.
-    if not excess[_quarter(size)] > _ROUNDING and excess[-1] < 0.5:
-        return None
-    # Nor is there one to speak of where weights are nearly equal; its shape would be that of noise.
-    weights = ascending.exp()
-    total = weights.sum()
-    nearly_equal = total.square() > _EQUAL_ESS * count * weights.square().sum() and total * _MAX_OVER_MEAN > count
-    if nearly_equal and excess.sum() < _NEGLIGIBLE * total:
-        return None
-
-    return size, math.exp(cutoff)

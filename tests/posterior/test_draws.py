@@ -1,6 +1,7 @@
 """The posterior room: weighted draws become chains, and evidence is taken from all of them."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,10 @@ from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior import draws as drawing
 from pyro_osds.posterior.draws import annealed_posterior, bridge_posterior, draw_posterior
 from pyro_osds.posterior.verdict import EvidenceCheck, judge
+from pyro_osds.stats import pareto
+from pyro_osds.stats.pareto import TailFit
+from pyro_osds.stats.thresholds import ENOUGH_STD_ERROR
+from pyro_osds.stats.weights import summarize_weights
 from pyro_osds.target import FunctionTarget
 
 
@@ -62,7 +67,7 @@ def test_draws_are_doubled_until_the_error_is_small(leap):
     # A power of two times the minimum, the error below the limit or the draws at theirs.
     evidence = draw_posterior(leap, near(), 1, 100).evidence
     assert evidence.num_draws in (4096, 8192, 16384, 32768) and evidence.num_draws > 4096
-    assert evidence.std_error <= drawing._STD_ERROR or evidence.num_draws == 32768
+    assert evidence.std_error <= ENOUGH_STD_ERROR or evidence.num_draws == 32768
     assert_within_standard_error(evidence.log_evidence, 0.0, evidence.std_error)
 
 
@@ -84,7 +89,7 @@ def test_check_and_improper_sites_reach_the_verdict(leap):
     assert "a mode may be lost" in draw_posterior(leap, near(), 1, 100, check=wrong).evidence.reasons[0]
     evidence = draw_posterior(leap, near(), 1, 100, improper_sites=("mu",)).evidence
     assert "improper" in evidence.reasons[0] and evidence.is_settled and math.isnan(evidence.log_evidence)
-    assert_within_standard_error(evidence.log_integral, 0.0, max(drawing._STD_ERROR, 0.5 / evidence.num_draws**0.5))
+    assert_within_standard_error(evidence.log_integral, 0.0, max(ENOUGH_STD_ERROR, 0.5 / evidence.num_draws**0.5))
     evidence = draw_posterior(leap, near(), 1, 100, check=wrong, improper_sites=("mu",)).evidence
     assert "a mode may be lost" in evidence.draws_reasons[0] and not evidence.is_settled
 
@@ -105,6 +110,19 @@ def test_psis_refuses_weights_that_are_all_zero():
 
     with pytest.raises(ValueError, match="No draw of the flow has a positive posterior density"):
         check_any_weight(torch.full((5,), -torch.inf))
+
+
+@pytest.mark.parametrize("correction", ["imh", "psis", "none"])
+def test_the_tail_is_fitted_once_per_set_of_weights(leap, monkeypatch, correction):
+    # Standard error, second opinion, verdict and smoothed weights share one fit; doubled draws are another set.
+    class Proposal:  # gets no bridge, which fits tails of its own
+        sample = leap.sample
+
+    sizes, inner = [], pareto.fit_generalized_pareto
+    monkeypatch.setattr(pareto, "fit_generalized_pareto", lambda tail: sizes.append(len(tail)) or inner(tail))
+    draws = draw_posterior(Proposal(), wide(), 2, 2048, correction)
+    assert draws.evidence.num_draws == 32768 and draws.evidence.std_error > ENOUGH_STD_ERROR
+    assert sizes == [math.ceil(3.0 * math.sqrt(num_draws)) for num_draws in (4096, 8192, 16384, 32768)]
 
 
 # ---- the second opinion ----
@@ -145,8 +163,11 @@ def test_weights_that_are_not_nearly_equal_get_a_second_opinion(leap, bridges, i
 )
 def test_when_a_second_opinion_is_asked_for(leap, bridges, monkeypatch, k, share, asked):
     # A tail above one half, or less than nine in ten draws effective.
-    monkeypatch.setattr(drawing, "pareto_k", lambda log_weight: k)
-    monkeypatch.setattr(drawing, "effective_sample_size", lambda log_weight: share * len(log_weight))
+    def summarize(log_weight):
+        weights = summarize_weights(log_weight)
+        return replace(weights, tail=TailFit(100, 0.5, k, 1.0), ess=share * weights.num_draws)
+
+    monkeypatch.setattr(drawing, "summarize_weights", summarize)
     draws = draw_posterior(leap, near(), 1, 100, max_draws=4096)
     assert bool(bridges) == asked and (draws.evidence.bridge is not None) == asked
 
@@ -181,7 +202,7 @@ def test_a_bridge_that_disagrees_is_a_reason(leap, monkeypatch):
 def judged():
     """What weights say that did not suffice."""
     log_weight = 2.0 * torch.randn(200)
-    return SimpleNamespace(evidence=judge(log_weight), flow_log_weight=log_weight, flow_not_finite=0)
+    return SimpleNamespace(evidence=judge(summarize_weights(log_weight)), flow_log_weight=log_weight, flow_not_finite=0)
 
 
 @pytest.fixture
@@ -295,7 +316,7 @@ def test_a_large_constant_is_a_reason_in_single_precision(leap):
     evidence = draw_posterior(leap, insists_on_single(2e7), 1, 100, max_draws=4096).evidence
     assert any("Rounding adds 0." in reason for reason in evidence.draws_reasons) and evidence.std_error > 0.3
     evidence = draw_posterior(leap, FunctionTarget(lambda z: near().log_prob(z) + 2e7, 1), 1, 100).evidence
-    assert evidence.reliable and evidence.std_error <= drawing._STD_ERROR
+    assert evidence.reliable and evidence.std_error <= ENOUGH_STD_ERROR
     base = leap.base
     target = FunctionTarget(lambda z: base.log_prob(z) + 2e7, 1)
     evidence = draw_posterior(leap, target, 1, 100).evidence

@@ -8,7 +8,14 @@ import torch
 from helpers import assert_within_standard_error
 
 from pyro_osds.explore.annealing import Exploration
-from pyro_osds.posterior.verdict import EvidenceCheck, Mixing, Reason, judge, judge_annealed
+from pyro_osds.posterior import verdict
+from pyro_osds.posterior.verdict import EvidenceCheck, Mixing, Reason, judge_annealed
+from pyro_osds.stats.weights import summarize_weights
+
+
+def judge(log_weight, *arguments, **options):
+    """The verdict on log weights."""
+    return verdict.judge(summarize_weights(log_weight), *arguments, **options)
 
 
 def good_weights(size=5000):

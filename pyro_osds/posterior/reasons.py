@@ -1,0 +1,212 @@
+"""The sentences of the verdicts: each says what was seen, what it was held against, and the cure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pyro_osds.explore.annealing import Exploration
+from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason
+from pyro_osds.stats.thresholds import (
+    CHECK_QUANTILE,
+    MAX_NOT_FINITE,
+    MAX_R_HAT,
+    MAX_ROUNDING,
+    MAX_SIGMAS,
+    MAX_STD_ERROR,
+    MIN_ACCEPTANCE,
+    MIN_BRIDGE_ERROR,
+    MIN_CHAIN_ESS,
+    MIN_CHECK_ERROR,
+    MIN_WEIGHT_ESS,
+    apart,
+    pareto_k_threshold,
+)
+
+
+def tail_reasons(k: float, num_draws: int) -> list[Reason]:
+    """What the shape of the tail of the weights says."""
+    threshold = pareto_k_threshold(num_draws)
+    if not k > threshold:
+        return []
+    seen, bound = apart(k, threshold)
+
+    return [
+        Reason(
+            f"pareto k is {seen}, above {bound} for {num_draws} draws: a few draws carry the estimate, the flow's "
+            "tails are too light. Raise num_iterations, or reparametrise the model (a non-centred hierarchy, for "
+            "instance)."
+        )
+    ]
+
+
+def ess_reasons(ess: float, num_draws: int) -> list[Reason]:
+    """What the effective number of the draws says."""
+    if ess >= MIN_WEIGHT_ESS * num_draws:
+        return []
+
+    return [
+        Reason(
+            f"The effective sample size of the weights is {ess:.0f} of {num_draws} draws, less than "
+            f"{MIN_WEIGHT_ESS:.0%}: the flow hardly meets the posterior. Raise num_iterations, or reparametrise the "
+            "model."
+        )
+    ]
+
+
+def mixing_reasons(mixing: Mixing | None) -> list[Reason]:
+    """What the chains say; nan, of chains too short to tell, says nothing."""
+    if mixing is None:
+        return []
+    reasons = []
+    if mixing.r_hat > MAX_R_HAT:
+        seen, bound = apart(mixing.r_hat, MAX_R_HAT)
+        reasons.append(f"The chains disagree: r_hat is {seen}, above {bound}. Raise num_iterations or num_samples.")
+    if mixing.ess < MIN_CHAIN_ESS:
+        seen, bound = apart(100 * mixing.ess, 100 * MIN_CHAIN_ESS, digits=1)
+        reasons.append(
+            f"The chains stick: {seen}% of their draws are effective, less than {bound}%. Raise num_iterations, and "
+            "look at n_eff in summary()."
+        )
+
+    return [Reason(text, evidence=False) for text in reasons]
+
+
+def not_finite_reasons(num_not_finite: int, num_draws: int) -> list[Reason]:
+    """What draws without a density say; as many as are lost without a word are none."""
+    if num_not_finite <= MAX_NOT_FINITE * num_draws:
+        return []
+
+    return [
+        Reason(
+            f"The log density was nan or +inf at {num_not_finite} of {num_draws} draws; they got weight zero. Look for "
+            "an overflow, a division by zero or a factor that is not a number."
+        )
+    ]
+
+
+def rounding_reasons(rounding: float) -> list[Reason]:
+    """What rounding of the log density says; no training cures it."""
+    if rounding <= MAX_ROUNDING:
+        return []
+
+    return [
+        Reason(
+            f"Rounding adds {rounding:.2g} nats to the log density (standard deviation, measured at posterior draws). "
+            "The model could not be run in double precision: look for numpy, .numpy() or a check of dtype in it. Pass "
+            "data and constants as torch.float64, or leave out the constant part of a large log density.",
+            mendable=False,
+        )
+    ]
+
+
+def error_reasons(std_error: float) -> list[Reason]:
+    """What the standard error says: against the number, not against the draws."""
+    if std_error <= MAX_STD_ERROR:
+        return []
+    seen, bound = apart(std_error, MAX_STD_ERROR)
+
+    return [
+        Reason(
+            f"The standard error of the log evidence is {seen} nats, above {bound}. Raise num_samples or "
+            "num_iterations.",
+            draws=False,
+        )
+    ]
+
+
+def improper_text(sites: Sequence[str], healthy: bool) -> str:
+    """Why there is no log evidence, and whether the draws are healthy all the same."""
+    names = ", ".join(map(repr, sites))
+    draws = " The draws are not affected." if healthy else ""
+
+    return (
+        f"The prior of site {names} is improper, so the log evidence is undefined.{draws} Give the site a proper prior "
+        "to compare models."
+    )
+
+
+def move_reasons(found: Exploration) -> list[Reason]:
+    """What speaks against the moves of the bridge's particles and the agreement of its replicates."""
+    reasons = []
+    if not found.acceptance >= MIN_ACCEPTANCE:
+        reasons.append(
+            f"The bridge's Hamiltonian moves were accepted with probability {found.acceptance:.2f} only: the density "
+            "is too rough for them. Rescale or reparametrise the model."
+        )
+    if not found.settled:
+        reasons.append(
+            "The bridge's particles still drifted at the end: a part of the posterior is hard to reach. Reparametrise "
+            "the model (a non-centred hierarchy, for instance)."
+        )
+    if not found.std_error <= MAX_STD_ERROR:
+        seen, bound = apart(found.std_error, MAX_STD_ERROR)
+        reasons.append(
+            f"The bridge's replicates disagree: the standard error of their log evidence is {seen} nats, above "
+            f"{bound}. Raise num_iterations or num_particles."
+        )
+
+    return [Reason(text) for text in reasons]
+
+
+def below_reasons(estimate: float, std_error: float, before: Evidence) -> list[Reason]:
+    """What a bridge found and exploration did not: annealing that misses a part is too low, never too high."""
+    bridge = before.bridge
+    if bridge is None or not math.isfinite(bridge.log_evidence):
+        return []
+    distance = bridge.log_evidence - estimate
+    if distance <= _allowed(std_error, bridge, MIN_BRIDGE_ERROR):
+        return []
+
+    return [
+        Reason(
+            f"The log evidence {estimate:.3f} of annealing from the prior lies {distance:.2f} nats below that of "
+            f"annealing from the flow, {bridge.log_evidence:.3f} +- {bridge.std_error:.3f}: a part of the posterior is "
+            "missed. Raise num_particles, and repeat with another seed."
+        )
+    ]
+
+
+def bridge_reasons(estimate: float, std_error: float, bridge: EvidenceCheck | None) -> list[Reason]:
+    """What a short bridge from the flow's draws says: its particles walk to where the flow proposes too little."""
+    if bridge is None or not math.isfinite(bridge.log_evidence):
+        return []
+    distance = estimate - bridge.log_evidence
+    if abs(distance) <= _allowed(std_error, bridge, MIN_BRIDGE_ERROR):
+        return []
+
+    return [
+        Reason(
+            f"The log evidence {estimate:.3f} lies {abs(distance):.2f} nats {'below' if distance < 0 else 'above'} "
+            f"that of short annealing from the flow's draws, {bridge.log_evidence:.3f} +- {bridge.std_error:.3f}: the "
+            "flow misses a part of the posterior next to its draws. Raise num_iterations, or reparametrise the model."
+        )
+    ]
+
+
+def check_reasons(estimate: float, std_error: float, check: EvidenceCheck | None, healthy: bool) -> list[Reason]:
+    """What the other estimate says; one that is too low does not speak against healthy weights.
+
+    The mean weight is right on average, so by Markov's inequality it exceeds the evidence by *x* nats with probability
+    exp(-x) at most, while annealing that missed a part of the posterior is always too low.
+    """
+    if check is None or not math.isfinite(check.log_evidence):
+        return []
+    distance = estimate - check.log_evidence
+    if abs(distance) <= _allowed(std_error, check, MIN_CHECK_ERROR) or (healthy and distance > 0):
+        return []
+    side = "below" if distance < 0 else "above"
+    cure = "a mode may be lost" if distance < 0 else "the exploration may have missed a part of the posterior"
+
+    return [
+        Reason(
+            f"The log evidence {estimate:.3f} lies {abs(distance):.2f} nats {side} the exploration's "
+            f"{check.log_evidence:.3f} +- {check.std_error:.3f}: {cure}. Raise num_particles, and repeat with another "
+            "seed."
+        )
+    ]
+
+
+def _allowed(std_error: float, other: EvidenceCheck, least: float) -> float:
+    """How far two estimates of one log evidence may lie apart, nats, where the other's error is *least* at least."""
+    return MAX_SIGMAS * math.hypot(std_error, CHECK_QUANTILE * max(other.std_error, least))
