@@ -20,6 +20,13 @@ def pytest_configure(config):
     config.pluginmanager.register(FreshState(), "fresh_state")
 
 
+@pytest.fixture(params=["torchscript", "interpreter"])
+def replay(request, monkeypatch):
+    """What runs recorded graphs: one after the other."""
+    monkeypatch.setenv("PYRO_OSDS_REPLAY", request.param)
+    return request.param
+
+
 @pytest.fixture
 def float64():
     """Python numbers and new tensors are double precision: exact checks have no rounding to hide behind."""

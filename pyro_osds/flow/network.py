@@ -13,14 +13,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
-# Importing zuko turns the checks of all torch distributions off; the user's setting is put back.
-_validate_args = Distribution._validate_args  # type: ignore[attr-defined]
-import zuko  # noqa: E402
+from pyro_osds.runtime.torch_internals import unchanged_validation
 
-Distribution._validate_args = _validate_args  # type: ignore[attr-defined]
-
+# Importing zuko turns the checks of all torch distributions off.
+with unchanged_validation():
+    import zuko
 
 # Weights from which on the linear part goes through as few features as the other one.
 _MAX_WEIGHTS = 2**17

@@ -2,8 +2,8 @@
 
 Training asks for the same small tensor operations hundreds of times, and on a CPU most of its time is Python and the
 bookkeeping of gradients between them. After a few calls of one kind (same shapes, same time and step size) the
-operations of the pass and of its gradient are written down (``recorder``), cut apart into two graphs, and replayed by
-TorchScript. They are the same operations in the same order, so the numbers are the same to the last bit.
+operations of the pass and of its gradient are written down (``recorder``), cut apart into two graphs, and replayed
+(``execution``). They are the same operations in the same order, so the numbers are the same to the last bit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from pyro_osds.flow.coupling import FlowMap
-from pyro_osds.runtime.recorder import Recorder, freeze
+from pyro_osds.runtime.execution import freeze
+from pyro_osds.runtime.recorder import Recorder, needed
 
 # Recording costs as much as some sixty passes, and a training has hundreds; the first calls wait for those that have.
 _NUM_CALLS_BEFORE = 10
@@ -165,8 +166,8 @@ def _cut(
     nodes = list(recorder.graph.nodes)
     first, second = nodes[:num_first], nodes[num_first:]
     # A change in place counts even where nothing takes its result by name.
-    needed, outside = _needed([*gradients, *(node for node in second if node.is_impure())]), set(first)
-    crosses = {node for user in needed - outside for node in user.all_input_nodes if node.op != "get_attr"}
+    ends, outside = needed([*gradients, *(node for node in second if node.is_impure())]), set(first)
+    crosses = {node for user in ends - outside for node in user.all_input_nodes if node.op != "get_attr"}
     kept = [node for node in first if node in crosses]
     forward, copies = fx.Graph(), cast("dict[fx.Node, fx.Node]", {})
     for node in first:
@@ -179,23 +180,10 @@ def _cut(
     # All placeholders come first, also those of cotangents.
     constants = [node for node in first if node.op == "get_attr"]
     for node in sorted((*constants, *second), key=lambda node: node.op != "placeholder"):
-        if node in needed or node.op == "placeholder":
+        if node in ends or node.op == "placeholder":
             copies[node] = backward.node_copy(node, copies.__getitem__)
     backward.output(tuple(copies[node] for node in gradients))
     for graph in (forward, backward):
         graph.eliminate_dead_code()
 
     return fx.GraphModule(recorder.constants, forward), fx.GraphModule(recorder.constants, backward)
-
-
-def _needed(ends: list[fx.Node]) -> set[fx.Node]:
-    """The nodes that these come from, directly or not."""
-    needed: set[fx.Node] = set()
-    waiting = list(ends)
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting += node.all_input_nodes
-
-    return needed

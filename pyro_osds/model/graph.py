@@ -1,11 +1,10 @@
 """A batched log density as one recorded graph of tensor operations.
 
 Running a Pyro model is mostly Python: handlers, distribution objects, transforms. All of it is done once, while the
-tensor operations of densities and scores are recorded (``recorder``), and never again. The record is traced and frozen
-by TorchScript where that holds. It belongs to one batch size, so batches are cut into blocks; and to one run, whose
-data are constants in it. A small operation takes as long for 512 points as for 256, so large batches get a graph of
-their own where that is soon recorded. Where there are very many observations, blocks are
-what keeps memory bounded.
+tensor operations of densities and scores are recorded (``recorder``), and never again; ``execution`` runs the record.
+It belongs to one batch size, so batches are cut into blocks; and to one run, whose data are constants in it. A small
+operation takes as long for 512 points as for 256, so large batches get a graph of their own where that is soon
+recorded. Where there are very many observations, blocks are what keeps memory bounded.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_osds.runtime.recorder import freeze, record_operations
+from pyro_osds.runtime.execution import freeze
+from pyro_osds.runtime.recorder import record_operations
 
 BLOCK_SIZE = 256
 """Points that a graph evaluates at once, where the density is not large."""
@@ -29,6 +29,7 @@ LARGE_BLOCK_SIZE = 512
 MIN_BATCH = 64
 """A smaller batch is not worth a whole block."""
 
+# Fewer points at once would leave most of the time to the bookkeeping of operations.
 _MIN_BLOCK_SIZE = 16
 # Numbers in one tensor of a block, with an entry for each term of the density or for each coordinate: what fits into
 # the memory near the processor. With 1,000 terms in double precision, 512 points took 25 ms in one block, 17 ms in two

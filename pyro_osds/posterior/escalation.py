@@ -128,15 +128,9 @@ class Escalation:
             keep: Called with the better draws, and what to report, after each rung.
         """
         keep(draws, self._report("flow", draws.evidence))
-<<<<<<< HEAD
         evidence, done = draws.evidence, self.stages.judged
         poor = not evidence.is_settled and not evidence.ess >= POOR_WEIGHT_ESS * evidence.num_draws
         if poor and self._may_be_larger() and self._may_go_on(self.stages.is_larger is not None):
-=======
-        evidence = draws.evidence
-        poor = not evidence.is_settled and not evidence.ess >= POOR_WEIGHT_ESS * evidence.num_draws
-        if poor and (self.recipe.iterations_left > 0 or "is larger" in self.finished) and self._may_go_on("is larger"):
->>>>>>> h-weights
             draws = self._larger_flow(draws, keep)
         leap = self.recipe.trainer.leap
         if not draws.evidence.is_settled and isinstance(leap, Leap) and self._may_go_on("bridge" in done):

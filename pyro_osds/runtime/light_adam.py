@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from pyro_osds.runtime.torch_internals import undecorated
 
 
 class LightAdam(torch.optim.Adam):
@@ -21,9 +22,9 @@ class LightAdam(torch.optim.Adam):
         tensor([0.5000])
     """
 
-    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    add_param_group = undecorated(torch.optim.Adam.add_param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update, as Adam's."""
-        return inspect.unwrap(torch.optim.Adam.step)(self, closure)
+        return undecorated(torch.optim.Adam.step)(self, closure)

@@ -7,20 +7,13 @@ where many posteriors take no longer in all, and describes every tensor on its w
 from __future__ import annotations
 
 import operator
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
-# What brings a number from a tensor to Python, where no graph can follow it.
-_TO_PYTHON = {
-    torch.ops.aten._local_scalar_dense.default,
-    torch.ops.aten.is_nonzero.default,
-    torch.ops.aten.equal.default,
-}
+from pyro_osds.runtime.torch_internals import TO_PYTHON, DispatchMode, is_mutable, memory_of, written_arguments
 
 
 def record_operations(function: Callable[[Tensor], Any], z: Tensor) -> fx.GraphModule:
@@ -52,41 +45,24 @@ def record_operations(function: Callable[[Tensor], Any], z: Tensor) -> fx.GraphM
     return fx.GraphModule(recorder.constants, recorder.graph)
 
 
-def freeze(graph: fx.GraphModule, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """The graph without Python between its operations, or as it is where TorchScript cannot hold it.
+def needed(ends: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes that these come from, directly or not, and these.
 
     Arguments:
-        graph: What was recorded.
-        arguments: Arguments of the shapes that it was recorded for.
-
-    Example:
-        >>> graph = record_operations(lambda z: (2 * z,), torch.zeros(2))
-        >>> freeze(graph, (torch.zeros(2),))(torch.ones(2))
-        (tensor([2., 2.]),)
+        ends: Nodes of one graph.
     """
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            # torch >= 2.13 announces the end of TorchScript; traced values that became constants are checked later.
-            warnings.simplefilter("ignore")
-            script = torch.jit.freeze(torch.jit.trace(graph.eval(), arguments, check_trace=False))
-    except Exception:  # noqa: BLE001 - whatever TorchScript objects to, the graph itself still works
-        return graph
+    found: set[fx.Node] = set()
+    waiting = list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
 
-    return _Frozen(script)
-
-
-class _Frozen:
-    """A script that runs its operations as they are: optimised ones are no faster, and differ in their last bit."""
-
-    def __init__(self, script: Any) -> None:
-        self.script = script
-
-    def __call__(self, *arguments: Tensor) -> Any:
-        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            return self.script(*arguments)
+    return found
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(DispatchMode):
     """Writes down what passes the dispatcher, below vmap and autograd.
 
     Operations are replayed in their order, on tensors that share memory as they did when recorded, so views and changes
@@ -115,34 +91,29 @@ class Recorder(TorchDispatchMode):
         """What stands for this tensor is given at each replay, in the order in which inputs were added."""
         self._nodes[id(tensor)] = self.graph.placeholder(f"input_{len(self._alive)}")
         self._alive.append(tensor)
-        self._depends.add(_memory(tensor))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Asked by torch; a yes would import TorchDynamo, to tell it that there is nothing to compile here."""
-        return False
+        self._depends.add(memory_of(tensor))
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         tensors = _tensors((args, kwargs))
-        depends = any(_memory(tensor) in self._depends for tensor in tensors)
-        if depends and operation in _TO_PYTHON:
+        depends = any(memory_of(tensor) in self._depends for tensor in tensors)
+        if depends and operation in TO_PYTHON:
             raise RuntimeError(f"{operation} brings a value that depends on the point to Python.")
-        if operation._schema.is_mutable:
+        if is_mutable(operation):
             self._check_own(operation, args)
         result = operation(*args, **kwargs)
         if operation is torch.ops.aten.detach.default:
             # The same tensor, to what has no gradients.
             self._write(self.node(args[0]), result, depends)
-        elif operation not in _TO_PYTHON:
+        elif operation not in TO_PYTHON:
             inputs = self._inputs(args), self._inputs(kwargs)
             self._write(self.graph.call_function(operation, *inputs), result, depends)
-            fresh = {_memory(leaf) for leaf in _tensors(result)}
-            self._own_memory |= fresh - set(map(_memory, tensors))
-        if depends and operation._schema.is_mutable:
-            self._depends.update(map(_memory, tensors))
+            fresh = {memory_of(leaf) for leaf in _tensors(result)}
+            self._own_memory |= fresh - set(map(memory_of, tensors))
+        if depends and is_mutable(operation):
+            self._depends.update(map(memory_of, tensors))
 
         return result
 
@@ -177,13 +148,12 @@ class Recorder(TorchDispatchMode):
             self._nodes[id(result)] = node
             self._alive.append(result)
             if depends:
-                self._depends.add(_memory(result))
+                self._depends.add(memory_of(result))
 
     def _check_own(self, operation: Any, args: tuple[Any, ...]) -> None:
         """What is changed in place must have come into being in the record, or the next replay would see the change."""
-        for parameter, arg in zip(operation._schema.arguments, args, strict=False):
-            changed = parameter.alias_info is not None and parameter.alias_info.is_write
-            if changed and isinstance(arg, Tensor) and _memory(arg) not in self._own_memory:
+        for arg in written_arguments(operation, args):
+            if isinstance(arg, Tensor) and memory_of(arg) not in self._own_memory:
                 raise RuntimeError(f"{operation} changes a tensor that was there before.")
 
 
@@ -197,7 +167,3 @@ def _tensors(value: Any) -> list[Tensor]:
         return []
 
     return [tensor for part in value for tensor in _tensors(part)]
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -38,7 +38,7 @@ def passes(flow, x, calls):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("num_spline_blocks", [0, 1, 2])
 @pytest.mark.parametrize("dim", [1, 5])
-def test_replays_are_the_passes(dim, num_spline_blocks, dtype):
+def test_replays_are_the_passes(dim, num_spline_blocks, dtype, replay):
     torch.manual_seed(0)
     flow = flow_of(dim, num_spline_blocks, dtype)
     weights = {name: value.clone() for name, value in flow.state_dict().items()}
@@ -52,7 +52,7 @@ def test_replays_are_the_passes(dim, num_spline_blocks, dtype):
         assert torch.equal(one, other)
 
 
-def test_another_kind_of_call_is_another_replay():
+def test_another_kind_of_call_is_another_replay(replay):
     # Shapes, times and step sizes are constants of a replay; each kind has its own.
     torch.manual_seed(0)
     flow = flow_of(3)
@@ -81,7 +81,7 @@ def test_what_is_not_replayed():
     assert torch.equal(gradient, torch.ones(4, 2))
 
 
-def test_a_run_imports_no_compiler():
+def test_a_run_imports_no_compiler(replay):
     # TorchDynamo and symbolic algebra take as long to import as a small posterior takes to fit.
     code = """
 import sys, torch, pyro, pyro.distributions as dist

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.model.graph import BLOCK_SIZE, DensitiesWithScores, Graph, block_size, in_blocks, record, with_scores
+from pyro_osds.runtime.execution import TorchScript
 
 
 def densities(z):
@@ -86,7 +87,7 @@ def test_batches_in_blocks(size):
 
 
 @pytest.mark.parametrize("function", [densities, with_scores(densities)], ids=["densities", "with scores"])
-def test_a_record_is_the_function(float64, function):
+def test_a_record_is_the_function(float64, function, replay):
     # At points that it was not recorded at, and without running the function again.
     calls = []
 
@@ -102,7 +103,7 @@ def test_a_record_is_the_function(float64, function):
     assert calls == [BLOCK_SIZE]
 
 
-def test_a_record_holds_constants(float64):
+def test_a_record_holds_constants(float64, replay):
     # Data are those of the recording: another tensor of the same name later is not seen.
     data = {"y": torch.tensor(2.0)}
     graph = record(lambda z: (z[:, 0] * data["y"], z[:, 0] + data["y"]), torch.randn(BLOCK_SIZE, 1))
@@ -113,7 +114,7 @@ def test_a_record_holds_constants(float64):
     torch.testing.assert_close(total, z[:, 0] + 2)
 
 
-def test_a_record_of_a_callable_object(float64):
+def test_a_record_of_a_callable_object(float64, replay):
     # Modules and partial functions are callables too.
     class Density:
         def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,7 +214,27 @@ def test_second_derivatives_beside_a_constant(float64):
 def test_graphs_are_frozen():
     # Replayed without Python between the operations.
     graph = record(with_scores(lambda z: (-z.square().sum(-1), z.exp().sum(-1))), torch.zeros(BLOCK_SIZE, 2))
-    assert isinstance(graph.run.script, torch.jit.ScriptModule)
+    assert isinstance(graph.run, TorchScript)
+
+
+def test_both_ways_give_the_same_bits(monkeypatch):
+    # Values and scores of a density with linear algebra, gathers and constants of its own.
+    y = torch.randn(5)
+
+    def density(z):
+        scale = torch.eye(3) + z[:, :, None] * z[:, None, :]
+        value = torch.linalg.cholesky(scale).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return value, torch.special.gammaln(z.exp()[:, torch.tensor([0, 2])] + y.square().sum()).logsumexp(-1)
+
+    block, z = torch.randn(BLOCK_SIZE, 3), torch.randn(BLOCK_SIZE, 3)
+    results = []
+    for way in ("torchscript", "interpreter"):
+        monkeypatch.setenv("PYRO_OSDS_REPLAY", way)
+        graph = record(with_scores(density), block)
+        results.append(graph.run(z))
+        assert type(graph.run).__name__.lower() == way
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from pyro_osds.runtime.execution import freeze
 from pyro_osds.runtime.recorder import record_operations
 
 POINTS = torch.tensor([[0.3, -1.2], [2.0, 0.7], [-0.4, 0.1]])
@@ -46,16 +47,38 @@ def with_constants_read(z):
     return (z * WEIGHTS.sum().item() + torch.tensor(0.5),)
 
 
-@pytest.mark.parametrize(
-    "function", [written_in_place, several_results, under_vmap, with_gradient, with_constants_read]
-)
-def test_a_record_does_what_the_function_does(function):
+def with_constants_changed(z):
+    # Nothing here is known before the first replay: what is written to later is made anew each time, views too.
+    zeros = torch.zeros(2, 2)
+    first, second = zeros.unbind(0)
+    shared = torch.ones(2).cumsum(0)
+    second.add_(shared)
+    first.sub_(z.sum(0))
+    return zeros.sum(0), second * shared, zeros
+
+
+def with_indices(z):
+    # Lists with gaps among the arguments, numbers that are not finite, and a result that is an input.
+    bounded = z.clamp(min=-torch.inf, max=1.0)
+    return bounded[:, torch.tensor([1, 0])], torch.stack([z, bounded], 1), z.split([1, 1], -1)[1], z
+
+
+FUNCTIONS = [
+    written_in_place, several_results, under_vmap, with_gradient, with_constants_read, with_constants_changed,
+    with_indices,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_record_does_what_the_function_does(function, replay):
     # At other points than the recorded ones, more than once: nothing of one replay is left in the next.
     graph = record_operations(function, POINTS)
+    frozen = freeze(graph, (POINTS,))
     for z in (OTHERS, POINTS, OTHERS):
         before = z.clone()
-        for got, expected in zip(graph(z), function(z), strict=True):
-            assert torch.equal(got, expected)
+        for run in (graph, frozen):
+            for got, expected in zip(run(z), function(z), strict=True):
+                assert torch.equal(got, expected)
         assert torch.equal(z, before)
 
 

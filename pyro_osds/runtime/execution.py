@@ -1,0 +1,90 @@
+"""What runs a recorded graph: TorchScript, or the interpreter where there is no TorchScript or it refuses.
+
+Both run the recorded operations one by one, so they give the same bits; TorchScript has no Python between them and is
+faster where tensors are small. It is not supported from Python 3.14 on, and torch announces its end. Where it is
+missing the log says so (INFO), and where it refuses a graph the log says why (WARNING). The environment variable
+``PYRO_OSDS_REPLAY=interpreter`` takes the interpreter at once, for all graphs that are recorded from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pyro_osds.runtime.interpreter import Interpreter
+
+VARIABLE = "PYRO_OSDS_REPLAY"
+"""The environment variable that says what runs recorded graphs."""
+
+TORCHSCRIPT, INTERPRETER = "torchscript", "interpreter"
+
+_log = logging.getLogger(__name__)
+
+
+def freeze(graph: fx.GraphModule, arguments: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+    """The graph as a function, by TorchScript or by the interpreter.
+
+    Arguments:
+        graph: What was recorded.
+        arguments: Arguments of the shapes that it was recorded for.
+
+    Raises:
+        ValueError: If the environment variable ``PYRO_OSDS_REPLAY`` names something else.
+
+    Example:
+        >>> from pyro_osds.runtime.recorder import record_operations
+        >>> graph = record_operations(lambda z: (2 * z,), torch.zeros(2))
+        >>> freeze(graph, (torch.zeros(2),))(torch.ones(2))
+        (tensor([2., 2.]),)
+    """
+    asked = os.environ.get(VARIABLE, TORCHSCRIPT)
+    if asked not in (TORCHSCRIPT, INTERPRETER):
+        raise ValueError(f"The environment variable {VARIABLE} must be {TORCHSCRIPT} or {INTERPRETER}, got {asked!r}.")
+    if asked == INTERPRETER:
+        return Interpreter(graph)
+    if missing := _missing():
+        _log.info("The interpreter runs a recorded graph: this torch has no %s.", missing)
+        return Interpreter(graph)
+    try:
+        return TorchScript(graph, arguments)
+    except Exception as error:  # noqa: BLE001 - whatever TorchScript objects to, the interpreter needs none of it
+        _log.warning(
+            "The interpreter runs a recorded graph: TorchScript refused it (%s: %s).", type(error).__name__, error
+        )
+
+    return Interpreter(graph)
+
+
+class TorchScript:
+    """A graph traced and frozen, and run as it is: optimised, it is no faster and differs in its last bit.
+
+    Arguments:
+        graph: What was recorded.
+        arguments: Arguments of the shapes that it was recorded for.
+    """
+
+    def __init__(self, graph: fx.GraphModule, arguments: tuple[Tensor, ...]) -> None:
+        with warnings.catch_warnings(), torch.no_grad():
+            # torch >= 2.13 announces the end of TorchScript; traced values that became constants are checked later.
+            warnings.simplefilter("ignore")
+            self.script: Any = torch.jit.freeze(torch.jit.trace(graph.eval(), arguments, check_trace=False))
+
+    def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of the graph."""
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            return self.script(*arguments)
+
+
+def _missing() -> str | None:
+    """What torch lacks of TorchScript, or None."""
+    for name in ("trace", "freeze", "optimized_execution"):
+        if not hasattr(getattr(torch, "jit", None), name):
+            return f"torch.jit.{name}"
+
+    return None

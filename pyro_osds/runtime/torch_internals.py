@@ -1,0 +1,147 @@
+"""Every private name of torch that the package uses, so that a new torch has one place to break, and one to mend.
+
+Each name says what it is for and what happens when it is gone. "No import" means that importing the package then fails
+with an error that names it; a test for each name says so first, in ``tests/runtime/test_torch_internals.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor
+from torch.distributions import Distribution
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "ARGUMENT_CHECKS",
+    "TO_PYTHON",
+    "BatchNorm",
+    "DispatchMode",
+    "NormLayer",
+    "direct_call",
+    "is_batchedtensor",
+    "is_mutable",
+    "memory_of",
+    "undecorated",
+    "unchanged_validation",
+    "without_function_modes",
+    "written_arguments",
+]
+
+# Whether a tensor stands for a batch of points under vmap (`is_batchedtensor` above). Gone: no import.
+
+NormLayer, BatchNorm = _NormBase, _BatchNorm
+"""Layers that keep running statistics, and those of them that normalise over a batch. Gone: no import."""
+
+ARGUMENT_CHECKS: tuple[Any, ...] = tuple(filter(None, [getattr(torch, "_is_all_true", None)]))
+"""What distributions check arguments with. Gone: a check that vmap refuses, so its model runs point by point, and says
+so."""
+
+TO_PYTHON = frozenset(
+    {
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.is_nonzero.default,
+        torch.ops.aten.equal.default,
+    }
+)
+"""Operations that bring a number from a tensor to Python, where no graph can follow it. Gone: no import."""
+
+
+class DispatchMode(TorchDispatchMode):
+    """Sees every operation below vmap and autograd; the recorder is one. Gone: no import."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by torch; a yes would import TorchDynamo, to tell it that there is nothing to compile here.
+
+        Gone: nobody asks, and the test that no run imports a compiler tells whether that is right.
+        """
+        return False
+
+
+def is_mutable(operation: Any) -> bool:
+    """Whether an operation changes one of its arguments. Gone: nothing can be recorded, densities run by vmap.
+
+    Example:
+        >>> is_mutable(torch.ops.aten.add_.Tensor), is_mutable(torch.ops.aten.add.Tensor)
+        (True, False)
+    """
+    return operation._schema.is_mutable
+
+
+def written_arguments(operation: Any, args: tuple[Any, ...]) -> list[Any]:
+    """The positional arguments that an operation changes in place. Gone: as :func:`is_mutable`.
+
+    Example:
+        >>> written_arguments(torch.ops.aten.add_.Tensor, ("first", "second"))
+        ['first']
+    """
+    pairs = zip(operation._schema.arguments, args, strict=False)
+
+    return [arg for parameter, arg in pairs if parameter.alias_info is not None and parameter.alias_info.is_write]
+
+
+def direct_call(operation: Any) -> Callable[..., Any]:
+    """The function behind an operation, a fifth faster to call than the operation. Gone: the operation itself.
+
+    Example:
+        >>> direct_call(torch.ops.aten.add.Tensor)(torch.ones(1), 1.0)
+        tensor([2.])
+    """
+    return getattr(operation, "_op", operation)
+
+
+def memory_of(tensor: Tensor) -> int:
+    """The same number for tensors that share memory, even where it is empty. Gone: nothing can be recorded.
+
+    Example:
+        >>> x = torch.zeros(3)
+        >>> memory_of(x[1:]) == memory_of(x), memory_of(x.clone()) == memory_of(x)
+        (True, False)
+    """
+    return tensor.untyped_storage()._cdata
+
+
+def without_function_modes() -> AbstractContextManager[Any]:
+    """Operations as they are, whatever ``TorchFunctionMode`` is in force. Gone: the interpreter raises.
+
+    Example:
+        >>> with without_function_modes():
+        ...     torch.ones(1)
+        tensor([1.])
+    """
+    return torch._C.DisableTorchFunction()
+
+
+@contextmanager
+def unchanged_validation() -> Iterator[None]:
+    """Whether distributions check their arguments is afterwards as it was. Gone: no import.
+
+    Example:
+        >>> with unchanged_validation():
+        ...     Distribution.set_default_validate_args(False)
+        >>> torch.distributions.Normal(0.0, -1.0)
+        Traceback (most recent call last):
+        ValueError: Expected parameter scale ...
+    """
+    before = Distribution._validate_args  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An optimiser's method without what wraps it for ``torch.compile``. Gone (no ``__wrapped__``): as it is, slower.
+
+    Example:
+        >>> undecorated(torch.optim.Adam.step).__name__
+        'step'
+    """
+    return inspect.unwrap(function)
