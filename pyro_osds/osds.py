@@ -20,7 +20,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_osds.fit import AnyTrainer, Fit
-from pyro_osds.flow.leap import Leap
+from pyro_osds.flow.leap import is_bijective
 from pyro_osds.model import (
     CAPTURE,
     TEMPERATURES,
@@ -55,7 +55,6 @@ from pyro_osds.runtime.warnings import UnreliableEvidenceWarning, warn
 from pyro_osds.settings import Settings
 from pyro_osds.stats.weights import WeightedDraws, weigh
 from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
-from pyro_osds.train.velocity import VelocityLeap
 
 AnyTarget = ModelTarget | PotentialTarget | FunctionTarget
 
@@ -470,7 +469,7 @@ class OSDS:
             torch.Size([10])
         """
         leap, target = self._exact_flow("neutra")
-        if not isinstance(leap, Leap):
+        if not is_bijective(leap):
             raise ValueError("neutra needs a model with continuous latents; this one has none.")
         if not self.fit.model_target.can_sample_prior:
             raise ValueError("neutra needs latents without poutine.scale, mask or improper priors around them.")
@@ -508,7 +507,7 @@ class OSDS:
         check_choices({"temperature": (temperature, TEMPERATURES)})
         if count > total:
             raise ValueError(f"num_draws must be at most the {total} posterior draws that there are, got {count}.")
-        if not isinstance(target, ModelTarget) or not target.discrete_sites:
+        if not target.discrete_sites:
             raise ValueError("infer_discrete needs a model with discrete latents; all latents are in get_samples().")
         rows = torch.linspace(0, total - 1, count).long()
         samples = {name: value[rows] for name, value in self.get_samples().items()}
@@ -522,10 +521,10 @@ class OSDS:
 
     def _exact_flow(self, what: str) -> tuple[Any, Any]:
         """The trained leap and its target, for what needs a model and an exact density."""
-        if not isinstance(self.fit.model_target, ModelTarget):
+        if not self.fit.model_target.is_model:
             raise ValueError(f"{what} needs a Pyro model; a log density or a potential has no sites. Use draw instead.")
         leap = self.fit.settle()
-        if isinstance(leap, VelocityLeap):
+        if not leap.has_exact_density:
             raise ValueError(f"{what} needs the exact density of the flow: use network='coupling'.")
 
         return leap, self.fit.target
@@ -549,12 +548,12 @@ class OSDS:
     @property
     def observed_data(self) -> dict[str, Tensor]:
         """The observations that the last run was fitted to, by site; empty for a log density or a potential."""
-        return getattr(self.fit.model_target, "observed", {})
+        return dict(self.fit.model_target.observed)
 
     @property
     def rung(self) -> str:
         """How the density is evaluated, ``"captured"``, ``"vmap"`` or ``"loop"``; ``"given"`` for a log density."""
-        return getattr(self.fit.model_target, "rung", "given")
+        return self.fit.model_target.rung
 
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.
@@ -655,7 +654,7 @@ class OSDS:
         """
         check_counts({"max_draws": max_draws})
         draws, leap, target = self.fit.draws, self.fit.leap, self.fit.target
-        if not isinstance(leap, Leap):
+        if not is_bijective(leap):
             raise ValueError("check_against needs the density of the flow at given points: use network='coupling'.")
         every = {name: torch.as_tensor(value) for name, value in samples.items()}
         number = max(len(value) for value in every.values()) if every else 0
@@ -793,7 +792,7 @@ class OSDS:
         """
         groups = Groups(log_likelihood, log_prior, posterior_predictive, prior, unconstrained)
         source, constant, target = None, {}, self.fit.model_target
-        if isinstance(target, ModelTarget):
+        if target.is_model:
             source = self._predictive((), {})
             constant = constant_arguments(target.model, target.args, target.kwargs, target.observed)
 
@@ -937,7 +936,7 @@ class OSDS:
     def _predictive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Predictive:
         """A source of observations, for these arguments of the model or those of the run."""
         target = self.fit.model_target
-        if not isinstance(target, ModelTarget):
+        if not target.is_model:
             raise ValueError("Predictions need a Pyro model; this sampler has a density only.")
 
         return Predictive(target, *((args, kwargs) if args or kwargs else (self._args, self._kwargs)))
@@ -961,7 +960,7 @@ class OSDS:
                 target.device,
             )
         except NotFiniteError as error:
-            sites = target.not_finite_sites(error.point) if isinstance(target, ModelTarget) else []
+            sites = target.not_finite_sites(error.point)
             named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""
             raise ValueError(f"{error}{named} Check the model for overflows, or start it elsewhere.") from error
         self._args, self._kwargs = kept_arguments(args), kept_arguments(kwargs)
@@ -970,10 +969,8 @@ class OSDS:
         params = self._initial_params
         if params is None:
             # A strategy that the user chose knows a good place; the default is as good as the origin.
-            return target.start[None] if self._has_strategy and isinstance(target, ModelTarget) else None
+            return target.start[None] if self._has_strategy and target.start is not None else None
         if isinstance(params, Mapping):
-            if isinstance(target, FunctionTarget):
-                raise ValueError("initial_params must be a tensor (D,) or (S, D) for a log density; got a mapping.")
             return target.unconstrain(params)
         starts = torch.as_tensor(params)
         starts = starts[None] if starts.dim() == 1 else starts

@@ -52,6 +52,7 @@ from pyro_osds.model.trace import (
 from pyro_osds.model.vmap import VmapCompat, is_numerical, vmappable_pyro
 from pyro_osds.runtime.precision import in_double
 from pyro_osds.runtime.warnings import ModelWarning, warn
+from pyro_osds.target import Target
 
 _PROTOTYPE_TRIES = 20
 # Points at which it is asked what depends on what: a gradient may vanish at one of them.
@@ -60,7 +61,7 @@ _NUM_LOOKED_AT = 4
 _MIN_TOGETHER = 32
 
 
-class ModelTarget:
+class ModelTarget(Target):
     """The unconstrained posterior of a Pyro model, as a :class:`~pyro_osds.target.Target`.
 
     Discrete latents with finitely many values are summed out; continuous ones are the coordinates. A model without
@@ -85,6 +86,11 @@ class ModelTarget:
         >>> target.log_prob(torch.zeros(2, 1))
         tensor([-0.9189, -0.9189], dtype=torch.float64)
     """
+
+    sites: tuple[LatentSite, ...]
+    start: Tensor
+    is_model = True
+    has_other_coordinates = True
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from typing import Any, cast
 from pyro_osds.explore.annealing import Exploration
 from pyro_osds.explore.refinement import bridge
 from pyro_osds.explore.survey import resurvey
-from pyro_osds.flow.leap import Leap
+from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.verdict import Evidence
 from pyro_osds.runtime.resume import random_state, set_random_state
@@ -84,7 +84,7 @@ class Escalation:
         if poor and (self.recipe.iterations_left > 0 or "is larger" in self.finished) and self._may_go_on("is larger"):
             draws = self._larger_flow(draws, keep)
         leap = self.recipe.trainer.leap
-        if not draws.evidence.is_settled and isinstance(leap, Leap) and self._may_go_on("bridge"):
+        if not draws.evidence.is_settled and is_bijective(leap) and self._may_go_on("bridge"):
             draws = self._walked(leap, draws, keep)
         if not draws.evidence.is_settled and self.explore is not None and self._may_go_on("exploration"):
             self._explored(self.explore, draws, keep)
