@@ -61,7 +61,7 @@ class FlowReparam(Reparam):
             raise ValueError(f"Site {name!r} was a latent when the flow was trained and is observed now. Train again.")
         if name not in self._coordinates:
             self._coordinates = self._split_latent(name)
-        value, log_density = self._model_target.value_with_density(
+        value, log_density = self._model_target.coordinates.value_with_density(
             {"name": name, "fn": fn}, self._coordinates.pop(name)
         )
 
