@@ -507,7 +507,7 @@ class OSDS:
         check_choices({"temperature": (temperature, TEMPERATURES)})
         if count > total:
             raise ValueError(f"num_draws must be at most the {total} posterior draws that there are, got {count}.")
-        if not target.discrete_sites:
+        if not target.is_model or not target.discrete_sites:
             raise ValueError("infer_discrete needs a model with discrete latents; all latents are in get_samples().")
         rows = torch.linspace(0, total - 1, count).long()
         samples = {name: value[rows] for name, value in self.get_samples().items()}

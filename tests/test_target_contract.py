@@ -395,6 +395,14 @@ def test_a_target_without_what_is_required_is_refused(capability):
         as_target(SimpleNamespace(**given))
 
 
+def test_a_class_that_inherits_needs_a_density():
+    # Everything else has a default, or is told to be missing.
+    with pytest.raises(TypeError, match="abstract class Mine"):
+        type("Mine", (Target,), {"dim": 1})()
+    with pytest.raises(TypeError, match=r"^Mine\.dim must be an integer of at least 0, got None\. A target needs dim"):
+        as_target(type("Mine", (Target,), {"log_prob": lambda self, z: pair(z)})())
+
+
 @pytest.mark.parametrize("name", RESERVED)
 def test_names_of_our_own_are_refused(name):
     # A class with another idea of the same name is not taken for one of ours.

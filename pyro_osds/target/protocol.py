@@ -7,6 +7,7 @@ The packages between the Pyro front-end and ArviZ see a posterior only through :
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -106,6 +107,7 @@ class Target(Protocol):
     standardized: bool = False
     is_model: bool = False
 
+    @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of a batch, ``(B, D) -> (B,)``."""
         ...
