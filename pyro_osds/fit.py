@@ -11,16 +11,15 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
-from pyro_osds.explore.ordering import OrderedTarget
 from pyro_osds.explore.survey import Survey, explore_anew, is_affordable, survey
 from pyro_osds.explore.warm_start import FarOffError, survey_from
-from pyro_osds.flow.leap import Leap
+from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.draws import (
     NUM_ISLANDS,
     PosteriorDraws,
@@ -39,6 +38,7 @@ from pyro_osds.runtime.parallel import by_rows
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
 from pyro_osds.settings import Settings
 from pyro_osds.stats.weights import WeightedDraws, weigh
+from pyro_osds.target import as_target
 from pyro_osds.train.recipe import Recipe
 from pyro_osds.train.trainer import Trainer
 from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
@@ -83,16 +83,16 @@ class Fit:
         deadline: float = math.inf,
     ) -> None:
         self.settings = settings
-        self.given = target
+        self.given = target = as_target(target)
         self._starts = starts
         self.recipe: Recipe | PointRecipe
         self._deadline = deadline
         if found is None:
             self.recipe, self.target = PointRecipe(target), target
         else:
-            vectorized, num_terms = getattr(target, "vectorized", True), getattr(target, "num_terms", 1)
+            vectorized, num_terms = target.vectorized, target.num_terms
             self.target = found.target
-            groups = [site.stop - site.start for site in getattr(self.target, "sites", ())]
+            groups = [site.stop - site.start for site in self.target.sites]
             budget = settings.budget(vectorized, deadline, num_terms)
             self.recipe = Recipe(found, budget=budget, groups=groups, **settings.recipe_options)
         self.trainer: AnyTrainer = self.recipe.trainer
@@ -117,10 +117,9 @@ class Fit:
             starts: Unconstrained points to look around first, ``(S, D)``.
             deadline: Time of ``time.perf_counter`` after which no more training begins.
         """
-        start, found = time.perf_counter(), None
+        start, found, target = time.perf_counter(), None, as_target(target)
         if target.dim > 0:
-            vectorized, num_terms = getattr(target, "vectorized", True), getattr(target, "num_terms", 1)
-            found = survey(target, settings.particles(vectorized, num_terms), starts=starts)
+            found = survey(target, settings.particles(target.vectorized, target.num_terms), starts=starts)
         fit = cls(target, settings, found, starts, deadline)
         fit.seconds["exploration_time"] = time.perf_counter() - start
         fit.log_choices()
@@ -147,8 +146,7 @@ class Fit:
             fit.start_report = (f"warm start: explored anew, since {reason}",)
         else:
             fit = cls(target, settings, found, deadline=deadline)
-            assert isinstance(leap, Leap) and isinstance(fit.recipe, Recipe)
-            fit.recipe.start_from(leap.flow)
+            cast("Recipe", fit.recipe).start_from(cast("Leap", leap).flow)
             fit.trainer = fit.recipe.trainer
             fit.leap = fit.trainer.leap
             fit.start_report = ("warm start: from the flow of the last fit",)
@@ -171,8 +169,8 @@ class Fit:
         history = self.trainer.history
         elbo = f"ELBO {history.elbo[-1]:.4f}" if history.elbo else "no ELBO"
         _log.info("training: %d iterations in %.1f s, %s", len(history.loss), self.seconds["training_time"], elbo)
-        if isinstance(self.recipe, Recipe) and self.settings.escalate:
-            self._escalate(self.recipe)
+        if self.recipe.can_escalate and self.settings.escalate:
+            self._escalate(cast("Recipe", self.recipe))
 
     def resume(self, deadline: float = math.inf) -> None:
         """Go on where a run was cut short, by Ctrl-C or by its deadline, as if it had not been.
@@ -241,7 +239,7 @@ class Fit:
 
     def state(self) -> dict[str, Any]:
         """All that draws, verdicts and further training depend on, except the target and random numbers."""
-        walks = {n: leap for n, leap in self._few_steps.items() if isinstance(leap, Leap) and self._is_copy(leap)}
+        walks = {n: leap for n, leap in self._few_steps.items() if is_bijective(leap) and self._is_copy(leap)}
 
         return {
             "coordinates": coordinates_of(self.target),
@@ -266,6 +264,7 @@ class Fit:
             settings: The other one's settings.
             state: What its :meth:`state` gave; it stays as it is.
         """
+        target = as_target(target)
         seen = in_coordinates(target, state["coordinates"])
         with torch.random.fork_rng():  # networks that are built draw weights that are replaced at once
             found = replace(state["recipe"]["plan"].found, target=seen) if target.dim else None
@@ -274,7 +273,7 @@ class Fit:
         fit.trainer = fit.recipe.trainer
         fit.leap = fit.trainer.averaged() if state["is_averaged"] else fit.trainer.leap
         for num_steps, weights in state["few_steps"].items():
-            assert isinstance(fit.leap, Leap)
+            assert is_bijective(fit.leap)
             walk = Leap(fit.leap.base, copy.deepcopy(fit.leap.flow), num_steps)
             walk.flow.load_state_dict(weights)
             fit._few_steps[num_steps] = walk
@@ -295,19 +294,19 @@ class Fit:
 
     def _is_copy(self, walk: Leap) -> bool:
         """Whether a leap in another number of steps has weights of its own."""
-        return isinstance(self.leap, Leap) and walk.flow is not self.leap.flow
+        return is_bijective(self.leap) and walk.flow is not self.leap.flow
 
     def log_choices(self) -> None:
         """What was chosen before anything is trained."""
         if not _log.isEnabledFor(logging.INFO):
             return
         found, target = self.recipe.found, self.model_target
-        _log.info("density: %d dimensions, evaluated as %r", self.target.dim, getattr(target, "rung", "given"))
+        _log.info("density: %d dimensions, evaluated as %r", self.target.dim, target.rung)
         if found is None:
             return
-        exchanged = isinstance(self.target, OrderedTarget)
-        standardized = getattr(target, "standardized", False)
-        words = ["standardised" if standardized else "as given", *(["exchangeable components in order"] * exchanged)]
+        exchanged = target is not self.target
+        words = ["standardised" if target.standardized else "as given"]
+        words += ["exchangeable components in order"] * exchanged
         _log.info("coordinates: %s", ", ".join(words))
         _log.info("modes: %d, valleys between %.0f%% of pairs", found.modes.count, 100 * found.modes.parted)
         _log.info("base: %d Gaussian component(s)", found.base.num_components)
@@ -386,7 +385,6 @@ class Fit:
     def _judge(self, leap: AnyLeap) -> PosteriorDraws:
         """Draws of a leap and the verdict on its weights."""
         settings, found = self.settings, self.recipe.found
-        vectorized = getattr(self.target, "vectorized", True)
 
         return draw_posterior(
             leap,
@@ -397,7 +395,7 @@ class Fit:
             EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
             self.improper_sites,
             reasons=self._other_reasons(),
-            **({} if vectorized else {"max_draws": settings.num_chains * settings.num_samples}),
+            **({} if self.target.vectorized else {"max_draws": settings.num_chains * settings.num_samples}),
         )
 
     # ---- what the verdict must know beside the weights ----
@@ -405,7 +403,7 @@ class Fit:
     @property
     def improper_sites(self) -> Sequence[str]:
         """Latent sites whose prior has no integral."""
-        return getattr(self.model_target, "improper_sites", ())
+        return self.model_target.improper_sites
 
     def _other_reasons(self) -> tuple[Reason, ...]:
         """What speaks against draws and evidence, whatever their weights."""
@@ -418,7 +416,7 @@ class Fit:
     def _model_reasons(self) -> tuple[Reason, ...]:
         """What a few draws of the flow show about the model itself."""
         found, target = self.recipe.found, self.model_target
-        if found is None or not hasattr(target, "saturated_sites"):
+        if found is None or not target.is_model:
             return ()
         count = _NUM_LOOKED_AT if target.vectorized else _NUM_LOOKED_AT_SLOWLY
         with torch.random.fork_rng(devices=[target.device] if target.device.type == "cuda" else []):
@@ -432,7 +430,7 @@ class Fit:
         endless = self.recipe.found.endless if self.recipe.found else None
         if endless is None:
             return ()
-        sites = getattr(self.model_target, "sites", ())
+        sites = self.model_target.sites
         names = [site.name for site in sites if any(site.start <= index < site.stop for index in endless.coordinates)]
         where = name_sites(names) if names else f"coordinate {', '.join(map(str, endless.coordinates))}"
         flat = [name for name in names if name in self.improper_sites]
@@ -450,14 +448,15 @@ class Fit:
 
     def _volume_reasons(self) -> tuple[Reason, ...]:
         """Why the leap's volume is not to be trusted, if it is not."""
-        if not isinstance(self.leap, VelocityLeap):
+        if self.leap.has_exact_density:
             return ()
-        share = self.leap.fold_share()
+        leap = cast("VelocityLeap", self.leap)
+        share = leap.fold_share()
 
         return (
             Reason(
                 f"The velocity network is no bijection (negative determinant at {share:.0%} of draws) and its volume "
-                f"is {self.leap.volume}: its weights are no bound and count folds twice. Use network='coupling'."
+                f"is {leap.volume}: its weights are no bound and count folds twice. Use network='coupling'."
             ),
         )
 
@@ -466,7 +465,7 @@ class Fit:
     @property
     def model_target(self) -> Any:
         """The target in the coordinates that the model's sites have."""
-        return self.target.target if isinstance(self.target, OrderedTarget) else self.target
+        return self.target.unordered
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Draws by site, ``(B, D)`` to ``{site: (B, *shape)}``."""
@@ -474,11 +473,11 @@ class Fit:
 
     def in_model(self, z: Tensor) -> Tensor:
         """Draws in the coordinates of the model target, ``(B, D) -> (B, D)``."""
-        return self.target.to_target(z) if isinstance(self.target, OrderedTarget) else z
+        return self.target.to_target(z)
 
     def in_chunks(self, function: Callable[[Tensor], dict[str, Tensor]], z: Tensor) -> dict[str, Tensor]:
         """What a function makes of draws, some at a time: the fewer, the more observations the model has."""
-        observed = getattr(self.model_target, "observed", {})
+        observed = self.model_target.observed
         size = self.target.dim + sum(torch.as_tensor(value).numel() for value in observed.values())
         chunk_size = max(_MIN_CHUNK, min(_MAX_CHUNK, _VALUES_AT_ONCE // max(size, 1)))
         names: list[Any] = []

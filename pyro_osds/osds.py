@@ -20,7 +20,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_osds.fit import AnyTrainer, Fit
-from pyro_osds.flow.leap import Leap
+from pyro_osds.flow.leap import is_bijective
 from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors
 from pyro_osds.posterior.guide import FlowGuide
 from pyro_osds.posterior.neutra import FlowReparam
@@ -44,7 +44,6 @@ from pyro_osds.runtime.warnings import UnreliableEvidenceWarning, warn
 from pyro_osds.settings import Settings
 from pyro_osds.stats.weights import WeightedDraws, weigh
 from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
-from pyro_osds.train.velocity import VelocityLeap
 
 _MIN_CHECK_DRAWS = 4096
 
@@ -416,7 +415,7 @@ class OSDS:
             torch.Size([10])
         """
         leap, target = self._exact_flow("neutra")
-        if not isinstance(leap, Leap):
+        if not is_bijective(leap):
             raise ValueError("neutra needs a model with continuous latents; this one has none.")
         if not self.fit.model_target.can_sample_prior:
             raise ValueError("neutra needs latents without poutine.scale, mask or improper priors around them.")
@@ -465,7 +464,7 @@ class OSDS:
         """The trained leap and its target, for what needs a model and an exact density."""
         self._problem.check_model(what)
         leap = self.fit.settle()
-        if isinstance(leap, VelocityLeap):
+        if not leap.has_exact_density:
             raise ValueError(f"{what} needs the exact density of the flow: use network='coupling'.")
 
         return leap, self.fit.target
@@ -489,12 +488,12 @@ class OSDS:
     @property
     def observed_data(self) -> dict[str, Tensor]:
         """The observations that the last run was fitted to, by site; empty for a log density or a potential."""
-        return getattr(self.fit.model_target, "observed", {})
+        return dict(self.fit.model_target.observed)
 
     @property
     def rung(self) -> str:
         """How the density is evaluated, ``"captured"``, ``"vmap"`` or ``"loop"``; ``"given"`` for a log density."""
-        return getattr(self.fit.model_target, "rung", "given")
+        return self.fit.model_target.rung
 
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.
@@ -595,7 +594,7 @@ class OSDS:
         """
         check_counts({"max_draws": max_draws})
         draws, leap, target = self.fit.draws, self.fit.leap, self.fit.target
-        if not isinstance(leap, Leap):
+        if not is_bijective(leap):
             raise ValueError("check_against needs the density of the flow at given points: use network='coupling'.")
         every = {name: torch.as_tensor(value) for name, value in samples.items()}
         number = max(len(value) for value in every.values()) if every else 0

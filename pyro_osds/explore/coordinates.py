@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from pyro_osds.explore.ordering import Exchange, OrderedTarget
+from pyro_osds.target import Target
 
 
-def coordinates_of(target: Any) -> dict[str, Any]:
-    """Whether a target is standardised, or which of its components are in which order.
+def coordinates_of(target: Target) -> dict[str, Any]:
+    """Whether a target is standardised, and which of its components are in which order.
 
     Example:
         >>> from pyro_osds.target import FunctionTarget
@@ -20,13 +21,13 @@ def coordinates_of(target: Any) -> dict[str, Any]:
     is_ordered = isinstance(target, OrderedTarget)
 
     return {
-        "standardized": getattr(target, "standardized", False),
+        "standardized": target.standardized,
         "exchange": target.exchange if is_ordered else None,
         "ordering": target.ordering if is_ordered else None,
     }
 
 
-def in_coordinates(target: Any, coordinates: dict[str, Any]) -> Any:
+def in_coordinates(target: Target, coordinates: dict[str, Any]) -> Target:
     """A target seen in the coordinates that :func:`coordinates_of` told of.
 
     Arguments:
@@ -34,9 +35,7 @@ def in_coordinates(target: Any, coordinates: dict[str, Any]) -> Any:
         coordinates: What was told of another one with the same sites.
     """
     exchange: Exchange | None = coordinates["exchange"]
-    if exchange is not None:
-        return OrderedTarget(target, exchange, coordinates["ordering"])
     if coordinates["standardized"]:
-        return target.other_coordinates(torch.zeros(1, target.dim, dtype=target.dtype, device=target.device))[0]
+        target = target.other_coordinates(torch.zeros(1, target.dim, dtype=target.dtype, device=target.device))[0]
 
-    return target
+    return target if exchange is None else OrderedTarget(target, exchange, coordinates["ordering"])

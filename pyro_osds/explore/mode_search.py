@@ -96,7 +96,7 @@ def _is_far(points: Tensor, z: Tensor) -> Tensor:
 
 def _chosen(target: Target, start: Tensor) -> Tensor:
     """Points to follow: the best of very many in each cell, which find what is narrow, and some of the given ones."""
-    num_terms = max(1, getattr(target, "num_terms", 1))
+    num_terms = max(1, target.num_terms)
     num_cells = _fewer(target, _NUM_CELLS)
     scouts = _smoothed(start, int(min(_NUM_SCOUTS, max(_MAX_TERMS / num_terms, 4 * _NUM_CELLS))))
     with torch.no_grad():
@@ -117,7 +117,7 @@ def _chosen(target: Target, start: Tensor) -> Tensor:
 
 def _fewer(target: Target, count: int) -> int:
     """A number of points to follow, smaller where the density has very many terms."""
-    return max(16, int(count * min(1.0, _MANY_TERMS / max(1, getattr(target, "num_terms", 1)))))
+    return max(16, int(count * min(1.0, _MANY_TERMS / max(1, target.num_terms))))
 
 
 def _smoothed(start: Tensor, count: int) -> Tensor:

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions.transforms import StickBreakingTransform
 
 from pyro_osds.stats.moments import weighted_moments
-from pyro_osds.target import Target
+from pyro_osds.target import Site, Target, TargetWrapper
 
 _NUM_POINTS = 16
 # Nats between two orders of components that are the same: their sums round differently, by far less in double precision
@@ -33,16 +33,6 @@ _SAME_ORDER = 1e-3
 _MAX_ORDERINGS = 64
 # Constants of the splitmix64 generator, as signed 64-bit integers.
 _GOLDEN, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
-
-
-class Site(Protocol):
-    """What is asked of a latent site: its place in the flat vector and its two shapes."""
-
-    name: str
-    start: int
-    stop: int
-    shape: torch.Size
-    unconstrained_shape: torch.Size
 
 
 @dataclass(frozen=True)
@@ -109,11 +99,10 @@ def find_exchanges(target: Target, z: Tensor, log_prob: Tensor) -> list[Exchange
         log_prob: Their log densities, ``(N,)``.
     """
     points, expected = z[log_prob.isfinite()][:_NUM_POINTS], log_prob[log_prob.isfinite()][:_NUM_POINTS]
-    sites: Sequence[Site] = getattr(target, "sites", ())
     exchanges: list[Exchange] = []
     if not len(points):
         return exchanges
-    for candidate in _candidates(sites, getattr(target, "dims", {}), z.device):
+    for candidate in _candidates(target.sites, target.dims, z.device):
         orders = _generators(candidate, z.device)
         if all(_is_invariant(target, candidate, order, points, expected) for order in orders):
             exchanges.append(candidate)
@@ -198,8 +187,12 @@ def _numbered(sites: Sequence[Site]) -> Iterator[_Axis]:
             yield _Axis(name, 0, "", rows, is_simplex=False)
 
 
-class OrderedTarget:
+class OrderedTarget(TargetWrapper):
     """A target whose exchangeable components are in order, with the evidence of all orders.
+
+    All that the target inside declares holds for this one, with the same sites in the same places; values and log
+    likelihoods by site are those of :meth:`to_target`. There are no other coordinates: to standardise a site would move
+    the coordinate that components are ordered by.
 
     Arguments:
         target: The target in the coordinates ``z``.
@@ -216,18 +209,36 @@ class OrderedTarget:
     """
 
     def __init__(self, target: Target, exchange: Exchange, ordering: Tensor) -> None:
-        self.target = target
+        super().__init__(target)
         self.exchange = exchange
         self.ordering = ordering
-        self.dim, self.dtype, self.device = target.dim, target.dtype, target.device
-        self.sites = getattr(target, "sites", ())
-        self.vectorized = getattr(target, "vectorized", True)
-        self.is_double = getattr(target, "is_double", True)
+        self.sites, self.supports, self.dims = target.sites, target.supports, target.dims
+        self.observed, self.standardized, self.is_model = target.observed, target.standardized, target.is_model
+        self.improper_sites, self.discrete_sites = target.improper_sites, target.discrete_sites
+        self.discrete_observations = target.discrete_observations
+        self.notes, self.mistakes = target.notes, target.mistakes
+        self.can_sample_prior, self.has_bounded_likelihood = target.can_sample_prior, target.has_bounded_likelihood
+        self.start = None if target.start is None else self.to_ordered(target.start[None])[0]
         self._log_num_orders = math.lgamma(exchange.num_components + 1)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of components in order, ``(B, D) -> (B,)``."""
         return self.target.log_prob(self.in_order(z)) + self.log_volume(z)
+
+    def sample_prior(self, num_draws: int) -> Tensor:
+        """Draws of the prior, their components put in order, ``(num_draws, D)``."""
+        return self.to_ordered(self.target.sample_prior(num_draws))
+
+    def log_prior_and_likelihood(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the log density, ``(B, D) -> (B,), (B,)``; all orders count in the prior."""
+        log_prior, log_likelihood = self.target.log_prior_and_likelihood(self.in_order(z))
+
+        return log_prior + self.log_volume(z), log_likelihood
+
+    @property
+    def unordered(self) -> Target:
+        """The target inside."""
+        return self.target
 
     def log_abs_det(self, u: Tensor) -> Tensor:
         """Log-determinants of the step from ``u`` to ``z``, ``(B,)``."""
@@ -251,11 +262,39 @@ class OrderedTarget:
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Draws by site, in random order, ``(B, D)`` to ``{name: (B, *shape)}``."""
-        return self.target.constrain(self.to_target(u))  # type: ignore[attr-defined]
+        return self.target.constrain(self.to_target(u))
 
     def from_samples(self, samples: Mapping[str, Tensor]) -> Tensor:
         """Points ``(S, D)`` of values by site, their components put in order."""
-        return self.to_ordered(self.target.from_samples(samples))  # type: ignore[attr-defined]
+        return self.to_ordered(self.target.from_samples(samples))
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Points ``(S, D)`` of unconstrained values by site, their components put in order."""
+        return self.to_ordered(self.target.unconstrain(values))
+
+    def plain_coordinates(self, z: Tensor) -> Tensor:
+        """The draws of :meth:`constrain` in the coordinates that Pyro gives its latents, ``(B, D) -> (B, D)``."""
+        return self.target.plain_coordinates(self.to_target(z))
+
+    def log_likelihood(self, z: Tensor) -> dict[str, Tensor]:
+        """Log likelihood by observed site, ``(B, D)`` to ``{name: (B, *batch_shape)}``."""
+        return self.target.log_likelihood(self.to_target(z))
+
+    def by_group(self, z: Tensor, groups: Collection[str]) -> dict[tuple[str, str], Tensor]:
+        """What InferenceData holds of the draws of :meth:`constrain`, ``{(group, site): (B, *shape)}``."""
+        return self.target.by_group(self.to_target(z), groups)
+
+    def saturated_sites(self, z: Tensor) -> dict[str, Tensor]:
+        """Which points, components in order, have a value that was rounded to a bound, ``{name: (S,)}``."""
+        return self.target.saturated_sites(self.in_order(z))
+
+    def has_closed_form(self, name: str) -> bool:
+        """Whether a site's density is computed in its unconstrained coordinate."""
+        return self.target.has_closed_form(name)
+
+    def not_finite_sites(self, z: Tensor) -> list[str]:
+        """Names of the sites whose log density is not finite at one point ``(D,)``, components in order."""
+        return self.target.not_finite_sites(self.in_order(z[None])[0])
 
     def in_order(self, u: Tensor) -> Tensor:
         """Points of the target with their components in order, ``(B, D) -> (B, D)``."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,7 +118,7 @@ def find_endless(target: Target, loc: Tensor, scale_tril: Tensor) -> Endless | N
     if found is not None or not looked.any():
         return found
     found = _along_rays(target, likelihood, loc, scale_tril, looked)
-    if not getattr(target, "vectorized", True) or target.dim > _MAX_AXES:
+    if not target.vectorized or target.dim > _MAX_AXES:
         return found
     if found is None:
         return _along_valleys(target, likelihood, loc, scale_tril, looked)
@@ -134,11 +133,10 @@ def find_endless(target: Target, loc: Tensor, scale_tril: Tensor) -> Endless | N
 class _Likelihood:
     """The likelihood of a model whose prior is proper; of any other target it says nothing."""
 
-    def __init__(self, target: Any) -> None:
-        # Components in order are a target around the model's own.
-        self._outer, self._model = target, getattr(target, "target", target)
-        self.has_proper_prior = bool(getattr(self._model, "can_sample_prior", False))
-        self.is_bounded = self.has_proper_prior and bool(getattr(self._model, "has_bounded_likelihood", False))
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self.has_proper_prior = target.can_sample_prior
+        self.is_bounded = target.can_sample_prior and target.has_bounded_likelihood
 
     def grows(self, path: Tensor, loc: Tensor) -> bool:
         """Whether the log likelihood may have no bound along a path: it rises up to its end, far beyond the centre's.
@@ -149,10 +147,9 @@ class _Likelihood:
         """
         if not self.has_proper_prior:
             return True
-        z = torch.cat([loc[None], path]).to(self._outer.dtype)
-        z = self._outer.in_order(z) if self._model is not self._outer else z
+        z = torch.cat([loc[None], path]).to(self._target.dtype)
         with torch.no_grad():
-            values = self._model.log_prior_and_likelihood(z)[1].double()
+            values = self._target.log_prior_and_likelihood(z)[1].double()
         far = values[1:]
         rises = bool((far.diff() > 0).all())
 
@@ -162,7 +159,7 @@ class _Likelihood:
 def _looked_along(target: Target) -> Tensor:
     """One for each coordinate to look along, ``(D,)``; zero where a transform saturates, as that of a simplex does."""
     looked = torch.ones(target.dim, device=target.device)
-    for site in getattr(target, "sites", ()):
+    for site in target.sites:
         if site.shape != site.unconstrained_shape:
             looked[site.start : site.stop] = 0.0
 
@@ -172,14 +169,13 @@ def _looked_along(target: Target) -> Tensor:
 # ---- edges of supports ----
 
 
-def _up_to_edges(target: Any, loc: Tensor, scale_tril: Tensor) -> Endless | None:
+def _up_to_edges(target: Target, loc: Tensor, scale_tril: Tensor) -> Endless | None:
     r"""A flat prior on a support with a bound, under which the density stays up until values are rounded to the bound.
 
     A prior such as :math:`1 / \tau` is flat in :math:`\log \tau`, which double precision follows to -708 and no
     further: a few standard deviations of a posterior that has no integral, too near for a ray.
     """
-    improper = getattr(target, "improper_sites", ())
-    sites = [s for s in getattr(target, "sites", ()) if s.name in improper and s.shape == s.unconstrained_shape]
+    sites = [s for s in target.sites if s.name in target.improper_sites and s.shape == s.unconstrained_shape]
     columns = [(site, index) for site in sites for index in range(site.start, site.stop)][:_MAX_EDGES]
     centre = _centre(target, loc, scale_tril) if columns else 0.0
     for site, index in columns:
@@ -187,7 +183,9 @@ def _up_to_edges(target: Any, loc: Tensor, scale_tril: Tensor) -> Endless | None
             places = sign * torch.arange(_EDGE_STEP, _EDGE_END, _EDGE_STEP, dtype=loc.dtype, device=loc.device)
             points = loc.repeat(len(places), 1)
             points[:, index] = places
-            density, rounded = _density(target, points), target.saturated_sites(points)[site.name]
+            density = _density(target, points)
+            # A target that does not know what is rounded has no bounds that it could be rounded to.
+            rounded = target.saturated_sites(points).get(site.name, torch.zeros_like(density, dtype=torch.bool))
             valid = (density.isfinite() & ~rounded).long().cumprod(0).bool()
             last = int(valid.sum()) - 1
             # Without a bound on this side rays look further.
@@ -289,7 +287,7 @@ def _along_valleys(
 
 
 def _walks(target: Target, loc: Tensor, scale_tril: Tensor, held: Tensor) -> Walks:
-    max_points = int(min(_MAX_POINTS, _MAX_TERMS / max(1, getattr(target, "num_terms", 1))))
+    max_points = int(min(_MAX_POINTS, _MAX_TERMS / max(1, target.num_terms)))
 
     return walk_outwards(target, loc, scale_tril, held, max_points)
 

@@ -149,7 +149,7 @@ def wide_reference(target: Target, rest: Rest) -> MixtureSameFamily:
 
 def num_affordable(target: Target, num_points: int, at_least: int) -> int:
     """How many points may come to rest: fewer where the density has many terms."""
-    num_terms = max(1, getattr(target, "num_terms", 1))
+    num_terms = max(1, target.num_terms)
 
     return min(num_points, max(at_least, int(_MAX_TERMS / (_NUM_MOVES * _NUM_LEAPFROG * num_terms))))
 

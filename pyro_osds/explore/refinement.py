@@ -22,7 +22,7 @@ from torch import Tensor
 from pyro_osds.explore.annealing import Exploration, ReferencePath, explore
 from pyro_osds.flow.base import whitened
 from pyro_osds.flow.leap import Leap
-from pyro_osds.target import Target
+from pyro_osds.target import Target, TargetWrapper
 
 # The tail of the weights of one temperature is as many times lighter as there are temperatures: that of a flow with a
 # pareto k of one is then as good as any.
@@ -33,7 +33,7 @@ _ESS_THRESHOLD = 0.7
 _MAX_SETTLING = 5
 
 
-class LatentTarget:
+class LatentTarget(TargetWrapper):
     """A posterior in the base coordinates of a leap; in those of the noise, where base draws are correlated.
 
     Arguments:
@@ -42,15 +42,14 @@ class LatentTarget:
     """
 
     def __init__(self, leap: Leap, target: Target) -> None:
-        self.dim, self.dtype, self.device = target.dim, target.dtype, target.device
+        super().__init__(target)
         self._leap = leap
-        self._target = target
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of the posterior at base coordinates, ``(B, D) -> (B,)``."""
         z, log_abs_det = self.leap(z)
 
-        return self._target.log_prob(z) + log_abs_det
+        return self.target.log_prob(z) + log_abs_det
 
     def leap(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From base coordinates, or noise, to points of the posterior, with log-determinants."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_osds.explore.annealing import AnnealingPath, Exploration, PriorPath, ReferencePath, explore
 from pyro_osds.explore.mode_search import lost_modes
 from pyro_osds.explore.modes import Modes, find_modes
-from pyro_osds.explore.ordering import OrderedTarget, find_exchanges, ordered
+from pyro_osds.explore.ordering import find_exchanges, ordered
 from pyro_osds.explore.propriety import Endless, find_endless
 from pyro_osds.explore.reference import throw, wide_reference
 from pyro_osds.explore.variational import variational_base
@@ -31,7 +31,15 @@ from pyro_osds.stats.thresholds import (
     POOR_BASE,
     SHORT_WAY,
 )
-from pyro_osds.target import NotFiniteError, Target, finite_log_prob, in_chunks, log_prob_and_score
+from pyro_osds.target import (
+    NotFiniteError,
+    Target,
+    TargetWrapper,
+    as_target,
+    finite_log_prob,
+    in_chunks,
+    log_prob_and_score,
+)
 
 # Ways in all, so that exploration ends where each of them is long.
 _MAX_WAYS = 3
@@ -98,13 +106,14 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
         >>> found.modes.count, found.base.loc.round().tolist()
         (1, [3.0, 3.0])
     """
+    target = as_target(target)
     way, spread = first_way(target, starts)
     exploration = explore(way, num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
     exploration = replace(exploration, start=exploration.start if spread is None else spread)
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
     given, (target, exploration, modes) = target, _in_one_order(target, exploration)
-    more = _affordable(given, exploration) if modes.parted > MANY_PARTED and _is_vectorized(given) else 0
+    more = _affordable(given, exploration) if modes.parted > MANY_PARTED and given.vectorized else 0
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
         num_particles *= more
@@ -159,10 +168,9 @@ def explore_anew(
     way, _ = first_way(target, starts)
     exploration = explore(way, num_particles, num_islands, ess_threshold=0.7, phase="Explore anew")
     z, seen = exploration.z, found.target
-    if isinstance(seen, OrderedTarget):
-        z = seen.to_ordered(z)
-    elif seen is not target:
+    if seen.unordered is not target:
         z = target.other_coordinates(z)[1]
+    z = seen.to_ordered(z)
     with torch.no_grad():
         log_prob = finite_log_prob(in_chunks(seen.log_prob, z))
 
@@ -187,7 +195,7 @@ def resurvey(found: Survey, exploration: Exploration) -> Survey:
 
 def first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Tensor | None]:
     """The way from the prior or, where it cannot be sampled, from a wide reference; then with points spread widely."""
-    if getattr(target, "can_sample_prior", False):
+    if target.can_sample_prior:
         return PriorPath(target), None
     rest = throw(target, starts=starts)
     reference = wide_reference(target, rest)
@@ -195,16 +203,16 @@ def first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Ten
     return ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob), rest.z
 
 
-class _Whitened:
+class _Whitened(TargetWrapper):
     """A target in the whitened coordinates of a base."""
 
     def __init__(self, target: Target, base: Base) -> None:
-        self.dim, self.dtype, self.device = target.dim, target.dtype, target.device
-        self._target, self._base = target, base
+        super().__init__(target)
+        self._base = base
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density, ``(B, D) -> (B,)``."""
-        return self._target.log_prob(self._base.from_whitened(z)) + self._base.log_abs_det
+        return self.target.log_prob(self._base.from_whitened(z)) + self._base.log_abs_det
 
 
 def _explore_from(target: Target, base: Base, before: Exploration, num_particles: int, num_islands: int) -> Exploration:
@@ -219,7 +227,7 @@ def _explore_from(target: Target, base: Base, before: Exploration, num_particles
 def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Exploration, Modes]:
     """Particles in all orders of exchangeable components or, where valleys lie between those, components in order."""
     z = exploration.z
-    exchanges = find_exchanges(target, z, exploration.log_prob) if _is_vectorized(target) else []
+    exchanges = find_exchanges(target, z, exploration.log_prob) if target.vectorized else []
     for exchange in exchanges:
         # No order is better than another: particles that annealing left in some of them now sit in all.
         order = torch.rand(len(z), exchange.num_components, device=z.device).argsort(-1)
@@ -243,7 +251,7 @@ def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Explor
 
 def _with_lost_modes(target: Target, exploration: Exploration, num_particles: int, num_islands: int) -> Exploration:
     """The exploration, or a better one where scouts found a mode that holds none of its particles."""
-    if not _is_vectorized(target):
+    if not target.vectorized:
         return exploration
     reference = lost_modes(target, exploration.start, exploration.z, exploration.log_prob)
     if reference is None:
@@ -262,11 +270,10 @@ def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Targe
     The divergence to the best Gaussian is, up to a constant that all coordinates :math:`u` share,
     :math:`\tfrac12 \log\det \mathrm{Cov}(u) + \mathrm{E} \log|\det \partial z / \partial u|`.
     """
-    other_coordinates = getattr(target, "other_coordinates", None)
-    if other_coordinates is None:
+    if not target.has_other_coordinates:
         return target, exploration
-    other, u, log_abs_det = other_coordinates(exploration.z)
-    _, start, _ = other_coordinates(exploration.start)
+    other, u, log_abs_det = target.other_coordinates(exploration.z)
+    _, start, _ = target.other_coordinates(exploration.start)
     start = start[start.isfinite().all(-1)]
     usable = u.isfinite().all(-1) & log_abs_det.isfinite()
     if not usable.all():
@@ -293,13 +300,13 @@ def _choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base
     z = exploration.z
     if 1 < modes.count <= MAX_COMPONENTS:
         base = mixture_base(z, modes.labels)
-        return adapt_mixture(base, target) if _is_vectorized(target) else base
+        return adapt_mixture(base, target) if target.vectorized else base
     if modes.parted > FOLDED:
         # Scores know the width of a mode, and nothing of the distance between modes.
         return gaussian_base(z)
 
     base = gaussian_base(z, log_prob_and_score(target.log_prob, z)[1])
-    if _has_many_dimensions(target, exploration) or not _is_vectorized(target):
+    if _has_many_dimensions(target, exploration) or not target.vectorized:
         return base
     if effective_share(base, target) > POOR_BASE:
         return base
@@ -317,24 +324,18 @@ def is_affordable(target: Target, exploration: Exploration, num_particles: int) 
         exploration: The first way.
         num_particles: Particles in all.
     """
-    cost = _SLOW_WAY * exploration.num_temperatures * num_particles * getattr(target, "num_terms", 0)
+    cost = _SLOW_WAY * exploration.num_temperatures * num_particles * target.num_terms
 
-    return _is_vectorized(target) and cost <= _MAX_TERMS
+    return target.vectorized and cost <= _MAX_TERMS
 
 
 def _affordable(target: Target, exploration: Exploration) -> int:
     """How many times the particles a slow way may have; none where even as many as before would take too long."""
-    num_terms = getattr(target, "num_terms", 0)
-    cost = _SLOW_WAY * exploration.num_temperatures * len(exploration.z) * num_terms
+    cost = _SLOW_WAY * exploration.num_temperatures * len(exploration.z) * target.num_terms
 
     return _MORE_PARTICLES if cost == 0 else min(_MORE_PARTICLES, int(_MAX_TERMS / cost))
 
 
 def _has_many_dimensions(target: Target, exploration: Exploration) -> bool:
     """Whether particles are too few for the scale of the posterior, and densities fast enough for more draws."""
-    return _is_vectorized(target) and len(exploration.z) < ENOUGH_PARTICLES * target.dim
-
-
-def _is_vectorized(target: Target) -> bool:
-    """Whether densities come in batches; point by point, tens of thousands of them would take minutes."""
-    return getattr(target, "vectorized", True)
+    return target.vectorized and len(exploration.z) < ENOUGH_PARTICLES * target.dim

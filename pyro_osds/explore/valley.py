@@ -184,7 +184,7 @@ class _Slices:
     def _filled(self, z: Tensor) -> Tensor:
         """Points ``(N, D)``, and repeats of the last one: small batches of a model run far slower than its graph."""
         self.num_points += len(z)
-        missing = max(0, _MIN_BATCH - len(z)) if getattr(self.target, "num_terms", None) else 0
+        missing = max(0, _MIN_BATCH - len(z)) if self.target.num_terms else 0
 
         return torch.cat([z, z[-1:].expand(missing, -1)])
 

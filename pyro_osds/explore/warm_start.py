@@ -21,7 +21,7 @@ from pyro_osds.explore.propriety import find_endless
 from pyro_osds.explore.refinement import bridge
 from pyro_osds.explore.survey import Survey, first_way
 from pyro_osds.flow.base import whitened
-from pyro_osds.flow.leap import Leap
+from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.stats.thresholds import (
     CHECK_QUANTILE,
@@ -32,7 +32,7 @@ from pyro_osds.stats.thresholds import (
     MIN_ACCEPTANCE,
     MIN_CHECK_ERROR,
 )
-from pyro_osds.target import NotFiniteError
+from pyro_osds.target import NotFiniteError, as_target
 
 
 class FarOffError(ValueError):
@@ -56,7 +56,8 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
     Raises:
         FarOffError: If something speaks against the old flow.
     """
-    if not isinstance(leap, Leap) or not getattr(target, "vectorized", True):
+    target = as_target(target)
+    if not is_bijective(leap) or not target.vectorized:
         raise FarOffError("there is no bijective flow, or densities come point by point")
     coordinates = coordinates_of(found.target)
     if coordinates["exchange"] is not None:
@@ -117,7 +118,7 @@ def _walked(leap: Leap, target: Any, num_particles: int) -> Exploration:
 
 
 def _layout(target: Any) -> Any:
-    sites = [(site.name, site.shape, site.unconstrained_shape) for site in getattr(target, "sites", ())]
+    sites = [(site.name, site.shape, site.unconstrained_shape) for site in target.sites]
 
     return target.dim, target.dtype, target.device, sites
 

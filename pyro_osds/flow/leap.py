@@ -8,6 +8,8 @@ With ``num_steps = k`` the leap is made in k steps of size ``1/k``; it stays a b
 
 from __future__ import annotations
 
+from typing import Any, TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,11 @@ from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.runtime.parallel import by_rows
 from pyro_osds.stats.gaussian import Gaussian
 from pyro_osds.target import log_prob_and_score
+
+
+def is_bijective(leap: Any) -> TypeGuard[Leap]:
+    """Whether a leap declares that it can be inverted, as this one can and others cannot."""
+    return leap.can_invert
 
 
 class Leap(nn.Module):
@@ -33,6 +40,9 @@ class Leap(nn.Module):
         >>> torch.allclose(leap.log_prob(z), log_prob, atol=1e-4)
         True
     """
+
+    can_invert = True
+    has_exact_density = True
 
     def __init__(self, base: Base, flow: FlowMap, num_steps: int = 1) -> None:
         super().__init__()

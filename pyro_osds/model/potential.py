@@ -14,9 +14,10 @@ from pyro_osds.model.batching import Ladder, check_points
 from pyro_osds.model.determinism import check_deterministic, no_training_layers
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
 from pyro_osds.runtime.warnings import AmbiguousArgumentWarning, warn
+from pyro_osds.target import Target
 
 
-class PotentialTarget:
+class PotentialTarget(Target):
     r"""The density :math:`\gamma(z) = \exp(-U(z))` of a potential function *U*.
 
     Arguments:
@@ -34,6 +35,8 @@ class PotentialTarget:
         >>> target.log_prob(torch.ones(3, 2))
         tensor([-1., -1., -1.], dtype=torch.float64)
     """
+
+    sites: tuple[LatentSite, ...]
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_osds.explore.annealing import Exploration
 from pyro_osds.explore.refinement import bridge
-from pyro_osds.flow.leap import Leap
+from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
 from pyro_osds.posterior.verdict import judge, judge_annealed
 from pyro_osds.runtime.precision import is_rough, rounding_noise
@@ -242,7 +242,7 @@ def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:
     if not finite.any():
         return 0.0
     evaluate = partial(log_prob_and_score, target.log_prob)
-    if getattr(target, "is_double", True) and not is_rough(evaluate, z[finite]):
+    if target.is_double and not is_rough(evaluate, z[finite]):
         return torch.finfo(log_prob.dtype).eps * log_prob[finite].abs().median().item()
 
     return rounding_noise(evaluate, z[finite])
@@ -251,7 +251,7 @@ def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:
 def _second_opinion(leap: Proposal, target: Target, weights: WeightSummary) -> Exploration | None:
     """A short bridge, where weights are not nearly equal and densities are fast enough for one."""
     good = weights.pareto_k <= GOOD_PARETO_K and weights.ess >= GOOD_WEIGHT_ESS * weights.num_draws
-    if good or not isinstance(leap, Leap) or not getattr(target, "vectorized", True):
+    if good or not is_bijective(leap) or not target.vectorized:
         return None
 
     return bridge(leap, target, _BRIDGE_PARTICLES)

@@ -26,7 +26,7 @@ from typing import Any, cast
 from pyro_osds.explore.annealing import Exploration
 from pyro_osds.explore.refinement import bridge
 from pyro_osds.explore.survey import Survey, resurvey
-from pyro_osds.flow.leap import Leap
+from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.evidence import Evidence
 from pyro_osds.runtime.resume import random_state, set_random_state
@@ -133,7 +133,7 @@ class Escalation:
         if poor and self._may_be_larger() and self._may_go_on(self.stages.is_larger is not None):
             draws = self._larger_flow(draws, keep)
         leap = self.recipe.trainer.leap
-        if not draws.evidence.is_settled and isinstance(leap, Leap) and self._may_go_on("bridge" in done):
+        if not draws.evidence.is_settled and is_bijective(leap) and self._may_go_on("bridge" in done):
             draws = self._walked(leap, draws, keep)
         if (
             not draws.evidence.is_settled

@@ -20,8 +20,6 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_osds.explore.ordering import OrderedTarget
-
 LATENT = "_osds_latent"
 
 
@@ -66,8 +64,7 @@ class FlowDistribution(TorchDistribution):
         """Draws, ``(*sample_shape, *batch_shape, D)``."""
         shape = torch.Size(sample_shape) + self.batch_shape
         z, log_prob, _ = self.leap.sample(shape.numel())
-        if isinstance(self.target, OrderedTarget):
-            z, log_prob = self.target.to_target(z), log_prob - self.target.log_volume(z)
+        z, log_prob = self.target.to_target(z), log_prob - self.target.log_volume(z)
         z = z.reshape(shape + self.event_shape)
         self._latest = z, self._as_drawn(log_prob).reshape(shape)
 
@@ -78,18 +75,13 @@ class FlowDistribution(TorchDistribution):
         """Log density, ``(*shape, D)`` to ``(*shape,)``: known for the latest draws, through the inverse for others."""
         if self._latest is not None and torch.equal(value, self._latest[0]):
             return self._latest[1]
-        z = value.reshape(-1, value.shape[-1])
-        if isinstance(self.target, OrderedTarget):
-            z = self.target.to_ordered(z)
-            return self._as_drawn(self.leap.log_prob(z) - self.target.log_volume(z)).reshape(value.shape[:-1])
+        z = self.target.to_ordered(value.reshape(-1, value.shape[-1]))
 
-        return self._as_drawn(self.leap.log_prob(z)).reshape(value.shape[:-1])
+        return self._as_drawn(self.leap.log_prob(z) - self.target.log_volume(z)).reshape(value.shape[:-1])
 
     def _as_drawn(self, log_prob: Tensor) -> Tensor:
         """Densities in the precision of the model, with whose own Pyro multiplies them."""
-        target: Any = self.target.target if isinstance(self.target, OrderedTarget) else self.target
-
-        return log_prob.to(target.draw_dtype)
+        return log_prob.to(self.target.draw_dtype)
 
 
 class FlowGuide:
@@ -106,7 +98,7 @@ class FlowGuide:
     def __init__(self, leap: Any, target: Any) -> None:
         self.leap = leap
         self.target = target
-        self._model_target: Any = target.target if isinstance(target, OrderedTarget) else target
+        self._model_target: Any = target.unordered
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """One draw, or one for each place in the plates around the guide, by site."""

@@ -22,7 +22,6 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.plate_messenger import block_plate
 from torch import Tensor
 
-from pyro_osds.explore.ordering import OrderedTarget
 from pyro_osds.flow.leap import Leap
 
 LATENT = "osds_shared_latent"
@@ -43,7 +42,7 @@ class FlowReparam(Reparam):
     def __init__(self, leap: Leap, target: Any, constrain: Callable[[Tensor], dict[str, Tensor]]) -> None:
         self.leap = leap
         self.target = target
-        self._model_target: Any = target.target if isinstance(target, OrderedTarget) else target
+        self._model_target: Any = target.unordered
         self._constrain = constrain
         self._coordinates: dict[str, Tensor] = {}
 
@@ -62,7 +61,7 @@ class FlowReparam(Reparam):
             raise ValueError(f"Site {name!r} was a latent when the flow was trained and is observed now. Train again.")
         if name not in self._coordinates:
             self._coordinates = self._split_latent(name)
-        value, log_density = self._model_target.value_with_density(
+        value, log_density = self._model_target.coordinates.value_with_density(
             {"name": name, "fn": fn}, self._coordinates.pop(name)
         )
 
@@ -91,8 +90,7 @@ class FlowReparam(Reparam):
             # Its density is that of the model; the noise only says where chains may start.
             x = pyro.sample(LATENT, noise.mask(False))
             z, log_abs_det = self.leap(x[None])
-            if isinstance(self.target, OrderedTarget):
-                z, log_abs_det = self.target.in_order(z), log_abs_det + self.target.log_volume(z)
+            z, log_abs_det = self.target.in_order(z), log_abs_det + self.target.log_volume(z)
             pyro.factor(f"{LATENT}_log_abs_det", log_abs_det.squeeze(0).to(like))
 
         return self._model_target.split(z.squeeze(0))

@@ -24,6 +24,9 @@ class PointLeap:
         target: A target of dimension 0.
     """
 
+    can_invert = False
+    has_exact_density = True
+
     def __init__(self, target: Target) -> None:
         self._zero = torch.zeros((), dtype=target.dtype, device=target.device)
 
@@ -78,6 +81,7 @@ class PointRecipe:
     name = "point"
     found = None
     is_paused = False
+    can_escalate = False
 
     def __init__(self, target: Target) -> None:
         self.trainer = PointTrainer(target)

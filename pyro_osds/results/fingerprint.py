@@ -29,7 +29,7 @@ def identity(given: Any, target: Any, z: Tensor, args: tuple[Any, ...], kwargs: 
 
     return {
         "arguments": _described({**{f"args[{i}]": value for i, value in enumerate(args)}, **kwargs}),
-        "observed": _described(getattr(given, "observed", {})),
+        "observed": _described(given.observed),
         "sites": _sites(given),
         "points": points,
         "log_prob": _log_prob(target, points),
@@ -60,7 +60,7 @@ def check_model(saved: dict[str, Any], given: Any) -> None:
             f"The file holds a fit of another model: its latent sites were {before}, this model's are {now}. Pass the "
             "model that was fitted, or run() this one."
         )
-    _refuse_differences("observed site", saved["observed"], _described(getattr(given, "observed", {})))
+    _refuse_differences("observed site", saved["observed"], _described(given.observed))
 
 
 def check_density(saved: dict[str, Any], target: Any) -> None:
@@ -101,10 +101,10 @@ def _log_prob(target: Any, points: Tensor) -> Tensor:
 
 def _sites(target: Any) -> dict[str, str]:
     """Latent sites: shape, shape of the coordinates, and support where it is known."""
-    supports = getattr(target, "supports", {})
+    supports = target.supports
     sites = {
         site.name: f"{tuple(site.shape)} from {tuple(site.unconstrained_shape)} {supports.get(site.name, '')}".strip()
-        for site in getattr(target, "sites", ())
+        for site in target.sites
     }
 
     return {**supports, **sites} or {"all": f"{target.dim} coordinates"}

@@ -87,19 +87,19 @@ def export(
     sampled: dict[str, Mapping[str, Tensor]] = {"posterior": fit.samples, "sample_stats": sample_stats(draws)}
     sampled |= _of_each_draw(fit, groups)
     predicted, labels = _predicted(fit, groups, source, sampled["posterior"])
-    found = fit_group(draws.evidence, recipe.found, recipe.name, getattr(target, "rung", "given"), fit.run_report)
+    found = fit_group(draws.evidence, recipe.found, recipe.name, target.rung, fit.run_report)
 
     from pyro_osds.results.inference_data import to_inference_data  # here, since xarray takes half a second
 
     return to_inference_data(
         {group: arrays(values) for group, values in (sampled | predicted).items()},
         {
-            "observed_data": arrays(getattr(target, "observed", {})),
+            "observed_data": arrays(target.observed),
             "constant_data": _constant_arrays(constant or {}),
             "fit": found,
             "fit_stats": fit_stats_group(history, taught, draws.flow_log_weight),
         },
-        {**fit_stats_dims(history, taught), **getattr(target, "dims", {})},
+        {**fit_stats_dims(history, taught), **target.dims},
         {**fit.seconds, "log_evidence": draws.evidence.log_evidence, "num_steps": fit.settings.num_steps},
         own_dims=dims,
         coords=coords,
@@ -112,20 +112,20 @@ def _of_each_draw(fit: Fit, groups: Groups) -> dict[str, Mapping[str, Tensor]]:
     target = fit.model_target
     sampled: dict[str, Mapping[str, Tensor]] = {}
     z = fit.in_model(fit.draws.z)
-    if hasattr(target, "by_group"):
+    if target.is_model:
         wanted = ["posterior", *(name for name in ("log_likelihood", "log_prior") if getattr(groups, name))]
         values = fit.by_chain(fit.in_chunks(lambda chunk: target.by_group(chunk, wanted), z))
         sampled = {group: {name: value for (g, name), value in values.items() if g == group} for group in wanted}
         sampled["posterior"] = {**fit.samples, **sampled["posterior"]}
     if groups.unconstrained:
-        plain = fit.in_chunks(lambda chunk: _by_site(target, chunk), z) if hasattr(target, "sites") else {"z": z}
+        plain = fit.in_chunks(lambda chunk: _by_site(target, chunk), z) if target.sites or not target.dim else {"z": z}
         sampled["unconstrained_posterior"] = fit.by_chain(plain)
 
     return sampled
 
 
 def _by_site(target: Any, z: Tensor) -> dict[str, Tensor]:
-    plain = target.plain_coordinates(z) if hasattr(target, "plain_coordinates") else z
+    plain = target.plain_coordinates(z)
 
     return {s.name: plain[:, s.start : s.stop].reshape(-1, *s.unconstrained_shape) for s in target.sites}
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_osds.flow.leap import Leap
+from pyro_osds.flow.leap import is_bijective
 from pyro_osds.runtime.arguments import check_counts
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def plot_leap(
     check_counts({"num_arrows": num_arrows})
     posterior = _columns(osds.get_samples())
     fit = osds.fit
-    if not isinstance(fit.leap, Leap):
+    if not is_bijective(fit.leap):
         raise ValueError(
             "plot_leap follows base draws through the flow: use network='coupling', and a continuous site."
         )

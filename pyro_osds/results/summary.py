@@ -38,7 +38,7 @@ def summary_card(model: Callable[..., Any], settings: Settings, fit: Fit | None)
     if fit is None or not fit.is_judged:
         return Card(title, (("state", _state(fit)),))
     evidence = fit.draws.evidence.card()
-    notes = getattr(fit.model_target, "notes", ())
+    notes = fit.model_target.notes
 
     return Card(title, evidence.rows, (*evidence.sentences, *notes)) + Card(
         "", (("fit", _course(fit)), *_rungs(fit), _seconds(fit))

@@ -60,7 +60,13 @@ class WeightedDraws(LogWeightsMixin):
 
 
 class Proposal(Protocol):
-    """What can be weighed: a leap, or anything else with draws of a known log density."""
+    """What can be weighed: a leap, or anything else with draws of a known log density.
+
+    Arguments:
+        can_invert: Whether it is a bijection with an inverse, so that any point has a log density.
+    """
+
+    can_invert: bool
 
     def sample(self, num_draws: int, /) -> tuple[Tensor, Tensor, Tensor]:
         """Draws ``(n, D)``, their log densities ``(n,)`` and the log-determinants of the map behind them ``(n,)``."""

@@ -89,6 +89,8 @@ class Recipe:
         ValueError: If the name is unknown.
     """
 
+    can_escalate = True
+
     def __init__(
         self,
         found: Survey,

@@ -57,6 +57,9 @@ class VelocityLeap(nn.Module):
         ValueError: If the volume is unknown.
     """
 
+    can_invert = False
+    has_exact_density = False
+
     def __init__(self, diffusion: Diffusion, num_steps: int = 1, volume: str = "exact") -> None:
         super().__init__()
         if volume not in VOLUMES:

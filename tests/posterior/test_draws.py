@@ -178,6 +178,7 @@ def test_no_second_opinion(leap, bridges):
 
     class Proposal:
         sample = leap.sample
+        can_invert = False
 
     assert draw_posterior(Proposal(), wide(), 1, 100, max_draws=4096).evidence.bridge is None
     slow = wide()

@@ -180,7 +180,7 @@ def test_the_better_founded_rung_is_kept(log_evidence, taken):
 
 def test_exploration_without_a_bridge():
     # A velocity network has no bridge, and may be helped by exploring all the same.
-    recipe = FakeRecipe(leap=object(), iterations_left=0)
+    recipe = FakeRecipe(leap=SimpleNamespace(can_invert=False), iterations_left=0)
     climb = Climb(verdict(False), recipe=recipe, explored=verdict(True))
     assert climb.rungs == ["flow", "exploration"] and climb.explorations == [climb.first]
 
@@ -278,7 +278,7 @@ def test_ctrl_c_on_a_rung_keeps_the_last_one(rung):
 
 def test_only_a_bijection_is_bridged():
     # A velocity network, or a model without continuous latents, ends with its own verdict.
-    climb = Climb(verdict(False), recipe=FakeRecipe(leap=object(), iterations_left=0))
+    climb = Climb(verdict(False), recipe=FakeRecipe(leap=SimpleNamespace(can_invert=False), iterations_left=0))
     assert climb.rungs == ["flow"] and not climb.walks
 
 

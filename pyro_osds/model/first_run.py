@@ -1,0 +1,102 @@
+"""The first run of a model, from which its sites are read; and whether what it observes can be observed at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger
+from torch import Tensor
+
+from pyro_osds.model.determinism import TrainingLayerError, no_training_layers
+from pyro_osds.model.observations import impossible, refusal
+from pyro_osds.model.parameters import Constants
+from pyro_osds.model.source import first_line
+from pyro_osds.model.trace import init_anywhere, is_latent
+from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
+
+_TRIES = 20
+
+
+def first_trace(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    init_strategy: Callable[..., Any],
+    constants: Constants,
+) -> Any:
+    """The trace of a first run that starts where all latents are numbers, if one of several does.
+
+    Arguments:
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        init_strategy: Pyro's init strategy.
+        constants: Keeps the values that parameters have now.
+
+    Raises:
+        ValueError: If the model fails; with the sites that were reached.
+    """
+    trace = poutine.Trace()
+    for _ in range(_TRIES):
+        with constants, vmappable_pyro(), VmapCompat(), no_training_layers():
+            trace = _trace(InitMessenger(init_anywhere(init_strategy))(model), args, kwargs)
+        latents = (site["value"] for site in trace.nodes.values() if is_latent(site))
+        if all(torch.as_tensor(value).isfinite().all() for value in latents):
+            break
+
+    return trace
+
+
+def _trace(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    tracer: Any = poutine.trace(model)
+    try:
+        trace = tracer.get_trace(*args, **kwargs)
+        trace.compute_log_prob()
+    except TrainingLayerError:
+        raise
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
+        reached = [name for name, site in tracer.trace.nodes.items() if site["type"] == "sample"]
+        where = f"after site {reached[-1]!r}" if reached else "before its first sample site"
+        arguments = ", ".join(_describe(value) for value in (*args, *kwargs.values())) or "none"
+        raise ValueError(
+            f"The model failed {where}: {type(error).__name__}: {first_line(error)} (arguments: {arguments}). "
+            "Check that the shapes fit and that data are floating point tensors of one dtype, such as x.float()."
+        ) from error
+
+    return trace
+
+
+def check_observations(trace: Any, model: Callable[[], Any]) -> None:
+    """An observation outside its support under every one of several prior draws has probability zero.
+
+    Arguments:
+        trace: The first run.
+        model: The model with its arguments.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    found = impossible(trace)
+    tries = 0
+    while found and tries < _TRIES:
+        try:
+            still = impossible(_prior_trace(model))
+        except NotImplementedError:  # an improper prior cannot be sampled: the first run decides
+            break
+        # A support that moves with the latents may yet reach the observation.
+        found = {name: seen for name, seen in found.items() if still.get(name) == seen}
+        tries += 1
+    for name, seen in found.items():
+        raise ValueError(refusal(name, seen))
+
+
+def _prior_trace(model: Callable[[], Any]) -> Any:
+    with torch.no_grad(), vmappable_pyro(), VmapCompat():
+        return poutine.trace(model).get_trace()
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,131 @@
+"""What draws mean at the sites of a model: values, log likelihoods and log priors, from one run of it for each draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_osds.model.batching import Ladder
+from pyro_osds.model.coordinates import Coordinates
+from pyro_osds.model.distributions.saturation import is_saturated
+from pyro_osds.model.run import ModelRun
+from pyro_osds.model.sites import LatentSite
+
+
+class SiteReadings:
+    """The part of a model target that reads its runs; what it reads from belongs to the target."""
+
+    sites: tuple[LatentSite, ...]
+    dtype: torch.dtype
+    coordinates: Coordinates
+    _ladder: Ladder
+    _run: Callable[[Tensor], ModelRun]
+    _value_shapes: Mapping[str, torch.Size]
+    _dtypes: Mapping[str, torch.dtype]
+
+    def constrain(self, z: Tensor) -> dict[str, Tensor]:
+        """Draws at every continuous latent site, ``(B, D)`` to ``{name: (B, *shape)}``."""
+        return self._as_drawn(self._ladder.map(lambda row: self._run(row).values, z.to(self.dtype)))
+
+    def constrain_with_log_abs_det(self, z: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draws at every continuous latent site, and the log-determinants of the way there from ``z``.
+
+        Arguments:
+            z: Points, ``(B, D)``.
+
+        Returns:
+            ``{name: (B, *shape)}`` and, event dimensions summed, ``{name: (B, *batch_shape)}``.
+        """
+
+        def read(row: Tensor) -> tuple[Tensor, ...]:
+            run = self._run(row)
+            parts = zip(run.values.items(), run.log_abs_det, strict=True)
+            by_batch = self.coordinates.by_batch
+            return *run.values.values(), *(by_batch(name, value, part) for (name, value), part in parts)
+
+        names = [site.name for site in self.sites]
+        columns = self._ladder.map(read, z.to(self.dtype))
+        values, log_abs_det = columns[: len(names)], columns[len(names) :]
+
+        return self._as_drawn(dict(zip(names, values, strict=True))), dict(zip(names, log_abs_det, strict=True))
+
+    def saturated_sites(self, z: Tensor) -> dict[str, Tensor]:
+        """Which draws have a value that was rounded to a bound of its support, so that nothing tells how near it is.
+
+        Arguments:
+            z: Draws, ``(S, D)``.
+
+        Returns:
+            ``{name: (S,)}``, booleans: whether any entry of the site's value is 0 or 1, at an end of its interval, or
+            infinite.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> from pyro_osds.model import ModelTarget
+            >>> target = ModelTarget(lambda: pyro.sample("x", dist.Beta(0.05, 0.05)))
+            >>> target.saturated_sites(torch.tensor([[0.0], [50.0]]))
+            {'x': tensor([False,  True])}
+        """
+
+        def read(row: Tensor) -> dict[str, Tensor]:
+            run = self._run(row)
+            return {name: is_saturated(run.transforms[name], value).any() for name, value in run.values.items()}
+
+        return self._ladder.map(read, z.to(self.dtype))
+
+    def deterministics(self, z: Tensor) -> dict[str, Tensor]:
+        """Values of the ``pyro.deterministic`` sites, ``(B, D)`` to ``{name: (B, *shape)}``.
+
+        One that depends on a discrete latent has no single value and is left out.
+        """
+        return self._as_drawn(self._ladder.map(lambda row: self._plain(self._run(row)), z.to(self.dtype)))
+
+    def log_likelihood(self, z: Tensor) -> dict[str, Tensor]:
+        """Pointwise log likelihood of the observed sites, ``(B, D)`` to ``{name: (B, *batch_shape)}``.
+
+        A site whose rows a discrete latent ties together has none, and is left out.
+        """
+        return self._ladder.map(lambda row: self._run(row).log_likelihood(), z.to(self.dtype))
+
+    def log_prior(self, z: Tensor) -> dict[str, Tensor]:
+        """Log prior of the continuous latents' values, ``(B, D)`` to ``{name: (B, *batch_shape)}``.
+
+        Densities of values as the model has them, without Jacobians. A site whose rows a discrete latent ties together
+        is left out, and so is the missing part of an observed one.
+        """
+        return self._ladder.map(lambda row: self._run(row).log_prior(), z.to(self.dtype))
+
+    def by_group(self, z: Tensor, groups: Collection[str]) -> dict[tuple[str, str], Tensor]:
+        """What InferenceData holds of each draw, from one run of the model.
+
+        Arguments:
+            z: Draws, ``(B, D)``.
+            groups: Some of ``"posterior"`` (its deterministic values), ``"log_likelihood"`` and ``"log_prior"``.
+
+        Returns:
+            ``{(group, site): (B, *shape)}``.
+        """
+        readers = {
+            "posterior": self._plain, "log_likelihood": ModelRun.log_likelihood, "log_prior": ModelRun.log_prior,
+        }  # fmt: skip
+
+        def read(row: Tensor) -> dict[tuple[str, str], Tensor]:
+            run = self._run(row)
+            return {(group, name): value for group in groups for name, value in readers[group](run).items()}
+
+        values = self._ladder.map(read, z.to(self.dtype))
+        drawn = self._as_drawn({name: value for (group, name), value in values.items() if group == "posterior"})
+
+        return values | {("posterior", name): value for name, value in drawn.items()}
+
+    def _plain(self, run: ModelRun) -> dict[str, Tensor]:
+        """The deterministic values that have the same shape for all values of the discrete latents."""
+        values = run.deterministics
+
+        return {name: value for name, value in values.items() if value.shape == self._value_shapes[name]}
+
+    def _as_drawn(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values in the precision that the model, as it is written, has them in."""
+        return {name: value.to(self._dtypes[name]) for name, value in values.items()}

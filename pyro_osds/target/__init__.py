@@ -1,0 +1,19 @@
+"""What every part of the sampler asks of a posterior, and the ways to answer: see :class:`Target`."""
+
+from pyro_osds.target.adapter import as_target
+from pyro_osds.target.density import NotFiniteError, finite_log_prob, in_chunks, log_prob_and_score
+from pyro_osds.target.function import FunctionTarget
+from pyro_osds.target.protocol import Site, Target
+from pyro_osds.target.wrapper import TargetWrapper
+
+__all__ = [
+    "FunctionTarget",
+    "NotFiniteError",
+    "Site",
+    "Target",
+    "TargetWrapper",
+    "as_target",
+    "finite_log_prob",
+    "in_chunks",
+    "log_prob_and_score",
+]
