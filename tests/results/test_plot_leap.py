@@ -2,6 +2,7 @@
 
 import builtins
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -128,7 +129,7 @@ def test_bad_input(fitted, monkeypatch):
         plot_leap(fitted, num_arrows=0)
     with pytest.raises(RuntimeError, match=r"call run\(\.\.\.\)"):
         plot_leap(OSDS(model))
-    monkeypatch.setattr(fitted.fit, "leap", object())
+    monkeypatch.setattr(fitted.fit, "leap", SimpleNamespace(can_invert=False))
     with pytest.raises(ValueError, match="use network='coupling'"):
         plot_leap(fitted)
 
