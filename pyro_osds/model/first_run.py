@@ -10,8 +10,8 @@ from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
-from pyro_osds.model.determinism import TrainingLayerError, no_training_layers
-from pyro_osds.model.observations import impossible, refusal
+from pyro_osds.model.checks.determinism import TrainingLayerError, no_training_layers
+from pyro_osds.model.checks.observations import impossible, refusal
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.source import first_line
 from pyro_osds.model.trace import init_anywhere, is_latent

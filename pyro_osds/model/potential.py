@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from pyro_osds.model.batching import Ladder, check_points
-from pyro_osds.model.determinism import check_deterministic, no_training_layers
+from pyro_osds.model.checks.determinism import check_deterministic, no_training_layers
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
 from pyro_osds.runtime.warnings import AmbiguousArgumentWarning, warn
 from pyro_osds.target import Target

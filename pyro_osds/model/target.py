@@ -18,16 +18,16 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from pyro_osds.model.batching import Ladder, check_points
+from pyro_osds.model.checks.determinism import check_deterministic
+from pyro_osds.model.checks.observations import forgotten, observed_values, rounded_counts, scaled
+from pyro_osds.model.checks.reach import reached
 from pyro_osds.model.coordinates import Coordinates
 from pyro_osds.model.decode import decode
-from pyro_osds.model.determinism import check_deterministic
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.first_run import check_observations, first_trace
 from pyro_osds.model.graph import block_size, large_block_size
-from pyro_osds.model.observations import forgotten, observed_values, rounded_counts, scaled
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
-from pyro_osds.model.reach import reached
 from pyro_osds.model.readings import SiteReadings
 from pyro_osds.model.run import ModelRun, is_deterministic
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split

@@ -76,6 +76,8 @@ _MOVED = {
     "variational": "explore.variational",
     "velocity": "train.velocity",
     "warm": "explore.warm_start",
+    "model.determinism": "model.checks.determinism",
+    "model.observations": "model.checks.observations",
     "model.ladder": "model.batching",
     "model.capture": "model.graph",
     "model.compat": "model.vmap",

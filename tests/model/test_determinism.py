@@ -11,7 +11,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 from pyro_osds.model import ModelTarget, VectorizationWarning
-from pyro_osds.model.determinism import check_deterministic
+from pyro_osds.model.checks.determinism import check_deterministic
 
 X = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.3, -0.4]])
 Y = torch.tensor([0.2, 1.1])
