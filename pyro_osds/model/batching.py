@@ -34,8 +34,9 @@ from pyro_osds.model.graph import (
     record,
     with_scores,
 )
+from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.source import first_line, user_line
-from pyro_osds.model.vmap import VmapCompat, is_numerical, vmappable_pyro
+from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
 

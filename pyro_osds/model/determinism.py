@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.source import user_line
-from pyro_osds.model.vmap import is_numerical
+from pyro_osds.runtime.torch_internals import BatchNorm, NormLayer
 
 _DROPOUTS = {
     functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d,
@@ -66,8 +67,8 @@ def no_training_layers() -> Iterator[None]:
     """
 
     def refuse(module: nn.Module, inputs: Any) -> None:
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training and module.track_running_stats:
-            kind = "batch_norm" if isinstance(module, nn.modules.batchnorm._BatchNorm) else "instance_norm"
+        if isinstance(module, NormLayer) and module.training and module.track_running_stats:
+            kind = "batch_norm" if isinstance(module, BatchNorm) else "instance_norm"
             raise TrainingLayerError(
                 f"The model runs {kind} in training mode at {user_line()}: it would change with every evaluation. "
                 "Call .eval() on the module before OSDS runs it."

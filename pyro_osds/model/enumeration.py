@@ -21,8 +21,9 @@ from pyro import poutine
 from pyro.distributions.util import is_identically_one
 from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from torch import Tensor
+
+from pyro_osds.model.pyro_internals import allotted_dims, enumerated_dim, restore_allotted_dims
 
 
 class Enumerate(EnumMessenger):
@@ -38,13 +39,12 @@ class Enumerate(EnumMessenger):
 
     def __enter__(self) -> Any:
         # Pyro allots dimensions in one place for everybody: whoever enumerates around this run gets it back as it was.
-        self._outer = dict(vars(_ENUM_ALLOCATOR))
+        self._outer = allotted_dims()
 
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> Any:
-        vars(_ENUM_ALLOCATOR).clear()
-        vars(_ENUM_ALLOCATOR).update(self._outer)
+        restore_allotted_dims(self._outer)
 
         return super().__exit__(*exception)
 
@@ -107,7 +107,7 @@ def pointwise(site: Any, latents: Iterable[Any], discrete: Sequence[Any]) -> Ten
     dims = _enumerated_dims(site, nesting)
     total = site["log_prob"]
     if dims:
-        parents = [latent for latent in discrete if latent["infer"].get("_enumerate_dim") in dims]
+        parents = [latent for latent in discrete if enumerated_dim(latent) in dims]
         local = len(parents) == 1 and set(parents[0]["cond_indep_stack"]) == set(plates)
         if not local or _enumerated_dims(parents[0], nesting) != dims:
             return None

@@ -20,13 +20,12 @@ from pyro import poutine
 from pyro.distributions import Unit
 from pyro.distributions.util import broadcast_shape
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_osds.model.decode import decode
+from pyro_osds.model.pyro_internals import Subsample, is_numerical, is_shown
 from pyro_osds.model.source import first_line
 from pyro_osds.model.target import ModelTarget
-from pyro_osds.model.vmap import is_numerical
 
 
 class Predictive:
@@ -176,7 +175,7 @@ class PredictiveRun(Messenger):
         msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if not isinstance(msg["fn"], (_Subsample, Unit)):
+        if not isinstance(msg["fn"], (Subsample, Unit)):
             self.values[msg["name"]] = msg["value"]
 
     def _given(self, msg: Any) -> Tensor:
@@ -214,7 +213,7 @@ def _draw(msg: Any) -> Tensor:
 
 def _is_computed(msg: Any) -> bool:
     """Whether a site's value is no draw: indices of a plate, a factor's nothing, what the model computes."""
-    return isinstance(msg["fn"], (_Subsample, Unit)) or bool(msg["infer"].get("_deterministic"))
+    return isinstance(msg["fn"], (Subsample, Unit)) or is_shown(msg)
 
 
 class _Hide(Messenger):

@@ -22,8 +22,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
+from pyro_osds.model.distributions.densities import unconstrained_log_prob
 from pyro_osds.model.distributions.edge_draws import DrawUnconstrained, unconstrained_draw
-from pyro_osds.model.distributions.transforms import unconstrained_log_prob
 
 _NUM_CHECKED = 3
 

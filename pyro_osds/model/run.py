@@ -5,7 +5,7 @@ r"""One run of the user's model at one point ``u`` of the unconstrained space.
         + \sum_{\text{observed } j} \log p_j(y_j), \qquad z_i = T_i(u_i)
 
 :math:`T_i` maps the real line to the support of site *i*. It is looked up while the model runs, so a support may depend
-on other latents. Where :mod:`~pyro_osds.model.distributions.transforms` has a latent's two terms in closed form,
+on other latents. Where :mod:`~pyro_osds.model.distributions.densities` has a latent's two terms in closed form,
 :math:`z_i` is never looked at: it may have been rounded to a bound of its support.
 """
 
@@ -19,12 +19,13 @@ from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_osds.model.distributions.transforms import by_batch, unconstrained_log_prob
+from pyro_osds.model.distributions.densities import unconstrained_log_prob
+from pyro_osds.model.distributions.wrappers import by_batch
 from pyro_osds.model.enumeration import is_changed, is_enumerable, pointwise, sum_out
+from pyro_osds.model.pyro_internals import Subsample, is_shown, mask_of
 
 _NO_DENSITY = "so there is no density of fixed dimension"
 
@@ -63,7 +64,7 @@ class ModelRun(Messenger):
         self.deterministics: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
+        if msg["is_observed"] or isinstance(msg["fn"], Subsample):
             return
         if is_missing_part(msg, {site["name"] for site in self.observed}):
             # Pyro masks what is observed out of the prior of what is not, which would leave it without a density.
@@ -106,7 +107,7 @@ class ModelRun(Messenger):
             )
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample):
+        if isinstance(msg["fn"], Subsample):
             return
         if is_deterministic(msg):
             self.deterministics[msg["name"]] = msg["value"]
@@ -193,10 +194,10 @@ def _sum(terms: list[Tensor], like: Tensor) -> Tensor:
 
 def is_deterministic(site: Mapping[str, Any]) -> bool:
     """Whether a site only shows what others make: ``pyro.deterministic``, or what a reparametrised site once was."""
-    if site["infer"].get("_deterministic"):
+    if is_shown(site):
         return True
     fn = site["fn"]
-    shown = isinstance(fn, MaskedDistribution) and fn._mask is False and isinstance(fn.base_dist, Delta)
+    shown = isinstance(fn, MaskedDistribution) and mask_of(fn) is False and isinstance(fn.base_dist, Delta)
 
     return site["is_observed"] and shown
 

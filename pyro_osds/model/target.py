@@ -19,19 +19,17 @@ from torch.distributions import AffineTransform, Transform, identity_transform
 from pyro_osds.model.batching import Ladder, check_points
 from pyro_osds.model.decode import decode
 from pyro_osds.model.determinism import TrainingLayerError, check_deterministic, no_training_layers
+from pyro_osds.model.distributions.densities import unconstrained_log_prob
 from pyro_osds.model.distributions.edge_draws import unconstrained_draw
-from pyro_osds.model.distributions.transforms import (
-    by_batch,
-    is_saturated,
-    loc_scale,
-    to_support,
-    unconstrained_log_prob,
-)
+from pyro_osds.model.distributions.saturation import is_saturated
+from pyro_osds.model.distributions.transforms import to_support
+from pyro_osds.model.distributions.wrappers import by_batch, loc_scale
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.graph import block_size, large_block_size
 from pyro_osds.model.observations import forgotten, impossible, observed_values, refusal, rounded_counts, scaled
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
+from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.run import ModelRun, is_deterministic
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
 from pyro_osds.model.source import first_line
@@ -49,7 +47,7 @@ from pyro_osds.model.trace import (
     site_dims,
     support_kind,
 )
-from pyro_osds.model.vmap import VmapCompat, is_numerical, vmappable_pyro
+from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import in_double
 from pyro_osds.runtime.warnings import ModelWarning, warn
 

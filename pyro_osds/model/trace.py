@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from pyro.distributions import ImproperUniform
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_osds.model.pyro_internals import Subsample, is_shown, mask_of
 from pyro_osds.model.run import is_deterministic, is_missing_part
 
 
@@ -44,12 +44,12 @@ def support_kind(fn: Any) -> str:
 
 def is_latent(site: Mapping[str, Any]) -> bool:
     """Whether a site is sampled: neither observed nor a plate's own bookkeeping."""
-    return site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], _Subsample)
+    return site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], Subsample)
 
 
 def is_value(site: Mapping[str, Any]) -> bool:
     """Whether a site carries something a user reads: a latent, an observation or a deterministic value."""
-    if site["type"] != "sample" or isinstance(site["fn"], _Subsample):
+    if site["type"] != "sample" or isinstance(site["fn"], Subsample):
         return False
 
     return is_deterministic(site) or not site["infer"].get("is_auxiliary")
@@ -63,7 +63,7 @@ def check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any])
                 f"Site {name!r} has the value {site['value']!r}, which is no tensor. Pass "
                 f"torch.tensor({site['value']!r})."
             )
-        if isinstance(site.get("fn"), _Subsample) and len(site["value"]) < site["fn"].size:
+        if isinstance(site.get("fn"), Subsample) and len(site["value"]) < site["fn"].size:
             raise ValueError(
                 f"Plate {name!r} subsamples {len(site['value'])} of {site['fn'].size} rows: the density would change "
                 "at every evaluation. Remove subsample_size; whole data sets are evaluated in one batch."
@@ -103,7 +103,7 @@ def plate_nesting(trace: Any) -> int:
 def check_stray_dims(trace: Any) -> None:
     """Refuse dimensions that belong to no plate: beside discrete latents nobody could tell what they are."""
     for name, site in trace.nodes.items():
-        if site["type"] != "sample" or isinstance(site["fn"], _Subsample):
+        if site["type"] != "sample" or isinstance(site["fn"], Subsample):
             continue
         shape = tuple(site["log_prob"].shape)
         plates = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
@@ -118,7 +118,7 @@ def check_stray_dims(trace: Any) -> None:
 def site_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
     """Dimension names of a site's value: its plates, then numbered event dimensions."""
     rank = site["value"].dim()
-    event = site["fn"].event_dim if not site["infer"].get("_deterministic") else None
+    event = site["fn"].event_dim if not is_shown(site) else None
     batch = rank - event if event is not None else rank
     frames = {f.dim: f.name for f in site["cond_indep_stack"] if f.vectorized}
     names = []
@@ -132,7 +132,7 @@ def site_dims(site: Mapping[str, Any]) -> tuple[str, ...]:
 
 def joint_like(trace: Any) -> Tensor:
     """An empty tensor with the device of the log joint density and its type, the widest of the sites'."""
-    sites = [s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample)]
+    sites = [s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], Subsample)]
     terms = [s["log_prob_sum"] for s in sites if isinstance(s["log_prob_sum"], Tensor)]
     dtype = torch.float32
     for term in terms:
@@ -151,7 +151,7 @@ def improper_sites(trace: Any) -> tuple[str, ...]:
 
 def has_bounded_likelihood(trace: Any) -> bool:
     """Whether all observations are discrete, each with a probability of at most one; a factor may be anything."""
-    samples = [s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample)]
+    samples = [s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], Subsample)]
     plain = [site for site in samples if site["is_observed"] and not is_deterministic(site)]
 
     return all(not site["infer"].get("is_auxiliary") and site["fn"].support.is_discrete for site in plain)
@@ -160,7 +160,7 @@ def has_bounded_likelihood(trace: Any) -> bool:
 def _is_improper(site: Mapping[str, Any]) -> bool:
     fn = site["fn"]
     while fn is not None:
-        mask = getattr(fn, "_mask", None)
+        mask = mask_of(fn)
         if isinstance(fn, ImproperUniform) or (mask is not None and not torch.as_tensor(mask).all()):
             return True
         fn = getattr(fn, "base_dist", None)

@@ -29,16 +29,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
-import pyro.ops.special
 import torch
-from pyro.ops.integrator import _EXCEPTION_HANDLERS
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pyro_osds.model.distributions.stable import stable_densities
+from pyro_osds.model.pyro_internals import safe_log_replaced
+from pyro_osds.runtime.torch_internals import ARGUMENT_CHECKS, is_batchedtensor
 
 _FACTORIES = {
     torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.tensor,
@@ -83,19 +82,9 @@ class VmapCompat(TorchFunctionMode):
 @contextlib.contextmanager
 def vmappable_pyro() -> Iterator[None]:
     """Pyro without validation and with operations that vmap can run; everything is put back, whatever happens."""
-    safe_log = pyro.ops.special._SafeLog
-    pyro.ops.special._SafeLog = _SafeLog
-    try:
-        with pyro.validation_enabled(False), stable_densities(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=_NO_RULE)
-            yield
-    finally:
-        pyro.ops.special._SafeLog = safe_log
-
-
-def is_numerical(error: RuntimeError) -> bool:
-    """Whether Pyro's samplers count an exception as a point of no density."""
-    return any(handler(error) for handler in _EXCEPTION_HANDLERS.values())
+    with safe_log_replaced(_SafeLog), pyro.validation_enabled(False), stable_densities(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_NO_RULE)
+        yield
 
 
 class _SafeLog:
@@ -262,6 +251,7 @@ def _log_ndtr(x: Tensor) -> Tensor:
     lower = torch.special.erfcx(-x.clamp(max=-1.0) / math.sqrt(2)).log() - math.log(2) - 0.5 * x.square()
     upper = torch.log1p(-0.5 * torch.special.erfc(x.clamp(min=-1.0) / math.sqrt(2)))
 
+    # Torch changes over at -1, too: both are exact there.
     return torch.where(x < -1.0, lower, upper)
 
 
@@ -284,6 +274,6 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.clamp_: _clamp_in_place,
     torch.special.log_ndtr: _log_ndtr,
     torch.normal: _normal,
-    torch._is_all_true: _is_all_true,  # type: ignore[attr-defined]
+    **dict.fromkeys(ARGUMENT_CHECKS, _is_all_true),
     functional.binary_cross_entropy_with_logits: _bce_with_logits,
 }

@@ -15,14 +15,10 @@ from torch.distributions import biject_to, transforms
 
 from pyro_osds import OSDS
 from pyro_osds.model import ModelTarget
+from pyro_osds.model.distributions.densities import log1m_power, unconstrained_log_prob
 from pyro_osds.model.distributions.edge_draws import draw_unconstrained
-from pyro_osds.model.distributions.transforms import (
-    Sticks,
-    is_saturated,
-    log1m_power,
-    to_support,
-    unconstrained_log_prob,
-)
+from pyro_osds.model.distributions.saturation import is_saturated
+from pyro_osds.model.distributions.transforms import Sticks, to_support
 
 # Each makes its distribution from some positive numbers, of any shape.
 PAIRS = {

@@ -18,18 +18,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_osds.model.distributions.transforms import (
-    ABOVE,
-    BOUNDED,
-    POSITIVE,
-    SIMPLEX,
-    Sticks,
-    both,
-    is_pushed,
-    kind_of,
-    log1m_power,
-    resolve,
-)
+from pyro_osds.model.distributions.densities import both, is_pushed, log1m_power, resolve
+from pyro_osds.model.distributions.transforms import ABOVE, BOUNDED, POSITIVE, SIMPLEX, Sticks, kind_of
 
 _KEY = "_pyro_osds_unconstrained"
 
