@@ -25,8 +25,11 @@ from pyro_osds.flow.network import Conditioner, zuko
 from pyro_osds.flow.tail import TailTransform
 from pyro_osds.stats.gaussian import MANY_DIMENSIONS
 
+# A block stretches or shrinks by exp(7), a factor of 1,100, at most: single precision keeps its digits.
 _MAX_LOG_SCALE = 7.0
+# Splines are straight further out, where one of 5e8 draws of the base lies.
 _SPLINE_BOUND = 6.0
+# An untrained tail has the weight softplus(-4) = 0.02: next to none, and still with a gradient.
 _TAIL_OFFSET = 4.0
 # In many dimensions even a little of a tail in each adds up, so there it begins with next to none.
 _SMALL_TAIL_OFFSET = 8.0

@@ -332,6 +332,7 @@ def agree(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], is_double: bool
     usable = torch.stack([value.isfinite() for value in expected[:2]]).all(0)
     if not torch.equal(torch.stack([value.isfinite() for value in got[:2]]).all(0), usable):
         return False
+    # Half of the digits in double precision, and all but the last three in single: terms may cancel.
     rounding = 1e-8 if is_double else 1e-4
 
     return all(_close(a[usable], b[usable], rounding) for a, b in zip(got, expected, strict=True))

@@ -25,6 +25,7 @@ from torch import Tensor
 from pyro_osds.model.distributions.densities import unconstrained_log_prob
 from pyro_osds.model.distributions.edge_draws import DrawUnconstrained, unconstrained_draw
 
+# Rows that single runs are compared with; where draws are mixed up, the first few differ already.
 _NUM_CHECKED = 3
 
 
@@ -142,6 +143,7 @@ def _agrees(
         many.append(_log_density(site, site, to_value)[row].sum())
         one.append(_log_density(alone[name], site, to_value, row).sum())
 
+    # Sums of many terms in single precision agree to about this; a row of somebody else's does not.
     return torch.allclose(torch.stack(many), torch.stack(one), rtol=1e-4, atol=1e-4)
 
 

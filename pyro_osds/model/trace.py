@@ -28,6 +28,7 @@ def init_anywhere(strategy: Callable[..., Any]) -> Callable[..., Any]:
         except NotImplementedError:
             transform = biject_to(site["fn"].support)
             shape = transform.inverse_shape(site["fn"].shape())
+            # The radius of Pyro's init_to_uniform.
             return transform(torch.empty(shape).uniform_(-2.0, 2.0))
 
     return init

@@ -31,6 +31,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -64,8 +65,9 @@ class VmapCompat(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS and not is_batchedtensor(args[0]):
-            # The same for all points, so Python may know it.
-            return func(*args, **(kwargs or {}))
+            # The same for all points, so Python may know it, even while a graph is in the making.
+            with disable_proxy_modes_tracing():
+                return func(*args, **(kwargs or {}))
         answer = _ANSWERS.get(func) or func
         result = answer(*args, **(kwargs or {}))
         if self._zero is None or not isinstance(result, Tensor) or (args and result is args[0]):
@@ -249,6 +251,7 @@ def _log_ndtr(x: Tensor) -> Tensor:
     lower = torch.special.erfcx(-x.clamp(max=-1.0) / math.sqrt(2)).log() - math.log(2) - 0.5 * x.square()
     upper = torch.log1p(-0.5 * torch.special.erfc(x.clamp(min=-1.0) / math.sqrt(2)))
 
+    # Torch changes over at -1, too: both are exact there.
     return torch.where(x < -1.0, lower, upper)
 
 

@@ -82,6 +82,7 @@ def no_training_layers() -> Iterator[None]:
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
+    # Threads may add up in another order, which changes the last digits of single precision.
     return torch.allclose(first, second, rtol=1e-6, atol=0.0, equal_nan=True)
 
 

@@ -125,6 +125,7 @@ def _log_softplus(v: Tensor) -> Tensor:
 
 def _bounded_exp(v: Tensor) -> Tensor:
     """An exponential that goes on as a straight line before it overflows, where the density has long been zero."""
+    # The largest number to the power of 3/4: that, times a line in v, does not overflow for any v that occurs.
     end = 0.75 * math.log(torch.finfo(v.dtype).max)
 
     return v.clamp(max=end).exp() * (1 + (v - end).clamp(min=0))

@@ -44,6 +44,7 @@ def is_saturated(transform: Any, value: Tensor) -> Tensor:
 def _ends(transform: Any, value: Tensor) -> tuple[float, ...]:
     """Where a way to single bounded numbers ends: some stop at a number next to a bound."""
     finfo = torch.finfo(value.dtype)
+    # The map of the least logarithm is rounded, too: what lies a thousandth above it is at the end.
     ends = {
         ExpTransform: (0.0, math.inf),
         Positive: (math.exp(least_log(value.dtype) + 0.001), math.inf),

@@ -83,6 +83,7 @@ class Positive(ExpTransform):
 
 def least_log(dtype: torch.dtype) -> float:
     """Where :class:`Positive` stops: a little above the log of the least number, so that rounding cannot go below."""
+    # One per cent: the rounding of a logarithm of 87 in single precision is a thousandth of that.
     return math.log(torch.finfo(dtype).tiny) + 0.01
 
 
