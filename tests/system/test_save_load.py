@@ -15,8 +15,9 @@ from helpers import assert_within_standard_error
 from pyro_osds import OSDS
 from pyro_osds import fit as fit_room
 from pyro_osds.results import storage
+from pyro_osds.train import recipe
 from pyro_osds.train.teacher import TeacherBudget
-from pyro_osds.train.trainer import Trainer, recipe
+from pyro_osds.train.trainer import Trainer
 
 Y = torch.tensor([1.2, 0.4, 2.1, 1.7, 0.9])
 
