@@ -43,8 +43,8 @@ _FIRST_STEP = 0.9
 # Step sizes spread over this factor, so that some suit the narrowest part of an uneven density. A larger one would
 # spend most moves on steps that lead nowhere.
 _STEP_SPREAD = 5.0
-# Standard errors of the mean log density within which it does not drift. Where the particles have settled, one look
-# in twenty says otherwise, which costs another round of moves.
+# Standard errors of the mean log density within which it does not drift. Less, and settled particles are often moved
+# once more; more, and a slow drift is taken for noise.
 _SETTLED_SIGMAS = 2.0
 _log = logging.getLogger(__name__)
 
