@@ -31,8 +31,8 @@ MAX_COMPONENTS = 128
 _EM_ITERATIONS, _SHORT = 60, 15
 # Particles for each parameter of a half that a cut needs on the side that is fitted: fewer fit themselves.
 _PARTICLES_TO_CUT = 4
-# Log likelihood of the particles held out that a cut must gain, nats. Less, and noise makes components, which cost time;
-# more, and modes of few particles stay in one. Chosen on the accuracy cases.
+# Log likelihood of the particles held out that a cut must gain, nats. With less, noise makes components, which cost
+# time; with more, modes of few particles stay in one. Chosen on the accuracy cases.
 _MIN_GAIN = 2.0
 # How much wider a component is made than it was fitted, as a standard deviation. Weights of a component that is too
 # narrow have no bound; a tenth costs 0.01 nats for each dimension.

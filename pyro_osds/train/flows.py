@@ -25,9 +25,10 @@ from pyro_osds.flow.leap import Leap
 from pyro_osds.flow.network import ControlNetwork
 from pyro_osds.runtime.precision import NETWORK_DTYPE
 from pyro_osds.stats.gaussian import MANY_DIMENSIONS
+from pyro_osds.train.budget import Budget
 from pyro_osds.train.distillation import Walks, dyadic, self_distillation
 from pyro_osds.train.objectives import Objective, exact_volume, forward_kl
-from pyro_osds.train.trainer import Budget, Trainer
+from pyro_osds.train.trainer import Trainer
 from pyro_osds.train.velocity import VelocityTrainer
 
 # The lean flow has done what it can when its first round leaves this much between ELBO and log evidence, nats.

@@ -18,6 +18,7 @@ from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.diffusion import Diffusion
 from pyro_osds.flow.leap import Leap
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
+from pyro_osds.train.budget import Budget
 from pyro_osds.train.distillation import Walks, retrace
 from pyro_osds.train.flows import (
     LEAN_GAP,
@@ -31,7 +32,7 @@ from pyro_osds.train.flows import (
 )
 from pyro_osds.train.objectives import exact_volume
 from pyro_osds.train.teacher import TeacherBudget, TeacherHistory, train_teacher
-from pyro_osds.train.trainer import Budget, Trainer
+from pyro_osds.train.trainer import Trainer
 from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
 
 RECIPES = ("auto", "calibrate", "cover", "distill")

@@ -20,10 +20,10 @@ from pyro_osds.stats.gaussian import MANY_DIMENSIONS
 from pyro_osds.stats.weights import weigh
 from pyro_osds.target import FunctionTarget
 from pyro_osds.train import flows, recipe
+from pyro_osds.train.budget import Budget
 from pyro_osds.train.flows import Builder, FlowSize
 from pyro_osds.train.recipe import Recipe
 from pyro_osds.train.teacher import TeacherBudget, TeacherHistory
-from pyro_osds.train.trainer import Budget
 from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
 
 TINY = FlowSize(num_blocks=2, num_spline_blocks=1, hidden_features=8)
