@@ -22,7 +22,7 @@ from pyro_osds.target import FunctionTarget
 from pyro_osds.train import flows, recipe
 from pyro_osds.train.budget import Budget
 from pyro_osds.train.flows import Builder, FlowSize
-from pyro_osds.train.recipe import Recipe
+from pyro_osds.train.recipe import Recipe, decided_name
 from pyro_osds.train.teacher import TeacherBudget, TeacherHistory
 from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
 
@@ -100,6 +100,20 @@ def test_unknown_names():
         make(skew(), "flow")
     with pytest.raises(ValueError, match=r"network must be one of .*'velocity'.*, got 'unet'"):
         make(skew(), network="unet")
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "parted", "expected"),
+    [
+        ("auto", "coupling", 0.0, "calibrate"),
+        ("auto", "coupling", 0.5, "cover"),
+        ("distill", "coupling", 0.5, "distill"),
+        ("distill", "velocity", 0.0, "velocity"),
+    ],
+)
+def test_who_decides_on_the_name(name, network, parted, expected):
+    # The network before the recipe, the recipe before the survey.
+    assert decided_name(name, network, skew(parted)) == expected
 
 
 @pytest.mark.parametrize(
