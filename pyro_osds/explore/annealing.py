@@ -155,6 +155,8 @@ class Exploration:
         return (ratios.std() / math.sqrt(len(ratios))).item()
 
 
+# The defaults were chosen on the accuracy cases. More particles find smaller modes; eight islands are as few as give a
+# standard error; a higher share, more moves or more steps make the evidence better and take longer in proportion.
 def explore(
     path: AnnealingPath,
     num_particles: int = 64,
