@@ -22,13 +22,30 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pyro_osds.explore.hmc import Points, chosen, kinetic_energy, leapfrog
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.moments import fisher_moments
 from pyro_osds.stats.weights import effective_sample_size, pareto_k
 from pyro_osds.target import NotFiniteError, Target, finite_log_prob, log_prob_and_score
 
+# The least change of the inverse temperature. A log likelihood that differs by 1e12 nats between particles is left in
+# many temperatures; a smaller bound would only lengthen the search for the increment.
 _MIN_INCREMENT = 1e-12
+# Halvings of the logarithm of the increment: 28 nats of it are told apart to 3e-8, far below what an increment matters.
+_NUM_HALVINGS = 30
+# A sum of increments that is as near to one is one: seven sevenths may sum up to a little less.
+_ROUNDING = 1e-9
+# The usual range for Hamiltonian moves is 0.65 to 0.8; higher ones waste evaluations, at lower ones few particles move.
 _TARGET_ACCEPTANCE = 0.75
+# Of the first step, in whitened coordinates: for a standard normal, D ** -1/4 keeps the acceptance the same in any
+# dimension. It adapts at once, so the factor matters for the first temperatures only.
+_FIRST_STEP = 0.9
+# Step sizes spread over this factor, so that some suit the narrowest part of an uneven density. A larger one would
+# spend most moves on steps that lead nowhere.
+_STEP_SPREAD = 5.0
+# Standard errors of the mean log density within which it does not drift. Less, and settled particles are often moved
+# once more; more, and a slow drift is taken for noise.
+_SETTLED_SIGMAS = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -138,6 +155,8 @@ class Exploration:
         return (ratios.std() / math.sqrt(len(ratios))).item()
 
 
+# The defaults were chosen on the accuracy cases. More particles find smaller modes; eight islands are as few as give a
+# standard error; a higher share, more moves or more steps make the evidence better and take longer in proportion.
 def explore(
     path: AnnealingPath,
     num_particles: int = 64,
@@ -187,8 +206,7 @@ def explore(
         log_weight = (increment * log_ratio).nan_to_num(nan=-torch.inf)
         log_evidence += torch.logsumexp(log_weight.double(), 1) - math.log(num_particles)
         k, ess = max(k, pareto_k(log_weight.flatten())), min(ess, effective_sample_size(log_weight.flatten()))
-        # Seven sevenths may sum up to a little less than one.
-        before, beta = beta, 1.0 if beta + increment > 1.0 - 1e-9 else beta + increment
+        before, beta = beta, 1.0 if beta + increment > 1.0 - _ROUNDING else beta + increment
         index = _resample(log_weight)
         z, log_reference, log_target = mover.move(z[index], log_reference[index], log_target[index], beta)
         num_temperatures += 1
@@ -225,7 +243,7 @@ def _settle(
         before = log_target
         z, log_reference, log_target = mover.move(z, log_reference, log_target, 1.0)
         drift = (log_target - before).double()
-        settled = bool(drift.mean().abs() < 2 * (log_target.double().var() / len(drift)).sqrt())
+        settled = bool(drift.mean().abs() < _SETTLED_SIGMAS * (log_target.double().var() / len(drift)).sqrt())
         if settled:
             break
 
@@ -264,7 +282,7 @@ def _increment(log_ratio: Tensor, remaining: float, ess_threshold: float) -> flo
     if share(remaining) >= ess_threshold:
         return remaining
     low, high = math.log(_MIN_INCREMENT), math.log(remaining)
-    for _ in range(30):
+    for _ in range(_NUM_HALVINGS):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if share(math.exp(middle)) >= ess_threshold else (low, middle)
 
@@ -290,27 +308,28 @@ class _HamiltonianMover:
         self.path = path
         self.num_moves = num_moves
         self.num_leapfrog = num_leapfrog
-        self.step_size = 0.9 * path.dim**-0.25
+        self.step_size = _FIRST_STEP * path.dim**-0.25
         self.acceptance = math.nan
         self.num_evaluations = 0
         self.scale_tril = torch.empty(0)
 
     def move(self, z: Tensor, log_reference: Tensor, log_target: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
         """Metropolised Hamiltonian moves that leave the tempered density unchanged."""
-        state = self._evaluate(z, beta)
-        self.scale_tril = fisher_moments(z, state[2])[1]
+        points = self._evaluate(z, beta)
+        self.scale_tril = fisher_moments(z, points.score)[1]
         for _ in range(self.num_moves):
-            proposal, log_ratio = self._propose(state, beta)
+            proposal, log_ratio = self._propose(points, beta)
             probability = log_ratio.clamp(max=0.0).exp().nan_to_num(0.0)
             accept = torch.rand_like(probability) < probability
-            state = tuple(_select(accept, new, old) for new, old in zip(proposal, state, strict=True))
+            points = chosen(accept, proposal, points)
             self.acceptance = probability.mean().item()
+            # An acceptance of zero halves the step, one of one makes it longer by a quarter.
             self.step_size *= math.exp(self.acceptance - _TARGET_ACCEPTANCE)
-        z, _, _, log_reference, log_target = state
+        log_reference, log_target = points.parts
 
-        return z, log_reference, log_target
+        return points.z, log_reference, log_target
 
-    def _evaluate(self, z: Tensor, beta: float) -> tuple[Tensor, ...]:
+    def _evaluate(self, z: Tensor, beta: float) -> Points:
         parts: list[Tensor] = []
 
         def tempered(points: Tensor) -> Tensor:
@@ -322,25 +341,14 @@ class _HamiltonianMover:
         log_prob, score = log_prob_and_score(tempered, z)
         self.num_evaluations += len(z)
 
-        return z, log_prob, score, parts[0], parts[1]
+        return Points(z, log_prob, score, tuple(parts))
 
-    def _propose(self, state: tuple[Tensor, ...], beta: float) -> tuple[tuple[Tensor, ...], Tensor]:
-        z, log_prob, score = state[:3]
-        momentum = torch.randn_like(z)
-        # Step sizes spread over a factor of five, so that some suit the narrowest part of an uneven density.
-        step = self.step_size * 5.0 ** -torch.rand_like(log_prob)[:, None]
-        energy = 0.5 * momentum.square().sum(-1) - log_prob
-        proposal = state
-        momentum = momentum + 0.5 * step * (score @ self.scale_tril)
-        for index in range(self.num_leapfrog):
-            z = z + step * (momentum @ self.scale_tril.mT)
-            proposal = self._evaluate(z, beta)
-            half = 0.5 if index == self.num_leapfrog - 1 else 1.0
-            momentum = momentum + half * step * (proposal[2] @ self.scale_tril)
-        new_energy = 0.5 * momentum.square().sum(-1) - proposal[1]
+    def _propose(self, points: Points, beta: float) -> tuple[Points, Tensor]:
+        momentum = torch.randn_like(points.z)
+        step_size = self.step_size * _STEP_SPREAD ** -torch.rand_like(points.log_prob)[:, None]
+        energy = kinetic_energy(momentum) - points.log_prob
+        proposal, momentum = leapfrog(
+            lambda z: self._evaluate(z, beta), points, momentum, step_size, self.num_leapfrog, self.scale_tril
+        )
 
-        return proposal, energy - new_energy
-
-
-def _select(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(accept[:, None] if new.dim() == 2 else accept, new, old)
+        return proposal, energy - (kinetic_energy(momentum) - proposal.log_prob)

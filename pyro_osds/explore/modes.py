@@ -20,10 +20,22 @@ from torch import Tensor
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.target import finite_log_prob, in_chunks
 
+# Random pairs that are looked at first: a mode with a share of one percent parts one in fifty of them, and is missed by
+# all with probability 0.6 %. More cost five evaluations each where there is one mode.
 _NUM_PAIRS = 256
 # Fewer leave gaps in a mode on a line.
 _NUM_NEIGHBOURS = 16
+# Places between two particles: the ends are known, and a valley between modes is wide where they are far apart. Fewer
+# miss one that is narrow, more cost an evaluation of each pair.
 _INSIDE = (0.2, 0.35, 0.5, 0.65, 0.8)
+# Depth of a valley that separates, nats, beside half of one for each dimension: what a kinetic energy now and then has
+# above its average. With less, bends of a single mode are valleys; with more, modes that no particle travels between
+# are one.
+_DEPTH = 4.0
+# Neighbours of each particle that are looked at in one go, the nearest first.
+_LOOKS = (1, 2, 4, 8, 16)
+# Share of the particles that must sit in modes worth the name; where most do not, the graph says nothing.
+_COUNTABLE = 0.5
 
 
 class Modes(NamedTuple):
@@ -52,7 +64,7 @@ def find_modes(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tens
         z: Particles, ``(N, D)``.
         log_prob: Their log densities, ``(N,)``.
         log_prob_fn: The log density, ``(B, D) -> (B,)``.
-        min_share: Share of the particles that makes a mode.
+        min_share: Share of the particles that makes a mode; one below 0.005 is worth 0.005 nats of the log evidence.
 
     Returns:
         The modes, by falling size; particles of smaller ones join the nearest mode.
@@ -74,7 +86,7 @@ def find_modes(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tens
     nearest = torch.cdist(z, z[chosen]).argmin(1)
     counts = labels[nearest].bincount()
     large = (counts >= min_share * len(z)).nonzero()[:, 0]
-    if counts[large].sum() < 0.5 * len(z):
+    if counts[large].sum() < _COUNTABLE * len(z):
         return Modes(torch.arange(len(z), device=z.device), parted)
 
     return Modes(_without_crumbs(z[chosen], labels, counts, large)[nearest], parted)
@@ -100,7 +112,7 @@ def _components(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Ten
     partners = _neighbours(z)
     labels, edges = torch.arange(len(z), device=z.device), []
     # The nearest come first, and pairs that are joined by now need no other look: within one mode few are left.
-    ends = [1, 2, 4, 8, 16, partners.shape[1]]
+    ends = [*_LOOKS, partners.shape[1]]
     for begin, end in zip([0, *ends], ends, strict=False):
         first = torch.arange(len(z), device=z.device).repeat_interleave(partners[:, begin:end].shape[1])
         second = partners[:, begin:end].reshape(-1)
@@ -153,7 +165,7 @@ def _parted(
         inside = finite_log_prob(in_chunks(log_prob_fn, points.flatten(0, 1))).view(len(shares), -1)
     lower_end = torch.minimum(log_prob[first], log_prob[second])
 
-    return inside.amin(0) < lower_end - (4.0 + z.shape[1] / 2)
+    return inside.amin(0) < lower_end - (_DEPTH + z.shape[1] / 2)
 
 
 def _without_crumbs(z: Tensor, labels: Tensor, counts: Tensor, large: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ half of the reference sits on those, so that a narrow or a far one is not lost b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,21 +18,49 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily
 
+from pyro_osds.explore.hmc import Points, chosen, kinetic_energy, leapfrog
 from pyro_osds.explore.modes import find_modes, spread_out
 from pyro_osds.stats.gaussian import Gaussian
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.target import NotFiniteError, Target, log_prob_and_score
 
-# More modes than this and the points say little about each.
+# More modes than this and the points, 1024 at most, say little about each.
 _MAX_MODES = 128
+# From a coordinate known better than its unit to one in percent. What lies farther out is found by climbing there, and
+# what is narrower by steps that shrink; more scales would leave fewer points for each.
 _SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+# With these step sizes, twenty moves reach from 64 units out to a mode of width one, and shrink or grow a step by a
+# factor of a hundred or more. More cost in proportion; fewer leave points on their way, which are then left out.
 _NUM_MOVES = 20
+# Leapfrog steps of a move: with fewer, points walk at random; with more, a step that is too long wastes more.
 _NUM_LEAPFROG = 5
+# The step of the first move, small for a mode of width one: too long a step costs a rejected move, too short a one is
+# longer by a third after each.
+_FIRST_STEP = 0.1
+# Nats, beside one for each dimension, by which a point at rest may still climb in the last quarter of its moves: the
+# log density of one that has arrived goes up and down by about sqrt(D / 2).
+_MAX_CLIMB = 10.0
 # What the moves of all points may cost, in terms of the log density: some seconds on one core.
 _MAX_TERMS = 2e8
+# After a move that is accepted, and one that is not: at rest where about three moves in four are accepted.
 _STEP_UP, _STEP_DOWN = 1.3, 0.5
-# Ascents where no point comes to rest, and draws around each mode.
-_NUM_CLIMBS, _NUM_AROUND, _MAX_LAPLACE_DIM = 8, 128, 256
+# Ascents where no point comes to rest, and draws around each mode: together the 1024 points that are kept at most.
+_NUM_CLIMBS, _NUM_AROUND = 8, 128
+# Dimensions in which the Hessian, two scores for each of them, and an ascent that stores its inverse are affordable.
+_MAX_LAPLACE_DIM = 256
+# Iterations of an ascent: some for each of the 256 dimensions; one that is not done by then has no end.
+_MAX_ASCENT = 500
+# Of the scale that the ascent has learnt: longer steps see the third derivative, shorter ones rounding.
+_DIFFERENCE = 0.1
+# The least curvature in units of that scale: along an axis that is flat or bent upwards draws spread a thousandfold.
+_MIN_CURVATURE = 1e-6
+# The largest number that a line search can still add and compare, in place of infinity.
+_VERY_LARGE = 1e300
+# The least variance of a coordinate: one of zero has no step at all.
+_TINY_VARIANCE = 1e-30
+# How much wider than the points the reference is, as a variance. Points that are in a mode may know its width badly;
+# too wide a reference costs a tenth of a nat for each dimension, too narrow a one loses mass for good.
+_WIDENING = 2.0
 
 
 class Rest(NamedTuple):
@@ -112,18 +141,19 @@ def _around_mode(target: Target, point: Tensor) -> Tensor:
     def negative(x: Any) -> tuple[float, Any]:
         log_prob, score = log_prob_and_score(target.log_prob, torch.as_tensor(x).to(point)[None])
         value = log_prob.item()
-        return (-value if math.isfinite(value) else 1e300), -score[0].double().cpu().numpy()
+        return (-value if math.isfinite(value) else _VERY_LARGE), -score[0].double().cpu().numpy()
 
+    options = {"maxiter": _MAX_ASCENT}
     with np.errstate(over="ignore", invalid="ignore"):  # an ascent without an end is no news here
-        found = minimize(negative, point.double().cpu().numpy(), jac=True, method="BFGS", options={"maxiter": 500})
+        found = minimize(negative, point.double().cpu().numpy(), jac=True, method="BFGS", options=options)
     mode, guess = torch.as_tensor(found.x).to(point), torch.as_tensor(found.hess_inv).to(point)
-    # The Hessian by differences of scores, in steps of a tenth of the scale that the ascent has learnt.
-    step = 0.1 * guess.diagonal().clamp(min=1e-30).sqrt()
+    # The Hessian by differences of scores, in steps of a share of the scale that the ascent has learnt.
+    step = _DIFFERENCE * guess.diagonal().clamp(min=_TINY_VARIANCE).sqrt()
     ends = torch.cat([mode + step.diag(), mode - step.diag()])
     up, down = log_prob_and_score(target.log_prob, ends)[1].chunk(2)
     scaled = -(up - down) / 2.0 * step
     precision, vectors = torch.linalg.eigh(0.5 * (scaled + scaled.mT))
-    scale = step[:, None] * vectors * precision.clamp(min=1e-6).rsqrt()
+    scale = step[:, None] * vectors * precision.clamp(min=_MIN_CURVATURE).rsqrt()
 
     return mode + torch.randn(_NUM_AROUND, len(mode), dtype=mode.dtype, device=mode.device) @ scale.mT
 
@@ -163,14 +193,14 @@ def reference_of_modes(whole: tuple[Tensor, Tensor], z: Tensor, step: Tensor, la
         step: Their step sizes, ``(N,)``: one that was accepted tells the width of a mode that a single point reached.
         labels: Their modes, ``(N,)``.
     """
-    locs, scales = [whole[0]], [2.0**0.5 * whole[1]]
+    locs, scales = [whole[0]], [_WIDENING**0.5 * whole[1]]
     eye = torch.eye(len(whole[0]), dtype=z.dtype, device=z.device)
     for mode in labels.unique()[:_MAX_MODES]:
         inside = labels == mode
         loc, scale_tril = weighted_moments(z[inside], torch.zeros_like(step[inside]))
         width = step[inside].median().square() * eye
         locs.append(loc)
-        scales.append(torch.linalg.cholesky(2.0 * scale_tril @ scale_tril.mT + width))
+        scales.append(torch.linalg.cholesky(_WIDENING * scale_tril @ scale_tril.mT + width))
     probs = torch.tensor([float(max(len(locs) - 1, 1)), *[1.0] * (len(locs) - 1)], dtype=z.dtype, device=z.device)
 
     return MixtureSameFamily(
@@ -182,29 +212,33 @@ def reference_of_modes(whole: tuple[Tensor, Tensor], z: Tensor, step: Tensor, la
 
 def come_to_rest(target: Target, z: Tensor) -> Rest:
     """Hamiltonian moves with a step size of their own for each point; those that still climb fast are left out."""
-    log_prob, score = log_prob_and_score(target.log_prob, z)
-    step = z.new_full((len(z), 1), 0.1)
-    before = log_prob
+
+    def evaluate(z: Tensor) -> Points:
+        return Points(z, *log_prob_and_score(target.log_prob, z))
+
+    points = evaluate(z)
+    step = z.new_full((len(z), 1), _FIRST_STEP)
+    before = points.log_prob
     for move in range(_NUM_MOVES):
         if move == _NUM_MOVES * 3 // 4:
-            before = log_prob
-        new_z, new_log_prob, new_score = z, log_prob, score
-        momentum = torch.randn_like(z)
-        energy = 0.5 * momentum.square().sum(-1) - log_prob
-        momentum = momentum + 0.5 * step * score
-        for index in range(_NUM_LEAPFROG):
-            new_z = new_z + step * momentum
-            new_log_prob, new_score = log_prob_and_score(target.log_prob, new_z)
-            momentum = momentum + (0.5 if index == _NUM_LEAPFROG - 1 else 1.0) * step * new_score
-        change = energy - 0.5 * momentum.square().sum(-1) + new_log_prob
-        accept = torch.rand_like(log_prob).log() < change.nan_to_num(-torch.inf)
-        accept = accept | (~log_prob.isfinite() & new_log_prob.isfinite())
-        z, score = torch.where(accept[:, None], new_z, z), torch.where(accept[:, None], new_score, score)
-        log_prob = torch.where(accept, new_log_prob, log_prob)
-        step = torch.where(accept[:, None], _STEP_UP * step, _STEP_DOWN * step)
+            before = points.log_prob
+        points, accept = _moved(evaluate, points, step)
+        step = torch.where(accept, _STEP_UP * step, _STEP_DOWN * step)
 
     # Still climbing fast means not arrived.
-    climb = (log_prob - before).nan_to_num(torch.inf)
-    arrived = log_prob.isfinite() & (climb < target.dim + 10.0)
+    climb = (points.log_prob - before).nan_to_num(torch.inf)
+    arrived = points.log_prob.isfinite() & (climb < target.dim + _MAX_CLIMB)
 
-    return Rest(z[arrived], log_prob[arrived], step[arrived, 0])
+    return Rest(points.z[arrived], points.log_prob[arrived], step[arrived, 0])
+
+
+def _moved(evaluate: Callable[[Tensor], Points], points: Points, step: Tensor) -> tuple[Points, Tensor]:
+    """Points after one move, and which of them did move, ``(N, 1)``; out of a density of zero any way is right."""
+    momentum = torch.randn_like(points.z)
+    energy = kinetic_energy(momentum) - points.log_prob
+    proposal, momentum = leapfrog(evaluate, points, momentum, step, _NUM_LEAPFROG)
+    change = energy - kinetic_energy(momentum) + proposal.log_prob
+    accept = torch.rand_like(points.log_prob).log() < change.nan_to_num(-torch.inf)
+    accept = accept | (~points.log_prob.isfinite() & proposal.log_prob.isfinite())
+
+    return chosen(accept, proposal, points), accept[:, None]

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from pyro_osds.explore.annealing import AnnealingPath, Exploration, PriorPath, ReferencePath, explore
+from pyro_osds.explore.mixture import MAX_COMPONENTS, adapt_mixture, effective_share, mixture_base
 from pyro_osds.explore.mode_search import lost_modes
 from pyro_osds.explore.modes import Modes, find_modes
 from pyro_osds.explore.ordering import find_exchanges, ordered
 from pyro_osds.explore.propriety import Endless, find_endless
 from pyro_osds.explore.reference import throw, wide_reference
 from pyro_osds.explore.variational import variational_base
-from pyro_osds.flow.base import MAX_COMPONENTS, Base, adapt_mixture, effective_share, gaussian_base, mixture_base
+from pyro_osds.flow.base import Base, gaussian_base
 from pyro_osds.stats.moments import ENOUGH_PARTICLES, weighted_moments
 from pyro_osds.stats.thresholds import (
     FOLDED,

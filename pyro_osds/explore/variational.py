@@ -29,16 +29,24 @@ from pyro_osds.flow.base import Base, standard_base
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
 
+# Steps at most: a bound on the time where the start is far off; nearer ones end by themselves.
 _MAX_ITERATIONS = 40
 # Draws of an iteration by dimension: few while the way is long, many for the last ones, whose noise stays.
 _FEW, _MANY, _MIN_DRAWS = 2, 10, 512
+# Steps after the ELBO stopped rising, which average what their curvatures say: with more, less noise of the scale is
+# left, at ten draws a dimension each.
 _LAST_ITERATIONS = 3
+# Draws of an ELBO: its noise decides which step is taken for better.
 _NUM_TEST_DRAWS = 1024
+# The first step, longer by a half after each that helped, and the least one: where shorter ones still do harm, noise is
+# all that is left.
 _FIRST_STEP, _MIN_STEP = 0.5, 0.02
+_LONGER = 1.5
 # Standard errors between two ELBOs that are not taken for noise.
 _SIGMAS = 2.0
-# How much a variance may change in one step.
+# How much a variance may change in one step: curvatures far from the mass may be of any size, and of either sign.
 _MAX_RATIO = 4.0
+# Rows in memory at once: with a thousand dimensions, 16 megabytes.
 _CHUNK_SIZE = 2048
 _log = logging.getLogger(__name__)
 
@@ -98,7 +106,7 @@ def variational_base(target: Target, start: Base) -> Base:
         if last > _LAST_ITERATIONS:
             break
         # The last steps average what their noisy curvatures say.
-        step = 1.0 / last if last else min(1.0, 1.5 * step)
+        step = 1.0 / last if last else min(1.0, _LONGER * step)
     progress.close()
 
     return standard_base(loc, scale_tril)

@@ -21,6 +21,8 @@ from pyro_osds.flow.diffusion import Diffusion
 from pyro_osds.flow.leap import Leap
 from pyro_osds.train.objectives import Loss, Objective, state_consistency, two_half_steps, volume_consistency
 
+# Walks that all evaluations share, some for each draw of a batch: with fewer the flow learns these paths only, and more
+# take longer before the first step.
 _NUM_PATHS = 1024
 
 
@@ -64,7 +66,7 @@ def self_distillation(
         num_time_steps: Steps of the finest grid, a power of two.
         batch_size: States per evaluation.
         state_weight: Weight of where the steps land.
-        volume_weight: Weight of how much they stretch.
+        volume_weight: Weight of how much they stretch; the defaults are those of the paper's released code.
         shortcut: Whether half of the states are also held to the end of the teacher's own walk over the step, which
             does not wait for the small steps to be learnt first.
         walks: The teacher's own walks; default: taken at the first evaluation.

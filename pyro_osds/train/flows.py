@@ -25,17 +25,30 @@ from pyro_osds.flow.leap import Leap
 from pyro_osds.flow.network import ControlNetwork
 from pyro_osds.runtime.precision import NETWORK_DTYPE
 from pyro_osds.stats.gaussian import MANY_DIMENSIONS
+from pyro_osds.train.budget import Budget
 from pyro_osds.train.distillation import Walks, dyadic, self_distillation
 from pyro_osds.train.objectives import Objective, exact_volume, forward_kl
-from pyro_osds.train.trainer import Budget, Trainer
+from pyro_osds.train.trainer import Trainer
 from pyro_osds.train.velocity import VelocityTrainer
 
-# The lean flow has done what it can when its first round leaves this much between ELBO and log evidence, nats.
+# The lean flow has done what it can when its first round leaves this much between ELBO and log evidence, nats. Nine
+# draws in ten are effective then; a larger flow for less would take minutes where the weights do the rest.
 LEAN_GAP = 0.05
-# The first round of a flow that was trained before, and its learning rate as a share of the usual one.
+# The first round of a flow that was trained before, and its learning rate as a share of the usual one: it is nearly
+# right, and steps of full size would undo that. Chosen on the accuracy cases.
 _WARM_ROUND, _WARM_RATE = 100, 0.3
-# In many dimensions: numbers in a batch at most, if that leaves 64 draws.
+# In many dimensions: numbers in a batch at most, if that leaves 64 draws. It bounds the seconds of a step; with fewer
+# draws their mean is mostly noise.
 _MAX_BATCH, _MIN_BATCH_SIZE = 2**17, 64
+# A larger flow learns from batches twice as large in steps half as long: it has more to learn, and more noise to learn.
+_LARGER_BATCH, _LARGER_RATE = 2, 0.5
+# The same steps for splines from a Gaussian base, which begin farther from the posterior.
+_COVERING_RATE = 0.5
+# Losses of the free-form network are noisy, so that it takes smaller steps. Chosen on the accuracy cases.
+_VELOCITY_RATE = 0.1
+# The covering share of the divergence that a large flow is trained on: both directions alike up to ten dimensions, and
+# from twenty on a quarter, since the covering one is weighted, and in many dimensions weights are mostly noise.
+_COVERAGE, _LEAST_COVERAGE, _COVERED_DIMENSIONS = 0.5, 0.25, 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -67,6 +80,8 @@ def size_of(flow: FlowMap) -> FlowSize:
     return FlowSize(len(blocks), sum(block.num_bins > 0 for block in blocks), hidden)
 
 
+# Sizes were chosen on the accuracy cases. More blocks let coordinates steer each other along longer ways, splines give
+# single coordinates their shape, wider networks follow finer curves; all of them cost time in each step and draw.
 LEAN = FlowSize(num_blocks=5, num_spline_blocks=1, hidden_features=64)
 ALIKE = FlowSize(num_blocks=1, num_spline_blocks=1, hidden_features=64)
 MANY = FlowSize(num_blocks=3, num_spline_blocks=1, hidden_features=64)
@@ -92,7 +107,7 @@ class Plan:
     size: FlowSize | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Builder:
     """Builds flows, untrained, with their trainers.
 
@@ -129,7 +144,7 @@ class Builder:
             plan: What it is for.
         """
         if self.name == "velocity":
-            budget = replace(self.budget, learning_rate=0.1 * self.budget.learning_rate)
+            budget = replace(self.budget, learning_rate=_VELOCITY_RATE * self.budget.learning_rate)
             return VelocityTrainer(
                 diffusion_of(plan.found), self.num_time_steps, budget, self.num_steps, self.volume, self.disable_progbar
             )
@@ -165,8 +180,7 @@ class Builder:
 
     def _large(self, plan: Plan) -> Trainer:
         found, budget = plan.found, self._larger_budget(plan.num_iterations)
-        # Covering keeps tails honest where there are few dimensions; in many its weights are mostly noise.
-        coverage = min(0.5, max(0.25, 5.0 / found.target.dim))
+        coverage = min(_COVERAGE, max(_LEAST_COVERAGE, _COVERED_DIMENSIONS / found.target.dim))
         objective = exact_volume(found.target, budget.batch_size, coverage)
 
         return self._trainer(found, found.base, LARGE, budget, objective)
@@ -197,8 +211,8 @@ class Builder:
             self.budget,
             num_iterations=num_iterations,
             first_round=num_iterations,
-            batch_size=2 * self.budget.batch_size,
-            learning_rate=0.5 * self.budget.learning_rate,
+            batch_size=_LARGER_BATCH * self.budget.batch_size,
+            learning_rate=_LARGER_RATE * self.budget.learning_rate,
         )
 
     def _covering(self, plan: Plan) -> Trainer:
@@ -207,7 +221,7 @@ class Builder:
         budget = replace(
             self.budget,
             first_round=max(1, self.budget.num_iterations // 2),
-            learning_rate=0.5 * self.budget.learning_rate,
+            learning_rate=_COVERING_RATE * self.budget.learning_rate,
         )
         if self.walks is not None:
             teacher = self.walks.diffusion

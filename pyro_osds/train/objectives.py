@@ -39,11 +39,20 @@ from pyro_osds.flow.leap import Leap
 from pyro_osds.runtime.parallel import by_rows
 from pyro_osds.target import Target, finite_log_prob, log_prob_and_score
 
+# How far base points are stretched along one coordinate to look at the tails: to where the flow's own draws are rare,
+# and not to where they never are, which a flow of this size cannot learn as well. Chosen on the accuracy cases.
 _STRETCH = 2.0
-# The gradient's noise at stretched points grows with the dimension, so beyond ten they count less.
+# What stretched points count beside draws: enough for the tail, too little to spoil the bulk. The gradient's noise at
+# them grows with the dimension, so beyond ten they count less. Chosen on the accuracy cases.
 _TAIL_WEIGHT, _TAIL_DIM = 0.1, 10
+# What the log-variance on particles counts beside the divergences: both are in nats.
 _COVER_WEIGHT = 1.0
+# Nats from which on a log weight pulls with a constant force: a particle in a mode that the flow does not yet know is
+# hundreds of nats off, and would drown all others.
 _OUTLIER = 1.0
+# Floors that keep divisions from failing: of the noise of a state, which vanishes at the end of the way, and of the
+# variance of the second target of score matching, which vanishes for a Gaussian posterior.
+_MIN_NOISE, _MIN_VARIANCE = 1e-3, 1e-6
 
 
 class Loss(NamedTuple):
@@ -91,8 +100,10 @@ def exact_volume(
     Arguments:
         target: The target.
         batch_size: Draws per evaluation.
-        coverage: Share of the covering direction KL(p || q); the rest is the sharpening one, KL(q || p).
-        tail_share: Share of stretched points in the batch; a mixture base, wide as it is, gets none.
+        coverage: Share of the covering direction KL(p || q); the rest is the sharpening one, KL(q || p). Alone, the
+            first leaves draws where there is nothing, the second leaves tails too light.
+        tail_share: Share of stretched points in the batch, which are as many draws less; without any, pareto k was
+            above 0.7 on flows that were exact otherwise. A mixture base, wide as it is, gets none.
         points: Points that sit in every mode, ``(N, D)``.
         num_steps: If given, each evaluation leaps in one of these numbers of steps, with probability ``1 / steps``.
 
@@ -273,11 +284,11 @@ def score_matching(diffusion: Diffusion, u: Tensor, score: Tensor, d: float) -> 
     """
     t = torch.rand(len(u), 1, dtype=u.dtype, device=u.device)
     log_signal = diffusion.schedule.log_signal(t)
-    signal, noise = log_signal.exp(), torch.sqrt(-torch.expm1(2.0 * log_signal)).clamp(min=1e-3)
+    signal, noise = log_signal.exp(), torch.sqrt(-torch.expm1(2.0 * log_signal)).clamp(min=_MIN_NOISE)
     epsilon = torch.randn_like(u)
     x = signal * u + noise * epsilon
     by_score, by_noise = signal * (u + score), x - epsilon / noise
-    score_variance = signal.square() * (u + score).square().mean(0) + 1e-6
+    score_variance = signal.square() * (u + score).square().mean(0) + _MIN_VARIANCE
     noise_variance = (signal / noise).square()
     share = noise_variance / (noise_variance + score_variance)
     variance = share.square() * score_variance + (1.0 - share).square() * noise_variance

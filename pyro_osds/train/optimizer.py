@@ -17,8 +17,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_osds.runtime.light_adam import LightAdam
 
+# Share of a round in which the learning rate rises. A flow that starts as the identity needs no longer rise (torch's
+# default is 0.3), and the fall, in which weights settle, gets the time.
 _WARM_UP_SHARE = 0.1
-# A one-cycle schedule needs two steps to warm up; a shorter round runs a part of it.
+# A one-cycle schedule needs two steps to warm up, a tenth of twenty; a shorter round runs a part of it.
 _MIN_SCHEDULE = 20
 
 

@@ -11,116 +11,32 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
 from pyro_osds.flow.replay import ReplayedFlow
 from pyro_osds.runtime.parallel import is_together, mean_gradients
-from pyro_osds.runtime.progress import progress_bar
-from pyro_osds.runtime.resume import random_state, set_random_state, uncut
+from pyro_osds.runtime.progress import NoBar, progress_bar
 from pyro_osds.runtime.warnings import InterruptedWarning, TrainingWarning, warn
-from pyro_osds.stats.weights import effective_sample_size, log_mean_weight, lower_bound, pareto_k, weigh
+from pyro_osds.stats.weights import lower_bound, weigh
 from pyro_osds.target import Target
+from pyro_osds.train.budget import Budget
+from pyro_osds.train.descent import MovingAverage, clipped, flat_norm, gradients_of
+from pyro_osds.train.history import History
+from pyro_osds.train.loop import go_on, is_past, run_moves
 from pyro_osds.train.objectives import Objective, exact_volume, reverse_kl
 from pyro_osds.train.optimizer import chosen, clip, one_cycle, step_schedule
 
-_EMA_DECAY = 0.98
-_MAX_GRADIENT_NORM = 1.0
-_update = get_ema_multi_avg_fn(_EMA_DECAY)
+# A round that leaves more than this share of the gap did not help, and later ones are no better. Nearer to one, rounds
+# are spent on noise; further from one, training ends while it helps. Chosen on the accuracy cases.
 _STALL = 0.8
+# Pareto k up to which the tail of the weights is good, for any of the numbers of draws that judge a round.
+_GOOD_TAIL = 0.7
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long and how hard to train.
-
-    Arguments:
-        num_iterations: Optimiser steps at most, over all rounds.
-        batch_size: Draws per step.
-        learning_rate: Peak of each round's one-cycle schedule.
-        first_round: Steps of the first round; each later one is one and a half times as long.
-        warm_up: Steps of the round before, if there is a warm-up objective; they do not count as iterations.
-        max_gap: Give up after the first round if the ELBO is further from the log evidence, nats.
-        elbo_gap: Stop when the ELBO is this close to the log evidence, nats, and the weights have a good tail.
-        num_validation_draws: Fresh draws to judge a round on.
-        deadline: Time of ``time.perf_counter`` at which training ends with what it has.
-        optim: A Pyro optimiser to use instead of Adam on a one-cycle schedule; it brings its own learning rate.
-    """
-
-    num_iterations: int = 1000
-    batch_size: int = 256
-    learning_rate: float = 1e-2
-    first_round: int = 250
-    warm_up: int = 300
-    max_gap: float = math.inf
-    elbo_gap: float = 0.02
-    num_validation_draws: int = 4096
-    deadline: float = math.inf
-    optim: Any = None
-
-
-@dataclass
-class History:
-    """What training saw, one entry per step or per round.
-
-    Arguments:
-        loss: Negative mean log weight of each step's batch, nats; a warm-up without weights gives its own loss.
-        terms: The parts of the loss by name, one value a step; nan where a step had no such part.
-        step: Steps done at the end of each round.
-        elbo: ELBO on fresh draws at the end of each round, nats.
-        gap: Log evidence minus ELBO there, nats.
-        ess: Effective sample size there, as a share of the draws.
-        pareto_k: Pareto k there.
-        num_skipped: Steps whose gradient was not finite, and that were left out.
-        interrupted: Whether Ctrl-C ended training.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    terms: dict[str, list[float]] = field(default_factory=dict)
-    step: list[int] = field(default_factory=list)
-    elbo: list[float] = field(default_factory=list)
-    gap: list[float] = field(default_factory=list)
-    ess: list[float] = field(default_factory=list)
-    pareto_k: list[float] = field(default_factory=list)
-    num_skipped: int = 0
-    interrupted: bool = False
-
-    def record(self, loss: float, terms: dict[str, Tensor]) -> None:
-        """Add a step: its loss, and the parts of it that it had."""
-        for name in terms:
-            self.terms.setdefault(name, [math.nan] * len(self.loss))
-        for name, values in self.terms.items():
-            values.append(terms[name].item() if name in terms else math.nan)
-        self.loss.append(loss)
-
-    @property
-    def best_elbo(self) -> float:
-        """The highest ELBO of any look, nats."""
-        return max(self.elbo)
-
-    def extend(self, other: History) -> None:
-        """Append what another trainer saw later."""
-        done = len(self.loss)
-        for name in self.terms.keys() | other.terms.keys():
-            before = self.terms.get(name, [math.nan] * done)
-            self.terms[name] = before + other.terms.get(name, [math.nan] * len(other.loss))
-        self.loss += other.loss
-        self.step += [done + step for step in other.step]
-        self.elbo += other.elbo
-        self.gap += other.gap
-        self.ess += other.ess
-        self.pareto_k += other.pareto_k
-        self.num_skipped += other.num_skipped
-        self.interrupted |= other.interrupted
 
 
 @dataclass
@@ -159,6 +75,7 @@ class Trainer:
         disable_progbar: Whether to hide the progress bar.
 
     Example:
+        >>> import torch
         >>> from pyro_osds.flow.base import gaussian_base
         >>> from pyro_osds.flow.coupling import FlowMap
         >>> from pyro_osds.target import FunctionTarget
@@ -204,8 +121,7 @@ class Trainer:
         """
         if self.budget.optim is None:
             self._optimizer, self._scheduler = one_cycle(self.leap.flow, self.budget.learning_rate, num_steps)
-        self._average = AveragedModel(self.leap.flow, multi_avg_fn=_update)
-        self._averaged_parameters: list[Tensor] = list(self._average.parameters())
+        self._average = MovingAverage(self.leap.flow)
 
     def step(self) -> float:
         """One optimiser step; returns the negative mean log weight of its batch, nats."""
@@ -213,38 +129,23 @@ class Trainer:
 
     def _step(self, objective: Objective) -> float:
         loss = objective(self._replayed, self.averaged())
-        gradients = torch.autograd.grad(loss.total, self._parameters, allow_unused=True, materialize_grads=True)
-        gradients = mean_gradients(gradients)
+        gradients = mean_gradients(gradients_of(loss.total, self._parameters))
         finite = loss.log_weight[loss.log_weight.isfinite()]
         value = -finite.mean().item() if len(finite) else loss.total.item() if not len(loss.log_weight) else math.nan
         self.history.record(value, loss.terms)
-        # The norm tells whether any entry is not finite; such a step is skipped, and the next one is a plain one.
-        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
-        usable = bool(norm.isfinite())
-        self._use_plain = not usable
-        if usable:
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
-                parameter.grad = gradient
-            clip_grads_with_norm_(self._parameters, _MAX_GRADIENT_NORM, norm)
+        if clipped(self._parameters, gradients, flat_norm(gradients)):
+            self._use_plain = False
             if self.budget.optim is not None:
                 clip(self.leap.flow, self.budget.optim)
             self._optimizer.step()
-            self._update_average()
+            self._average.update()
         else:
+            # The next step is a plain one.
+            self._use_plain = True
             self.history.num_skipped += 1
         step_schedule(self._scheduler, value)
 
         return value
-
-    def _update_average(self) -> None:
-        """As ``AveragedModel.update_parameters``, which looks through all modules for their parameters each time."""
-        average = self._average
-        if average.n_averaged == 0:
-            average.update_parameters(self.leap.flow)
-            return
-        with torch.no_grad():
-            _update(self._averaged_parameters, self._parameters, average.n_averaged)
-        average.n_averaged += 1
 
     def evaluate(self) -> float:
         """Negative ELBO on a fresh batch of the averaged weights, nats."""
@@ -262,30 +163,11 @@ class Trainer:
         What was cut short, by Ctrl-C or by the deadline, goes on from its last whole step when it is run again; what
         ended by itself has ended.
         """
-        if self.paused is not None:
-            set_random_state(self.paused["random"])
-            self.restore(self.paused)
-        if self._course.phase == "done":
+        go_on(self, self.paused)
+        if self.is_done:
             return self.history
         num_steps = self.budget.num_iterations + (self.budget.warm_up if self._warm_up else 0)
-        progress = progress_bar(num_steps - len(self.history.loss), "Train", self.disable_progbar)
-        random = random_state()
-        try:
-            while self._course.phase == "start" or (self._course.phase != "done" and not self._is_late):
-                with uncut():
-                    self._advance(progress)
-                    random = random_state()
-            if self._course.phase != "done":
-                self._pause(random)
-                self._keep_late()
-        except KeyboardInterrupt:
-            self._pause(random)
-            if is_together():
-                # The other processes are elsewhere and cannot be asked to judge what there is.
-                raise
-            self._keep_interrupted()
-        finally:
-            progress.close()
+        run_moves(self, progress_bar(num_steps - len(self.history.loss), "Train", self.disable_progbar))
         if self.history.num_skipped:
             warn(
                 f"{self.history.num_skipped} of {len(self.history.loss)} training steps had a gradient that is not "
@@ -295,7 +177,17 @@ class Trainer:
 
         return self.history
 
-    def _advance(self, progress: Any) -> None:
+    @property
+    def is_done(self) -> bool:
+        """Whether training came to its end."""
+        return self._course.phase == "done"
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline has passed; the first look, which costs little, is always taken."""
+        return self._course.phase != "start" and is_past(self.budget.deadline)
+
+    def advance(self, progress: NoBar) -> None:
         """One whole move: a step, or the look that ends a round and decides what follows."""
         course = self._course
         if course.phase == "start":
@@ -319,7 +211,7 @@ class Trainer:
         course.phase, course.num_steps, course.steps_left = phase, num_steps, num_steps
         self._start_round(num_steps)
 
-    def _end_round(self, progress: Any) -> None:
+    def _end_round(self, progress: NoBar) -> None:
         """Look at fresh draws, keep the better weights, and choose how to go on."""
         course, budget = self._course, self.budget
         score, gap, k = self._validate()
@@ -331,7 +223,7 @@ class Trainer:
             progress.set_postfix(ELBO=f"{score:.3f}", pareto_k=f"{k:.2f}")
             if score > course.best_score:
                 course.best, course.best_score = average, score
-            stop = (gap < budget.elbo_gap and k < 0.7) or gap > _STALL * course.gap or gap > budget.max_gap
+            stop = (gap < budget.elbo_gap and k < _GOOD_TAIL) or gap > _STALL * course.gap or gap > budget.max_gap
             course.gap, course.num_steps = gap, course.num_steps + course.num_steps // 2
         self.leap.flow.load_state_dict(course.best)
         course.phase = "between"
@@ -349,9 +241,21 @@ class Trainer:
         self._course.phase, self.paused = "done", None
         self._start_round()
 
-    @property
-    def _is_late(self) -> bool:
-        return time.perf_counter() > self.budget.deadline
+    def end_early(self, paused: dict[str, Any], interrupt: KeyboardInterrupt | None) -> None:
+        """Note where to go on, then put the better weights so far to use.
+
+        Arguments:
+            paused: Where training stands.
+            interrupt: What cut it short, unless it was the deadline.
+        """
+        self.paused = paused
+        if interrupt is None:
+            self._keep_late()
+        elif is_together():
+            # The other processes are elsewhere and cannot be asked to judge what there is.
+            raise interrupt
+        else:
+            self._keep_interrupted()
 
     def _keep_late(self) -> None:
         """The time is over: the average so far is kept if it is better than the best round, or warmed up."""
@@ -401,21 +305,13 @@ class Trainer:
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["schedule"])
 
-    def _pause(self, random: dict[str, Any]) -> None:
-        """Note where to go on, before the weights so far are put to use."""
-        self.paused = {**copy.deepcopy(self.state()), "random": random}
-
     def _validate(self) -> tuple[float, float, float]:
         """ELBO, its distance to the log evidence, and pareto k of the averaged weights, on fresh draws."""
         num_draws = max(self.budget.batch_size, self.budget.num_validation_draws)
         log_weight = weigh(self.averaged(), self.target, num_draws).log_weight
-        elbo = lower_bound(log_weight)
-        k = pareto_k(log_weight)
-        self.history.step.append(len(self.history.loss))
-        self.history.elbo.append(elbo)
-        self.history.gap.append(log_mean_weight(log_weight)[0] - elbo)
-        self.history.ess.append(effective_sample_size(log_weight) / len(log_weight))
-        self.history.pareto_k.append(k)
-        _log.debug("step %d: ELBO %.4f, gap %.4f, pareto k %.2f", len(self.history.loss), elbo, self.history.gap[-1], k)
+        history = self.history
+        history.look(log_weight, lower_bound(log_weight))
+        elbo, gap, k = history.elbo[-1], history.gap[-1], history.pareto_k[-1]
+        _log.debug("step %d: ELBO %.4f, gap %.4f, pareto k %.2f", len(history.loss), elbo, gap, k)
 
-        return elbo, self.history.gap[-1], k
+        return elbo, gap, k

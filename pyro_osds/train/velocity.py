@@ -20,27 +20,26 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.nn.utils import get_total_norm
 
 from pyro_osds.flow.diffusion import Diffusion
 from pyro_osds.runtime.light_adam import LightAdam
-from pyro_osds.runtime.progress import progress_bar
-from pyro_osds.runtime.resume import random_state, set_random_state, uncut
+from pyro_osds.runtime.progress import NoBar, progress_bar
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
-from pyro_osds.stats.weights import effective_sample_size, log_mean_weight, pareto_k, weigh
+from pyro_osds.stats.weights import weigh
+from pyro_osds.train.budget import Budget
+from pyro_osds.train.descent import MovingAverage, clipped, gradients_of
+from pyro_osds.train.history import History
+from pyro_osds.train.loop import go_on, is_past, run_moves
 from pyro_osds.train.objectives import path_reverse_kl, state_consistency, two_half_steps, volume_consistency
-from pyro_osds.train.trainer import Budget, History
 
 VOLUMES = ("published", "exact")
 
-_EMA_DECAY = 0.98
-_MAX_GRADIENT_NORM = 1.0
+# The released code's weights of the terms.
 _CONSISTENCY_WEIGHT = 0.25
 _VOLUME_WEIGHT = 0.25
 
@@ -167,8 +166,8 @@ class VelocityTrainer:
         self.disable_progbar = disable_progbar
         self._parameters = list(diffusion.network.parameters())
         self._optimizer = LightAdam(self._parameters, lr=self.budget.learning_rate)
-        self._average = AveragedModel(diffusion.network, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
-        self._is_done = False
+        self._average = MovingAverage(diffusion.network)
+        self._has_ended = False
         self.paused: dict[str, Any] | None = None
 
     def step(self) -> float:
@@ -200,15 +199,12 @@ class VelocityTrainer:
         return {"state_consistency": state.detach(), "volume_consistency": stretch.detach()}
 
     def _descend(self, loss: Tensor) -> None:
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        if not torch.stack([gradient.sum() for gradient in gradients]).sum().isfinite():
+        gradients = gradients_of(loss, self._parameters)
+        if clipped(self._parameters, gradients, get_total_norm(gradients)):
+            self._optimizer.step()
+            self._average.update()
+        else:
             self.history.num_skipped += 1
-            return
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
-        self._optimizer.step()
-        self._average.update_parameters(self.diffusion.network)
 
     def averaged(self) -> VelocityLeap:
         """The leap as it is: the published sampler draws with the weights that were optimised, not their average."""
@@ -222,47 +218,51 @@ class VelocityTrainer:
 
     def run(self) -> History:
         """Spend the budget; Ctrl-C or the deadline keep the weights so far, and another run goes on from there."""
-        if self.paused is not None:
-            set_random_state(self.paused["random"])
-            self.restore(self.paused)
-        if self._is_done:
+        go_on(self, self.paused)
+        if self._has_ended:
             return self.history
         left = self.budget.num_iterations - len(self.history.loss)
-        progress, random = progress_bar(left, "Train", self.disable_progbar), random_state()
-        try:
-            for _ in range(left):
-                if time.perf_counter() > self.budget.deadline:
-                    self._pause(random)
-                    break
-                with uncut():
-                    loss = self.step()
-                    random = random_state()
-                progress.set_postfix(loss=f"{loss:.3f}")
-                progress.update()
-        except KeyboardInterrupt:
-            self._pause(random)
-            self.history.interrupted = True
-            warn("Training was interrupted; the weights so far are used.", InterruptedWarning)
-        progress.close()
+        run_moves(self, progress_bar(left, "Train", self.disable_progbar))
         self._validate()
-        self._is_done = self.paused is None
+        self._has_ended = self.paused is None
 
         return self.history
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the budget is spent."""
+        return len(self.history.loss) >= self.budget.num_iterations
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline has passed."""
+        return is_past(self.budget.deadline)
+
+    def advance(self, progress: NoBar) -> None:
+        """One whole move: an iteration."""
+        progress.set_postfix(loss=f"{self.step():.3f}")
+        progress.update()
+
+    def end_early(self, paused: dict[str, Any], interrupt: KeyboardInterrupt | None) -> None:
+        """Note where to go on; the weights stay as they are.
+
+        Arguments:
+            paused: Where training stands.
+            interrupt: What cut it short, unless it was the deadline.
+        """
+        self.paused = paused
+        if interrupt is not None:
+            self.history.interrupted = True
+            warn("Training was interrupted; the weights so far are used.", InterruptedWarning)
+
     def _validate(self) -> None:
-        history = self.history
         log_weight = weigh(self.leap, self.target, self.budget.num_validation_draws).log_weight
         finite = log_weight[log_weight.isfinite()]
-        elbo = finite.mean().item() if len(finite) else -math.inf
-        history.step.append(len(history.loss))
-        history.elbo.append(elbo)
-        history.gap.append(log_mean_weight(log_weight)[0] - elbo)
-        history.ess.append(effective_sample_size(log_weight) / len(log_weight))
-        history.pareto_k.append(pareto_k(log_weight))
+        self.history.look(log_weight, finite.mean().item() if len(finite) else -math.inf)
 
     def stop(self) -> None:
         """End training as it stands."""
-        self._is_done, self.paused = True, None
+        self._has_ended, self.paused = True, None
 
     # ---- where training stands ----
 
@@ -273,7 +273,7 @@ class VelocityTrainer:
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "history": self.history,
-            "is_done": self._is_done,
+            "is_done": self._has_ended,
             "paused": self.paused,
         }
 
@@ -284,10 +284,7 @@ class VelocityTrainer:
             state: What its :meth:`state` gave; it stays as it is.
         """
         state = copy.deepcopy(state)
-        self.history, self.paused, self._is_done = state["history"], state["paused"], state["is_done"]
+        self.history, self.paused, self._has_ended = state["history"], state["paused"], state["is_done"]
         self.diffusion.network.load_state_dict(state["network"])
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
-
-    def _pause(self, random: dict[str, Any]) -> None:
-        self.paused = {**copy.deepcopy(self.state()), "random": random}

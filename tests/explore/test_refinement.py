@@ -94,7 +94,7 @@ def test_no_bias_and_an_honest_error(float64):
 def test_a_mixture_base(float64):
     # Shares of one to one where the target has one to three: the islands get the proportions right.
     locs = torch.tensor([[-4.0], [4.0]])
-    from pyro_osds.flow.base import mixture_base
+    from pyro_osds.explore.mixture import mixture_base
 
     draws = locs.repeat_interleave(200, 0) + torch.randn(400, 1)
     base = mixture_base(draws, torch.arange(2).repeat_interleave(200))

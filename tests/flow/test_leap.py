@@ -7,7 +7,8 @@ import torch
 from helpers import assert_within_standard_error, log_abs_det_of_jacobian, perturbed
 from models import mixture_draws
 
-from pyro_osds.flow.base import gaussian_base, mixture_base
+from pyro_osds.explore.mixture import mixture_base
+from pyro_osds.flow.base import gaussian_base
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
 

@@ -9,9 +9,10 @@ from models import log_gamma, mixture_draws, mixture_log_prob
 from torch.distributions import Gamma
 
 from pyro_osds.explore.annealing import Exploration
+from pyro_osds.explore.mixture import mixture_base
 from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.survey import Survey
-from pyro_osds.flow.base import gaussian_base, mixture_base, standard_base
+from pyro_osds.flow.base import gaussian_base, standard_base
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
 from pyro_osds.runtime.precision import NETWORK_DTYPE
@@ -19,10 +20,10 @@ from pyro_osds.stats.gaussian import MANY_DIMENSIONS
 from pyro_osds.stats.weights import weigh
 from pyro_osds.target import FunctionTarget
 from pyro_osds.train import flows, recipe
+from pyro_osds.train.budget import Budget
 from pyro_osds.train.flows import Builder, FlowSize
-from pyro_osds.train.recipe import Recipe
+from pyro_osds.train.recipe import Recipe, decided_name
 from pyro_osds.train.teacher import TeacherBudget, TeacherHistory
-from pyro_osds.train.trainer import Budget
 from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
 
 TINY = FlowSize(num_blocks=2, num_spline_blocks=1, hidden_features=8)
@@ -99,6 +100,20 @@ def test_unknown_names():
         make(skew(), "flow")
     with pytest.raises(ValueError, match=r"network must be one of .*'velocity'.*, got 'unet'"):
         make(skew(), network="unet")
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "parted", "expected"),
+    [
+        ("auto", "coupling", 0.0, "calibrate"),
+        ("auto", "coupling", 0.5, "cover"),
+        ("distill", "coupling", 0.5, "distill"),
+        ("distill", "velocity", 0.0, "velocity"),
+    ],
+)
+def test_who_decides_on_the_name(name, network, parted, expected):
+    # The network before the recipe, the recipe before the survey.
+    assert decided_name(name, network, skew(parted)) == expected
 
 
 @pytest.mark.parametrize(

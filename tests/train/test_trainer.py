@@ -13,9 +13,11 @@ from pyro_osds.flow.base import gaussian_base
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
 from pyro_osds.target import FunctionTarget
-from pyro_osds.train import trainer as trainer_module
+from pyro_osds.train import loop
+from pyro_osds.train.budget import Budget
+from pyro_osds.train.history import History
 from pyro_osds.train.objectives import Loss, exact_volume, forward_kl
-from pyro_osds.train.trainer import Budget, History, Trainer
+from pyro_osds.train.trainer import Trainer
 
 SHORT = Budget(num_iterations=40, batch_size=64, first_round=20, elbo_gap=0.0, num_validation_draws=1000)
 
@@ -320,7 +322,7 @@ def clock(monkeypatch):
         now[0] += 1.0
         return now[0]
 
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=perf_counter))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=perf_counter))
 
 
 def test_training_ends_at_the_deadline_with_what_it_has(clock):

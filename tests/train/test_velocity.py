@@ -14,7 +14,7 @@ from pyro_osds.flow.network import ControlNetwork
 from pyro_osds.stats.weights import weigh
 from pyro_osds.target import FunctionTarget
 from pyro_osds.train import velocity
-from pyro_osds.train.trainer import Budget
+from pyro_osds.train.budget import Budget
 from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer, exact_step, published_step
 
 BASE_TIME, FULL_STEP = torch.zeros(1, 1), torch.ones(1, 1)
