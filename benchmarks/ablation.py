@@ -18,7 +18,7 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import ot
 import pyro
@@ -36,7 +36,7 @@ from pyro_osds.model import ModelTarget
 from pyro_osds.stats.weights import effective_sample_size, log_mean_weight, pareto_k, weigh
 from pyro_osds.target import FunctionTarget
 from pyro_osds.train.distillation import dyadic, self_distillation
-from pyro_osds.train.flows import COVERING, LEAN, FlowSize
+from pyro_osds.train.flows import COVERING, LEAN, FlowOptions, FlowSize
 from pyro_osds.train.objectives import exact_volume, forward_kl, reverse_kl
 from pyro_osds.train.recipe import Recipe
 from pyro_osds.train.teacher import TeacherBudget, train_teacher
@@ -75,8 +75,10 @@ class Study:
 
     def recipe(self, name: str = "auto", **options) -> Recipe:
         options = {"budget": BUDGET, "found": self.found} | options
+        chosen = {option.name: options.pop(option.name) for option in fields(FlowOptions) if option.name in options}
+        flow_options = FlowOptions(num_time_steps=NUM_TIME_STEPS, disable_progbar=True, **chosen)
 
-        return Recipe(name=name, groups=self.groups, num_time_steps=NUM_TIME_STEPS, disable_progbar=True, **options)
+        return Recipe(name=name, groups=self.groups, options=flow_options, **options)
 
     def teacher(self, num_path: int = TeacherBudget.num_path) -> tuple[Diffusion, float]:
         """A trained teacher, and the seconds that it took."""

@@ -37,6 +37,7 @@ from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.base import standard_base
 from pyro_osds.model import ModelTarget
 from pyro_osds.target import log_prob_and_score
+from pyro_osds.train.flows import FlowOptions
 from pyro_osds.train.recipe import Recipe
 from pyro_osds.train.trainer import Budget
 
@@ -83,7 +84,7 @@ def training(target: ModelTarget, batch_size: int | None = None) -> float:
     sizes = [site.stop - site.start for site in target.sites]
     budget = Budget() if batch_size is None else Budget(batch_size=batch_size)
 
-    return seconds(Recipe(found, budget=budget, groups=sizes, disable_progbar=True).trainer.step)
+    return seconds(Recipe(found, budget=budget, groups=sizes, options=FlowOptions(disable_progbar=True)).trainer.step)
 
 
 def table(title: str, size_name: str, sizes: Sequence[int], columns: dict[str, list[float]]) -> None:

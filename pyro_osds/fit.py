@@ -9,7 +9,6 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -29,12 +28,11 @@ from pyro_osds.posterior.draws import (
     particles_for,
 )
 from pyro_osds.posterior.escalation import Escalation, Stages
+from pyro_osds.posterior.evidence import EvidenceCheck, Reason
 from pyro_osds.posterior.no_latents import PointLeap, PointRecipe, PointTrainer
-from pyro_osds.posterior.plausibility import model_reasons, undefined_reasons
-from pyro_osds.posterior.verdict import EvidenceCheck, Reason
+from pyro_osds.posterior.objections import hopeless_objections, model_objections
+from pyro_osds.posterior.readings import by_chain, by_draw
 from pyro_osds.runtime.arguments import check_powers_of_two
-from pyro_osds.runtime.chunks import stack_chunks
-from pyro_osds.runtime.parallel import by_rows
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
 from pyro_osds.settings import Settings
 from pyro_osds.stats.weights import WeightedDraws, weigh
@@ -46,11 +44,6 @@ from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
 AnyLeap = Leap | VelocityLeap | PointLeap
 AnyTrainer = Trainer | VelocityTrainer | PointTrainer
 
-# A run of the model for many draws at once makes tensors as large as this, or a few times as large.
-_VALUES_AT_ONCE = 2**22
-_MIN_CHUNK, _MAX_CHUNK = 64, 8192
-# Draws that show what is wrong with a model, and where densities come point by point.
-_NUM_LOOKED_AT, _NUM_LOOKED_AT_SLOWLY = 512, 32
 _log = logging.getLogger(__name__)
 
 
@@ -94,7 +87,9 @@ class Fit:
             self.target = found.target
             groups = [site.stop - site.start for site in self.target.sites]
             budget = settings.budget(vectorized, deadline, num_terms)
-            self.recipe = Recipe(found, budget=budget, groups=groups, **settings.recipe_options)
+            self.recipe = Recipe(
+                found, settings.recipe, budget, groups, settings.flow_options, more_iterations=settings.more_iterations
+            )
         self.trainer: AnyTrainer = self.recipe.trainer
         self.leap: AnyLeap = self.trainer.leap
         self.start_report: tuple[str, ...] = ()
@@ -201,22 +196,21 @@ class Fit:
             _log.info("rung: %s", report)
             self._keep(draws)
 
+        improper, chains = self.model_target.improper_sites, (self.settings.num_chains, self.settings.num_samples)
+        num_particles = particles_for(math.prod(chains))
+
         def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
-            chains = self.settings.num_chains, self.settings.num_samples
-            return bridge_posterior(leap, self.target, *chains, judged, self.improper_sites, self._other_reasons())
+            return bridge_posterior(leap, self.target, *chains, judged, improper, self._objections())
 
         def explore(judged: PosteriorDraws) -> PosteriorDraws:
-            chains = self.settings.num_chains, self.settings.num_samples
-            anew = explore_anew(self.given, recipe.found, particles_for(math.prod(chains)), NUM_ISLANDS, self._starts)
-            reasons = self._other_reasons()
-            return annealed_posterior(anew, self.target, *chains, judged, self.improper_sites, reasons, from_flow=False)
+            anew = explore_anew(self.given, recipe.found, num_particles, NUM_ISLANDS, self._starts)
+            return annealed_posterior(anew, self.target, *chains, judged, improper, self._objections(), from_flow=False)
 
         start = time.perf_counter()
         self.run_report = self.start_report
-        num_particles = NUM_ISLANDS * particles_for(self.settings.num_chains * self.settings.num_samples)
-        can_explore = is_affordable(self.given, recipe.found.exploration, num_particles)
+        can_explore = is_affordable(self.given, recipe.found.exploration, NUM_ISLANDS * num_particles)
         # No rung cures a density without an integral.
-        is_hopeless = bool(self._hopeless_reasons())
+        is_hopeless = bool(hopeless_objections(self.leap, self.model_target, recipe.found))
         # What is judged of a training that was cut short is judged for now only.
         stages = Stages() if recipe.is_paused else self._stages
         deadline = -math.inf if is_hopeless else self._deadline
@@ -239,7 +233,8 @@ class Fit:
 
     def state(self) -> dict[str, Any]:
         """All that draws, verdicts and further training depend on, except the target and random numbers."""
-        walks = {n: leap for n, leap in self._few_steps.items() if is_bijective(leap) and self._is_copy(leap)}
+        walks = {num_steps: leap for num_steps, leap in self._few_steps.items() if is_bijective(leap)}
+        flow = self.leap.flow if is_bijective(self.leap) else None
 
         return {
             "coordinates": coordinates_of(self.target),
@@ -247,7 +242,7 @@ class Fit:
             "recipe": self.recipe.state(),
             "is_averaged": self.leap is not self.trainer.leap,
             "draws": self._draws,
-            "few_steps": {num_steps: leap.flow.state_dict() for num_steps, leap in walks.items()},
+            "few_steps": {n: leap.flow.state_dict() for n, leap in walks.items() if leap.flow is not flow},
             "rungs": self._stages.state(),
             "is_interrupted": self.is_interrupted,
             "start_report": self.start_report,
@@ -292,31 +287,13 @@ class Fit:
     def __setstate__(self, stored: dict[str, Any]) -> None:
         self.__dict__ = Fit.restored(stored["target"], stored["settings"], stored["state"]).__dict__
 
-    def _is_copy(self, walk: Leap) -> bool:
-        """Whether a leap in another number of steps has weights of its own."""
-        return is_bijective(self.leap) and walk.flow is not self.leap.flow
-
     def log_choices(self) -> None:
         """What was chosen before anything is trained."""
-        if not _log.isEnabledFor(logging.INFO):
-            return
         found, target = self.recipe.found, self.model_target
-        _log.info("density: %d dimensions, evaluated as %r", self.target.dim, target.rung)
-        if found is None:
-            return
-        exchanged = target is not self.target
-        words = ["standardised" if target.standardized else "as given"]
-        words += ["exchangeable components in order"] * exchanged
-        _log.info("coordinates: %s", ", ".join(words))
-        _log.info("modes: %d, valleys between %.0f%% of pairs", found.modes.count, 100 * found.modes.parted)
-        _log.info("base: %d Gaussian component(s)", found.base.num_components)
-        _log.info(
-            "exploration: log evidence %.3f +- %.3f, %d evaluations in %.1f s",
-            found.exploration.log_evidence,
-            found.exploration.std_error,
-            found.num_evaluations,
-            self.seconds["exploration_time"],
-        )
+        _log.info("density: %d dimensions, evaluated as %r", target.dim, target.rung)
+        for line in found.description() if found else ():
+            _log.info(line)
+        _log.info("explored in %.1f s", self.seconds["exploration_time"])
         _log.info("recipe: %s", self.recipe.name)
 
     # ---- draws ----
@@ -324,13 +301,17 @@ class Fit:
     @property
     def draws(self) -> PosteriorDraws:
         """The posterior draws of the present weights, made when first asked for."""
+        self.ensure_judged()
+        assert self._draws is not None
+
+        return self._draws
+
+    def ensure_judged(self) -> None:
+        """Draw from the present weights, and judge, unless that was done."""
         if self._draws is None:
             start = time.perf_counter()
             self._keep(self._judge(self.settle()))
             self.seconds["sampling_time"] = time.perf_counter() - start
-        assert self._draws is not None
-
-        return self._draws
 
     @property
     def is_judged(self) -> bool:
@@ -350,15 +331,15 @@ class Fit:
 
     @property
     def samples(self) -> dict[str, Tensor]:
-        """Constrained posterior draws, ``{site: (num_chains, num_samples, *shape)}``."""
-        _ = self.draws
+        """Constrained posterior draws, ``{site: (num_chains, num_samples, *shape)}``; made when first asked for."""
+        self.ensure_judged()
 
         return self._samples
 
     def leap_in(self, num_steps: int) -> AnyLeap:
         """The trained leap in so many steps; a copy of the flow learns them when they are first asked for."""
         check_powers_of_two({"num_steps": num_steps})
-        _ = self.draws
+        self.ensure_judged()
         if num_steps == self.settings.num_steps:
             return self.leap
         if num_steps not in self._few_steps:
@@ -380,7 +361,7 @@ class Fit:
     def _keep(self, draws: PosteriorDraws) -> None:
         """Make these the posterior draws."""
         self._draws = draws
-        self._samples = self.by_chain(self.constrain(draws.z))
+        self._samples = by_chain(self.constrain(draws.z), self.settings.num_chains)
 
     def _judge(self, leap: AnyLeap) -> PosteriorDraws:
         """Draws of a leap and the verdict on its weights."""
@@ -393,72 +374,19 @@ class Fit:
             settings.num_samples,
             settings.correction,
             EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
-            self.improper_sites,
-            reasons=self._other_reasons(),
+            self.model_target.improper_sites,
+            reasons=self._objections(),
             **({} if self.target.vectorized else {"max_draws": settings.num_chains * settings.num_samples}),
         )
 
     # ---- what the verdict must know beside the weights ----
 
-    @property
-    def improper_sites(self) -> Sequence[str]:
-        """Latent sites whose prior has no integral."""
-        return self.model_target.improper_sites
-
-    def _other_reasons(self) -> tuple[Reason, ...]:
+    def _objections(self) -> tuple[Reason, ...]:
         """What speaks against draws and evidence, whatever their weights."""
-        return (*self._hopeless_reasons(), *self._model_reasons())
+        found = self.recipe.found
+        hopeless = hopeless_objections(self.leap, self.model_target, found)
 
-    def _hopeless_reasons(self) -> tuple[Reason, ...]:
-        """What no rung cures, so that none is climbed."""
-        return (*self._endless_reasons(), *self._volume_reasons())
-
-    def _model_reasons(self) -> tuple[Reason, ...]:
-        """What a few draws of the flow show about the model itself."""
-        found, target = self.recipe.found, self.model_target
-        if found is None or not target.is_model:
-            return ()
-        count = _NUM_LOOKED_AT if target.vectorized else _NUM_LOOKED_AT_SLOWLY
-        with torch.random.fork_rng(devices=[target.device] if target.device.type == "cuda" else []):
-            draws = weigh(self.leap, self.target, count)
-        reasons = model_reasons(target, self.in_model(draws.z), draws.log_weight)
-
-        return (*reasons, *undefined_reasons(self.given, found.undefined_share, found.undefined_at))
-
-    def _endless_reasons(self) -> tuple[Reason, ...]:
-        """What was seen of a density that does not fall off, and the cure that fits it."""
-        endless = self.recipe.found.endless if self.recipe.found else None
-        if endless is None:
-            return ()
-        sites = self.model_target.sites
-        names = [site.name for site in sites if any(site.start <= index < site.stop for index in endless.coordinates)]
-        where = name_sites(names) if names else f"coordinate {', '.join(map(str, endless.coordinates))}"
-        flat = [name for name in names if name in self.improper_sites]
-        if flat:
-            cure = f"Give {name_sites(flat)} a proper prior."
-        elif names:
-            cure = (
-                "With a proper prior that takes a likelihood without bound, as where a scale shrinks around equal "
-                f"values, or a factor that undoes the prior. Keep scales away from zero, and check {where}."
-            )
-        else:
-            cure = f"Add the log density of a proper prior along {where}."
-
-        return (Reason(f"{endless.sentence(where)} {cure}", mendable=False),)
-
-    def _volume_reasons(self) -> tuple[Reason, ...]:
-        """Why the leap's volume is not to be trusted, if it is not."""
-        if self.leap.has_exact_density:
-            return ()
-        leap = cast("VelocityLeap", self.leap)
-        share = leap.fold_share()
-
-        return (
-            Reason(
-                f"The velocity network is no bijection (negative determinant at {share:.0%} of draws) and its volume "
-                f"is {leap.volume}: its weights are no bound and count folds twice. Use network='coupling'."
-            ),
-        )
+        return hopeless if found is None else (*hopeless, *model_objections(self.leap, self.target, self.given, found))
 
     # ---- from the sampler's coordinates to the user's sites ----
 
@@ -469,41 +397,4 @@ class Fit:
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Draws by site, ``(B, D)`` to ``{site: (B, *shape)}``."""
-        return self.in_chunks(self.model_target.constrain, self.in_model(z))
-
-    def in_model(self, z: Tensor) -> Tensor:
-        """Draws in the coordinates of the model target, ``(B, D) -> (B, D)``."""
-        return self.target.to_target(z)
-
-    def in_chunks(self, function: Callable[[Tensor], dict[str, Tensor]], z: Tensor) -> dict[str, Tensor]:
-        """What a function makes of draws, some at a time: the fewer, the more observations the model has."""
-        observed = self.model_target.observed
-        size = self.target.dim + sum(torch.as_tensor(value).numel() for value in observed.values())
-        chunk_size = max(_MIN_CHUNK, min(_MAX_CHUNK, _VALUES_AT_ONCE // max(size, 1)))
-        names: list[Any] = []
-
-        @torch.no_grad()
-        def evaluate(chunk: Tensor) -> tuple[Tensor, ...]:
-            values = function(chunk)
-            names[:] = values
-            return tuple(values.values())
-
-        columns = stack_chunks((by_rows(evaluate, chunk) for chunk in z.split(chunk_size)), len(z))
-
-        return dict(zip(names, columns, strict=True))
-
-    def by_chain(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``(num_chains * num_samples, ...)`` to ``(num_chains, num_samples, ...)``."""
-        chains = self.settings.num_chains, self.settings.num_samples
-
-        return {name: value.unflatten(0, chains) for name, value in values.items()}
-
-
-def name_sites(names: Sequence[str]) -> str:
-    """Sites in a sentence.
-
-    Example:
-        >>> name_sites(["mu", "tau"])
-        "sites 'mu', 'tau'"
-    """
-    return f"site{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
+        return by_draw(self.model_target.constrain, self.model_target, self.target.to_target(z))

@@ -354,7 +354,7 @@ class OSDS:
         """
         if self.fit.samples:
             print_summary(self.fit.samples, prob)
-        _ = self.evidence
+        self.fit.ensure_judged()
         print(summary_card(self._problem.function, self.settings, self.fit).text())
 
     def __repr__(self) -> str:
@@ -549,7 +549,7 @@ class OSDS:
         """
         check_counts({"num_draws": num_draws, "batch_size": batch_size})
         with together(self.settings.distributed):
-            _ = self.fit.leap_in(self.settings.num_steps if num_steps is None else num_steps)
+            self.fit.leap_in(self.settings.num_steps if num_steps is None else num_steps)
 
         return (self.draw(size, num_steps) for size in chunk_sizes(num_draws, batch_size))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_osds.posterior.draws import CORRECTIONS
 from pyro_osds.runtime.arguments import check_choices, check_counts, check_powers_of_two
-from pyro_osds.train.flows import LEAN, FlowSize
+from pyro_osds.train.flows import LEAN, FlowOptions, FlowSize
 from pyro_osds.train.optimizer import check_optim
 from pyro_osds.train.recipe import NETWORKS, RECIPES
 from pyro_osds.train.trainer import Budget
@@ -130,20 +130,17 @@ class Settings:
         )
 
     @property
-    def recipe_options(self) -> dict[str, Any]:
-        """Arguments of :class:`pyro_osds.train.recipe.Recipe`."""
+    def flow_options(self) -> FlowOptions:
+        """What was chosen of the flow."""
         size = FlowSize(self.num_blocks or LEAN.num_blocks, 1, self.hidden_features or LEAN.hidden_features)
+        chosen = {option.name: getattr(self, option.name) for option in fields(FlowOptions) if option.name != "size"}
 
-        return {
-            "name": self.recipe,
-            "num_steps": self.num_steps,
-            "num_time_steps": self.num_time_steps,
-            "network": self.network,
-            "volume": self.volume,
-            "size": None if self.num_blocks is None and self.hidden_features is None else size,
-            "disable_progbar": self.disable_progbar,
-            "more_iterations": self.num_iterations - self._first_iterations,
-        }
+        return FlowOptions(size=None if self.num_blocks is None and self.hidden_features is None else size, **chosen)
+
+    @property
+    def more_iterations(self) -> int:
+        """Optimiser steps that are kept for a larger flow."""
+        return self.num_iterations - self._first_iterations
 
     @property
     def _first_iterations(self) -> int:

@@ -87,6 +87,20 @@ class Survey:
         """Whether valleys run through the posterior, and no mixture base takes care of them."""
         return self.modes.parted > FOLDED and self.base.num_components == 1
 
+    def description(self) -> list[str]:
+        """What was found, in lines for a log."""
+        model, exploration = self.target.unordered, self.exploration
+        coordinates = "standardised" if model.standardized else "as given"
+        ordered = ", exchangeable components in order" if model is not self.target else ""
+
+        return [
+            f"coordinates: {coordinates}{ordered}",
+            f"modes: {self.modes.count}, valleys between {self.modes.parted:.0%} of pairs",
+            f"base: {self.base.num_components} Gaussian component(s)",
+            f"exploration: log evidence {exploration.log_evidence:.3f} +- {exploration.std_error:.3f}, "
+            f"{self.num_evaluations} evaluations",
+        ]
+
 
 def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts: Tensor | None = None) -> Survey:
     """Explore a target and choose the base.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.fit import Fit
+from pyro_osds.posterior.readings import by_chain, by_draw
 from pyro_osds.results.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
 from pyro_osds.runtime.arguments import check_counts
 from pyro_osds.runtime.warnings import OSDSWarning, warn
@@ -111,15 +112,16 @@ def _of_each_draw(fit: Fit, groups: Groups) -> dict[str, Mapping[str, Tensor]]:
     """Groups with a value for each posterior draw."""
     target = fit.model_target
     sampled: dict[str, Mapping[str, Tensor]] = {}
-    z = fit.in_model(fit.draws.z)
+    z = fit.target.to_target(fit.draws.z)
     if target.is_model:
         wanted = ["posterior", *(name for name in ("log_likelihood", "log_prior") if getattr(groups, name))]
-        values = fit.by_chain(fit.in_chunks(lambda chunk: target.by_group(chunk, wanted), z))
+        values = by_chain(by_draw(lambda chunk: target.by_group(chunk, wanted), target, z), fit.settings.num_chains)
         sampled = {group: {name: value for (g, name), value in values.items() if g == group} for group in wanted}
         sampled["posterior"] = {**fit.samples, **sampled["posterior"]}
     if groups.unconstrained:
-        plain = fit.in_chunks(lambda chunk: _by_site(target, chunk), z) if target.sites or not target.dim else {"z": z}
-        sampled["unconstrained_posterior"] = fit.by_chain(plain)
+        has_sites = target.sites or not target.dim
+        plain = by_draw(lambda chunk: _by_site(target, chunk), target, z) if has_sites else {"z": z}
+        sampled["unconstrained_posterior"] = by_chain(plain, fit.settings.num_chains)
 
     return sampled
 

@@ -108,6 +108,27 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class FlowOptions:
+    """What a user may choose of the flow, whatever the recipe.
+
+    Arguments:
+        num_steps: Steps of the leap.
+        num_time_steps: Steps of the finest grid, for ``distill`` and the velocity network.
+        size: The size of the flow; default: by the recipe.
+        network: ``"coupling"`` for the bijective flow, ``"velocity"`` for the published free-form network.
+        volume: With ``"velocity"``: ``"exact"`` or ``"published"``.
+        disable_progbar: Whether to hide the progress bars.
+    """
+
+    num_steps: int = 1
+    num_time_steps: int = 16
+    size: FlowSize | None = None
+    network: str = "coupling"
+    volume: str = "exact"
+    disable_progbar: bool = False
+
+
+@dataclass(frozen=True)
 class Builder:
     """Builds flows, untrained, with their trainers.
 
@@ -115,27 +136,19 @@ class Builder:
         name: ``"calibrate"``, ``"cover"``, ``"distill"`` or ``"velocity"``.
         budget: Iterations, batch size and learning rate of the lean flow.
         groups: Sizes of consecutive groups of coordinates, parents before children.
-        num_steps: Steps of the leap.
-        num_time_steps: Steps of the finest grid, for ``distill``.
-        size: The size of the flow, where the user chose it.
-        volume: Of a velocity network, ``"exact"`` or ``"published"``.
+        options: What the user chose of the flow.
         walks: What distillation learns from.
-        disable_progbar: Whether to hide the progress bars.
     """
 
     name: str
     budget: Budget
     groups: Sequence[int] = ()
-    num_steps: int = 1
-    num_time_steps: int = 16
-    size: FlowSize | None = None
-    volume: str = "exact"
+    options: FlowOptions = FlowOptions()
     walks: Walks | None = None
-    disable_progbar: bool = False
 
     def may_grow(self, plan: Plan) -> bool:
         """Whether a larger flow may follow one of this plan."""
-        return self.name == "calibrate" and self.size is None and plan.kind == "first"
+        return self.name == "calibrate" and self.options.size is None and plan.kind == "first"
 
     def build(self, plan: Plan) -> Trainer | VelocityTrainer:
         """The flow of a plan, untrained, with its trainer.
@@ -145,8 +158,14 @@ class Builder:
         """
         if self.name == "velocity":
             budget = replace(self.budget, learning_rate=_VELOCITY_RATE * self.budget.learning_rate)
+            options = self.options
             return VelocityTrainer(
-                diffusion_of(plan.found), self.num_time_steps, budget, self.num_steps, self.volume, self.disable_progbar
+                diffusion_of(plan.found),
+                options.num_time_steps,
+                budget,
+                options.num_steps,
+                options.volume,
+                options.disable_progbar,
             )
         if plan.size is not None:
             return self._again(plan)
@@ -158,7 +177,7 @@ class Builder:
         return self._lean(plan) if self.name == "calibrate" else self._covering(plan)
 
     def _lean(self, plan: Plan) -> Trainer:
-        found, size = plan.found, self.size or LEAN
+        found, size = plan.found, self.options.size or LEAN
         if has_many_dimensions(found):
             return self._in_many_dimensions(found)
         budget = replace(self.budget, max_gap=LEAN_GAP) if self.may_grow(plan) else self.budget
@@ -172,7 +191,7 @@ class Builder:
         """First of all, the shape of each of the model's coordinates; base draws bring the correlations along."""
         budget = self.budget
         # Parents steer their children; among coordinates of one kind nobody knows who should steer whom.
-        size = self.size or (MANY if len(self.groups) > 1 else ALIKE)
+        size = self.options.size or (MANY if len(self.groups) > 1 else ALIKE)
         # Of many coordinates, one that is stretched teaches next to nothing.
         objective = exact_volume(found.target, budget.batch_size, tail_share=0.0)
 
@@ -225,13 +244,13 @@ class Builder:
         )
         if self.walks is not None:
             teacher = self.walks.diffusion
-            warm_up = self_distillation(teacher, self.num_time_steps, budget.batch_size, walks=self.walks)
-            num_steps = dyadic(self.num_time_steps)
+            warm_up = self_distillation(teacher, self.options.num_time_steps, budget.batch_size, walks=self.walks)
+            num_steps = dyadic(self.options.num_time_steps)
         else:
             warm_up, num_steps = forward_kl(points, budget.batch_size), ()
         objective = exact_volume(found.target, budget.batch_size, points=points, num_steps=num_steps)
 
-        return self._trainer(found, _gaussian_of(found), self.size or COVERING, budget, objective, warm_up)
+        return self._trainer(found, _gaussian_of(found), self.options.size or COVERING, budget, objective, warm_up)
 
     def _trainer(
         self,
@@ -250,9 +269,9 @@ class Builder:
             budget.num_iterations,
         )
         flow = FlowMap(target.dim, self.groups, **asdict(size)).to(dtype=NETWORK_DTYPE, device=target.device)
-        leap = Leap(base, flow, self.num_steps)
+        leap = Leap(base, flow, self.options.num_steps)
 
-        return Trainer(leap, target, budget, objective, warm_up, self.disable_progbar)
+        return Trainer(leap, target, budget, objective, warm_up, self.options.disable_progbar)
 
 
 def has_many_dimensions(found: Survey) -> bool:

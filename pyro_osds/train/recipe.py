@@ -18,12 +18,13 @@ from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.diffusion import Diffusion
 from pyro_osds.flow.leap import Leap
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
+from pyro_osds.stats.thresholds import MAX_PARETO_K
 from pyro_osds.train.budget import Budget
 from pyro_osds.train.distillation import Walks, retrace
 from pyro_osds.train.flows import (
     LEAN_GAP,
     Builder,
-    FlowSize,
+    FlowOptions,
     Plan,
     diffusion_of,
     for_many,
@@ -37,12 +38,10 @@ from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
 
 RECIPES = ("auto", "calibrate", "cover", "distill")
 NETWORKS = ("coupling", "velocity")
+_DEFAULTS = FlowOptions()
 # Where training leaves this much of the gap of a mixture base, a larger flow does not help either. Chosen on the
 # accuracy cases.
 _PROGRESS = 0.7
-# In many dimensions, a larger flow follows where the tail of the weights has a larger pareto k than the verdict allows:
-# the ELBO of thousands of coordinates is far from the log evidence even where the weights are good.
-_POOR_TAIL = 0.7
 # Iterations to learn other numbers of steps, and again to calibrate them, from a flow that is right in one step: fewer
 # than from the identity. With more, the first question for another number of steps takes longer.
 _RETRACING = 200
@@ -108,13 +107,8 @@ class Recipe:
         name: One of ``RECIPES``.
         budget: Iterations, batch size and learning rate of the lean flow.
         groups: Sizes of consecutive groups of coordinates, parents before children.
-        num_steps: Steps of the leap.
-        num_time_steps: Steps of the finest grid, for ``distill``.
-        size: The size of the flow; default: by the recipe.
-        network: ``"coupling"`` for the bijective flow, ``"velocity"`` for the published free-form network.
-        volume: With ``"velocity"``: ``"exact"`` or ``"published"``.
+        options: What the user chose of the flow.
         teacher_budget: How long to train the teacher, for ``distill``.
-        disable_progbar: Whether to hide the progress bars.
         more_iterations: Optimiser steps that are kept for :meth:`run_larger`.
 
     Raises:
@@ -129,23 +123,17 @@ class Recipe:
         name: str = "auto",
         budget: Budget | None = None,
         groups: Sequence[int] = (),
-        num_steps: int = 1,
-        num_time_steps: int = 16,
-        size: FlowSize | None = None,
-        network: str = "coupling",
-        volume: str = "exact",
+        options: FlowOptions = _DEFAULTS,
         teacher_budget: TeacherBudget | None = None,
-        disable_progbar: bool = False,
         more_iterations: int = 0,
     ) -> None:
         self.found = found
-        self.name = decided_name(name, network, found)
-        self.num_time_steps = num_time_steps
+        self.name = decided_name(name, options.network, found)
+        self.options = options
         self.teacher = diffusion_of(found) if self.name == "distill" else None
         self.teacher_history = TeacherHistory()
-        self._walks = Walks(self.teacher, num_time_steps) if self.teacher else None
-        self._teacher_budget = teacher_budget or TeacherBudget(num_time_steps=num_time_steps)
-        self._disable_progbar = disable_progbar
+        self._walks = Walks(self.teacher, options.num_time_steps) if self.teacher else None
+        self._teacher_budget = teacher_budget or TeacherBudget(num_time_steps=options.num_time_steps)
         self._more_iterations = more_iterations
         self._has_many_dimensions = has_many_dimensions(found)
         self._has_grown = False
@@ -156,12 +144,8 @@ class Recipe:
             self.name,
             for_many(budget, found.target.dim) if self._has_many_dimensions else budget,
             groups,
-            num_steps,
-            num_time_steps,
-            size,
-            volume,
+            options,
             self._walks,
-            disable_progbar,
         )
         self.trainer: Trainer | VelocityTrainer = self._builder.build(self._plan)
 
@@ -216,7 +200,7 @@ class Recipe:
     @property
     def iterations_left(self) -> int:
         """Optimiser steps that :meth:`run_larger` may take; none for what the user chose, nor in many dimensions."""
-        if self._builder.size is not None or self._has_many_dimensions or not isinstance(self.trainer, Trainer):
+        if self.options.size is not None or self._has_many_dimensions or not isinstance(self.trainer, Trainer):
             return 0
 
         return self._more_iterations
@@ -267,7 +251,7 @@ class Recipe:
         leap, target = self.trainer.leap, self.found.target
         if isinstance(leap, VelocityLeap):
             return VelocityLeap(leap.diffusion, num_steps, leap.volume)
-        if self.name == "distill" and num_steps <= self.num_time_steps:
+        if self.name == "distill" and num_steps <= self.options.num_time_steps:
             return Leap(leap.base, leap.flow, num_steps)
         budget = replace(
             self._builder.budget,
@@ -279,7 +263,7 @@ class Recipe:
         walk = Leap(leap.base, copy.deepcopy(leap.flow), num_steps)
         points = self.found.exploration.z if self.found.is_folded else None
         objective = exact_volume(target, budget.batch_size, points=points)
-        Trainer(walk, target, budget, objective, retrace(leap, budget.batch_size), self._disable_progbar).run()
+        Trainer(walk, target, budget, objective, retrace(leap, budget.batch_size), self.options.disable_progbar).run()
 
         return walk
 
@@ -335,7 +319,8 @@ class Recipe:
         if history.interrupted or num_iterations <= 0 or history.gap[-1] <= LEAN_GAP:
             return False
         if self._has_many_dimensions:
-            return history.pareto_k[-1] > _POOR_TAIL
+            # The ELBO of thousands of coordinates is far from the log evidence even where the weights are good.
+            return history.pareto_k[-1] > MAX_PARETO_K
 
         return self.found.base.num_components == 1 or history.gap[-1] <= _PROGRESS * history.gap[0]
 
@@ -348,7 +333,7 @@ class Recipe:
             teacher,
             self.found.exploration.z,
             self._teacher_budget,
-            self._disable_progbar,
+            self.options.disable_progbar,
             history,
             self._builder.budget.deadline,
         )

@@ -22,6 +22,7 @@ from pyro_osds.flow.replay import ReplayedFlow
 from pyro_osds.runtime.parallel import is_together, mean_gradients
 from pyro_osds.runtime.progress import NoBar, progress_bar
 from pyro_osds.runtime.warnings import InterruptedWarning, TrainingWarning, warn
+from pyro_osds.stats.thresholds import MAX_PARETO_K
 from pyro_osds.stats.weights import lower_bound, weigh
 from pyro_osds.target import Target
 from pyro_osds.train.budget import Budget
@@ -34,8 +35,6 @@ from pyro_osds.train.optimizer import chosen, clip, one_cycle, step_schedule
 # A round that leaves more than this share of the gap did not help, and later ones are no better. Nearer to one, rounds
 # are spent on noise; further from one, training ends while it helps. Chosen on the accuracy cases.
 _STALL = 0.8
-# Pareto k up to which the tail of the weights is good, for any of the numbers of draws that judge a round.
-_GOOD_TAIL = 0.7
 _log = logging.getLogger(__name__)
 
 
@@ -223,7 +222,7 @@ class Trainer:
             progress.set_postfix(ELBO=f"{score:.3f}", pareto_k=f"{k:.2f}")
             if score > course.best_score:
                 course.best, course.best_score = average, score
-            stop = (gap < budget.elbo_gap and k < _GOOD_TAIL) or gap > _STALL * course.gap or gap > budget.max_gap
+            stop = (gap < budget.elbo_gap and k < MAX_PARETO_K) or gap > _STALL * course.gap or gap > budget.max_gap
             course.gap, course.num_steps = gap, course.num_steps + course.num_steps // 2
         self.leap.flow.load_state_dict(course.best)
         course.phase = "between"

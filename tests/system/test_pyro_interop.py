@@ -132,7 +132,7 @@ def flow_log_prob(osds, trace):
         log_prob = osds.fit.leap.log_prob(u)
         if isinstance(target, OrderedTarget):
             log_prob = log_prob - target.log_abs_det(u) - math.log(2)
-        _, log_abs_det = osds.fit.model_target.constrain_with_log_abs_det(osds.fit.in_model(u))
+        _, log_abs_det = osds.fit.model_target.constrain_with_log_abs_det(osds.fit.target.to_target(u))
 
     return (log_prob - sum(part.sum() for part in log_abs_det.values())).item()
 

@@ -1,7 +1,7 @@
 """The recipe room: which recipe for which posterior, what follows what, and which flow is kept."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from pyro_osds.stats.weights import weigh
 from pyro_osds.target import FunctionTarget
 from pyro_osds.train import flows, recipe
 from pyro_osds.train.budget import Budget
-from pyro_osds.train.flows import Builder, FlowSize
+from pyro_osds.train.flows import Builder, FlowOptions, FlowSize
 from pyro_osds.train.recipe import Recipe, decided_name
 from pyro_osds.train.teacher import TeacherBudget, TeacherHistory
 from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
@@ -57,7 +57,14 @@ def two_modes():
 def make(found, name="auto", **options):
     options = {"budget": SHORT, "size": TINY, "num_time_steps": 4, "teacher_budget": TEACHING, **options}
 
-    return Recipe(found, name, disable_progbar=True, **options)
+    return recipe_of(found, name, **options)
+
+
+def recipe_of(found, name="auto", **options):
+    """A recipe whose options of the flow are given by name beside the others."""
+    chosen = {field.name: options.pop(field.name) for field in fields(FlowOptions) if field.name in options}
+
+    return Recipe(found, name, options=FlowOptions(disable_progbar=True, **chosen), **options)
 
 
 def splines(leap):
@@ -380,7 +387,7 @@ def many(dim, groups, **options):
     modes = Modes(torch.zeros(len(z), dtype=torch.long), 0.0)
     found = Survey(target, standard_base(torch.zeros(dim), torch.eye(dim)), exploration, modes, 0)
 
-    return Recipe(found, groups=groups, disable_progbar=True, more_iterations=100, **options)
+    return recipe_of(found, groups=groups, more_iterations=100, **options)
 
 
 @pytest.mark.parametrize(("groups", "num_blocks"), [((MANY_DIMENSIONS,), 1), ((2, MANY_DIMENSIONS - 2), 3)])

@@ -1,0 +1,97 @@
+"""What speaks against draws and evidence whatever their weights: of the density, of the flow, of the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+
+from pyro_osds.explore.survey import Survey
+from pyro_osds.posterior.evidence import Reason
+from pyro_osds.posterior.plausibility import model_reasons, undefined_reasons
+from pyro_osds.stats.weights import weigh
+from pyro_osds.target import Target
+from pyro_osds.train.velocity import VelocityLeap
+
+# Draws that show what is wrong with a model: a share of 0.001 is seen in half of them, and one of 0.01 nearly always.
+# Where densities come point by point, a run of the model each.
+_NUM_LOOKED_AT, _NUM_LOOKED_AT_SLOWLY = 512, 32
+
+
+def hopeless_objections(leap: Any, target: Target, found: Survey | None) -> tuple[Reason, ...]:
+    """What no further work cures: a density without an integral, a flow without a volume.
+
+    Arguments:
+        leap: The trained leap.
+        target: The target in the coordinates of the model's sites.
+        found: What exploration found, if there was something to explore.
+    """
+    return (*_endless(target, found), *_without_volume(leap))
+
+
+def model_objections(leap: Any, target: Target, given: Target, found: Survey) -> tuple[Reason, ...]:
+    """What a few draws of the flow show about the model itself; the caller's random numbers stay as they are.
+
+    Arguments:
+        leap: The trained leap.
+        target: The target that it leaps to.
+        given: The user's posterior.
+        found: What exploration found.
+    """
+    model = target.unordered
+    if not model.is_model:
+        return ()
+    count = _NUM_LOOKED_AT if model.vectorized else _NUM_LOOKED_AT_SLOWLY
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        draws = weigh(leap, target, count)
+    reasons = model_reasons(model, target.to_target(draws.z), draws.log_weight)
+
+    return (*reasons, *undefined_reasons(given, found.undefined_share, found.undefined_at))
+
+
+def _endless(target: Target, found: Survey | None) -> tuple[Reason, ...]:
+    """What was seen of a density that does not fall off, and the cure that fits it."""
+    endless = found.endless if found else None
+    if endless is None:
+        return ()
+    sites = target.sites
+    names = [site.name for site in sites if any(site.start <= index < site.stop for index in endless.coordinates)]
+    where = name_sites(names) if names else f"coordinate {', '.join(map(str, endless.coordinates))}"
+    flat = [name for name in names if name in target.improper_sites]
+    if flat:
+        cure = f"Give {name_sites(flat)} a proper prior."
+    elif names:
+        cure = (
+            "With a proper prior that takes a likelihood without bound, as where a scale shrinks around equal "
+            f"values, or a factor that undoes the prior. Keep scales away from zero, and check {where}."
+        )
+    else:
+        cure = f"Add the log density of a proper prior along {where}."
+
+    return (Reason(f"{endless.sentence(where)} {cure}", mendable=False),)
+
+
+def _without_volume(leap: Any) -> tuple[Reason, ...]:
+    """Why the leap's volume is not to be trusted, if it is not."""
+    if leap.has_exact_density:
+        return ()
+    free_form = cast("VelocityLeap", leap)
+    share = free_form.fold_share()
+
+    return (
+        Reason(
+            f"The velocity network is no bijection (negative determinant at {share:.0%} of draws) and its volume "
+            f"is {free_form.volume}: its weights are no bound and count folds twice. Use network='coupling'."
+        ),
+    )
+
+
+def name_sites(names: Sequence[str]) -> str:
+    """Sites in a sentence.
+
+    Example:
+        >>> name_sites(["mu", "tau"])
+        "sites 'mu', 'tau'"
+    """
+    return f"site{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
