@@ -71,7 +71,7 @@ bench: $(VENV)/with-bench
 	@$(BIN)/pytest benchmarks $(PYTEST_ARGS)
 
 clean:
-	@rm -rf $(VENV) $(VENV_ARVIZ1) .venv-oldest build dist docs/_build docs/gallery docs/rooms .pytest_cache .ruff_cache \
+	@rm -rf $(VENV) $(VENV_ARVIZ1) .venv-oldest build dist docs/_build docs/gallery docs/modules .pytest_cache .ruff_cache \
 		.import_linter_cache
 
 $(VENV)/made: pyproject.toml constraints.txt

@@ -48,7 +48,7 @@ def measure(name: str, seed: int) -> Record:
         "check_se": evidence.check.std_error if evidence.check else math.nan,
         "seconds": round(result.seconds, 2),
         "recipe": str(fit["recipe"].item()),
-        "rungs": [line.split(":")[0] for line in osds.run_report],
+        "stages": [line.split(":")[0] for line in osds.run_report],
         "num_modes": int(fit["num_modes"]),
         "num_base_components": int(fit["num_base_components"]),
     }

@@ -1,10 +1,10 @@
-"""Time for log densities and scores of a batch of points: Pyro's own potential and the rungs of the ladder.
+"""Time for log densities and scores of a batch of points: Pyro's own potential and the backends of the ladder.
 
     python benchmarks/log_density.py [--repeats 5] [--batch-size 256] [--batch-sizes 256 1024 4096] [--only MODEL ...]
 
 Every number is for the value and the gradient at the whole batch, in milliseconds. "Pyro" is `potential_fn` of
 `initialize_model` with `potential_grad`, as HMC and NUTS call it, point by point without validation. "loop", "vmap" and
-"captured" are the rungs of `ModelTarget`. The two that go point by point are measured at the first 16 points
+"captured" are the backends of `ModelTarget`. The two that go point by point are measured at the first 16 points
 and multiplied by batch size / 16 (`LOOP_POINTS`); the two that do not are measured at the whole batch.
 
 Rounds alternate between the variants, so that whatever else the machine does hits all of them. A time is the median
@@ -235,7 +235,7 @@ def all_entries() -> list[Entry]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of each round by variant, what capturing cost, and how far the fastest rung is from the slow ones."""
+    """Seconds of each round by variant, what capturing cost, and how far the fastest backend is from the slow ones."""
 
     entry: Entry
     target: ModelTarget
@@ -260,9 +260,9 @@ def measure(entry: Entry, batch_size: int, repeats: int, round_seconds: float) -
     few = z[:LOOP_POINTS]
     variants = {name: Variant(f, few, batch_size / len(few)) for name, f in (("Pyro", by_pyro), ("loop", loop))}
     vmap = ModelTarget(entry.model, capture=False)
-    if vmap.rung == "vmap":
+    if vmap.backend == "vmap":
         variants["vmap"] = Variant(rung_of(vmap), z)
-    if target.rung == "captured":
+    if target.backend == "captured":
         variants["captured"] = fastest
     values, scores = fastest.evaluate(z)
     from_loop = differences((values, scores), loop(z))
@@ -278,7 +278,7 @@ def points(target: ModelTarget, batch_size: int) -> Tensor:
 
 def seconds_to_capture(target: ModelTarget, fastest: Variant) -> float:
     start = time.perf_counter()
-    if target.rung == "captured":  # asking makes the graph
+    if target.backend == "captured":  # asking makes the graph
         for _ in range(WARM_UP_CALLS):
             fastest.evaluate(fastest.z)
 
@@ -339,7 +339,8 @@ def differences(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> 
 # ---- tables ----
 
 HEADER = (
-    "model", "D", "rung", "Pyro", "loop", "vmap", "captured", "x loop", "x Pyro", "capture s", "off loop", "off Pyro",
+    "model", "D", "backend", "Pyro", "loop", "vmap", "captured",
+    "x loop", "x Pyro", "capture s", "off loop", "off Pyro",
 )  # fmt: skip
 
 
@@ -347,7 +348,7 @@ def row(found: Measurement) -> list[str]:
     return [
         found.entry.name,
         str(found.target.dim),
-        found.target.rung,
+        found.target.backend,
         *[milliseconds(found.rounds.get(name)) for name in ("Pyro", "loop", "vmap", "captured")],
         *[speedup(found.speedups(name)) for name in ("loop", "Pyro")],
         f"{found.capture_seconds:.2f}",
@@ -380,7 +381,7 @@ def print_batch_sizes(measurements: list[Measurement], sizes: Sequence[int], rep
     """The captured graph's microseconds per point, by batch size."""
     print_header(("captured, us per point", *[f"B = {size}" for size in sizes]))
     for found in measurements:
-        if found.target.rung != "captured":
+        if found.target.backend != "captured":
             continue
         z = points(found.target, max(sizes))
         variants = {str(size): Variant(rung_of(found.target), z[:size]) for size in sizes}
@@ -391,7 +392,7 @@ def print_batch_sizes(measurements: list[Measurement], sizes: Sequence[int], rep
 def print_verdicts(measurements: list[Measurement]) -> None:
     """What was not captured, and why; and whether the graphs are as fast as they must be."""
     for found in measurements:
-        if found.target.rung != "captured":
+        if found.target.backend != "captured":
             print(f"{found.entry.name} is not captured: {found.target._ladder.reason}")
     for found in measurements:
         if found.entry.min_speedup:

@@ -87,7 +87,7 @@ def osds(model: PeerModel, seed: int) -> Outcome:
 
 
 def _count_points(function_target: Any) -> Callable[[], float]:
-    """Counts the points at which densities are evaluated, whatever the rung."""
+    """Counts the points at which densities are evaluated, whatever the backend."""
     from pyro_osds.model.batching import Ladder
 
     total = 0.0
@@ -262,7 +262,9 @@ def bridge_sampling(model: PeerModel, seed: int) -> Outcome:
     half = len(z) // 2
     mean, tril = z[:half].mean(0), np.linalg.cholesky(np.atleast_2d(np.cov(z[:half].T)))
     proposed = mean + np.random.default_rng(seed).standard_normal((half, z.shape[1])) @ tril.T
-    log_evidence = _bridge(*(log_density(points) - _log_normal(points, mean, tril) for points in (z[half:], proposed)))
+    log_evidence = _refinement(
+        *(log_density(points) - _log_normal(points, mean, tril) for points in (z[half:], proposed))
+    )
 
     return Outcome(nuts_seconds + time.perf_counter() - start, log_evidence=log_evidence)
 
@@ -291,7 +293,7 @@ def _log_normal(z: np.ndarray, mean: np.ndarray, tril: np.ndarray) -> np.ndarray
     return -0.5 * (white**2).sum(0) - np.log(np.diag(tril)).sum() - 0.5 * len(mean) * math.log(2 * math.pi)
 
 
-def _bridge(log_ratio_posterior: np.ndarray, log_ratio_proposal: np.ndarray) -> float:
+def _refinement(log_ratio_posterior: np.ndarray, log_ratio_proposal: np.ndarray) -> float:
     """Meng and Wong's (1996) iteration on the log ratios of density and proposal."""
     estimate = float(np.median(log_ratio_posterior))
     share = len(log_ratio_posterior) / (len(log_ratio_posterior) + len(log_ratio_proposal))

@@ -1,10 +1,13 @@
-"""The picture of the packages, drawn from what the files import: `python docs/draw_packages.py`.
+"""The picture of the packages and the table of their modules: `python docs/draw_packages.py`.
+
+Both are made from the files: the picture from what they import, the table from the first line of each.
 
 A box is a package, or a file beside them; boxes stand on the floors that pyproject.toml has for them. An arrow says
 "imports"; one that two others already say (a to b, b to c) is left out.
 """
 
 import ast
+import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -13,6 +16,8 @@ import tomllib
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pyro_osds"
 PICTURE = ROOT / "docs" / "figures" / "packages.svg"
+PAGE = ROOT / "docs" / "architecture.md"
+MARKS = ("<!-- modules: begin -->", "<!-- modules: end -->")
 WIDTH, FLOOR, BOX_WIDTH, BOX_HEIGHT = 760, 64, 128, 34
 
 Arrows = set[tuple[str, str]]
@@ -113,6 +118,36 @@ def picture() -> str:
     )
 
 
+def table() -> str:
+    """A row for each module: its place, and the first line of its docstring."""
+    rows = ["| module | idea |", "|---|---|"]
+    for path in sorted(PACKAGE.rglob("*.py"), key=_order):
+        lines = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
+        inside = path.relative_to(PACKAGE).with_suffix("")
+        name = ".".join(part for part in inside.parts if part != "__init__") or "pyro_osds"
+        idea = lines[0].replace("``", "`").replace("|", "\\|")
+        idea = re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", re.sub(r":math:`([^`]*)`", r"$\1$", idea))
+        rows.append(f"| **`{name}`** | **{idea}** |" if inside.name == "__init__" else f"| `{name}` | {idea} |")
+
+    return "\n".join(rows)
+
+
+def _order(path: Path) -> tuple[str, ...]:
+    """Files beside the packages first, then package by package, each after its own first line."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+
+    return ("", *parts) if len(parts) == 1 else tuple("" if part == "__init__" else part for part in parts)
+
+
+def page() -> str:
+    """The page on the architecture, with the present table."""
+    text = PAGE.read_text()
+    begin, end = (text.index(mark) for mark in MARKS)
+
+    return f"{text[:begin]}{MARKS[0]}\n{table()}\n{text[end:]}"
+
+
 if __name__ == "__main__":
     PICTURE.write_text(picture())
+    PAGE.write_text(page())
     print(f"{PICTURE.relative_to(ROOT)}: {len(needed(arrows()))} arrows of {len(arrows())}")

@@ -20,12 +20,12 @@ from pyro_osds.explore.survey import Survey, explore_anew, is_affordable, survey
 from pyro_osds.explore.warm_start import FarOffError, survey_from
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.draws import (
-    NUM_ISLANDS,
+    NUM_REPLICATES,
     PosteriorDraws,
     annealed_posterior,
-    bridge_posterior,
     draw_posterior,
     particles_for,
+    refined_posterior,
 )
 from pyro_osds.posterior.escalation import Escalation, Stages
 from pyro_osds.posterior.evidence import EvidenceCheck, Reason
@@ -154,7 +154,7 @@ class Fit:
     # ---- training ----
 
     def run(self) -> None:
-        """Train, draw, judge, and climb further rungs while the verdict is bad; what was cut short goes on."""
+        """Train, draw, judge, and climb further stages while the verdict is bad; what was cut short goes on."""
         start = time.perf_counter()
         self.recipe.run()
         self.trainer = self.recipe.trainer
@@ -188,28 +188,28 @@ class Fit:
         return self.trainer.step()
 
     def _escalate(self, recipe: Recipe) -> None:
-        """Climb the rungs that the verdict asks for; Ctrl-C keeps what the last one gave."""
+        """Climb the stages that the verdict asks for; Ctrl-C keeps what the last one gave."""
 
         def keep(draws: PosteriorDraws, report: str) -> None:
             self.trainer, self.leap = recipe.trainer, recipe.trainer.leap
             self.run_report += (report,)
-            _log.info("rung: %s", report)
+            _log.info("stage: %s", report)
             self._keep(draws)
 
         improper, chains = self.model_target.improper_sites, (self.settings.num_chains, self.settings.num_samples)
         num_particles = particles_for(math.prod(chains))
 
         def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
-            return bridge_posterior(leap, self.target, *chains, judged, improper, self._objections())
+            return refined_posterior(leap, self.target, *chains, judged, improper, self._objections())
 
         def explore(judged: PosteriorDraws) -> PosteriorDraws:
-            anew = explore_anew(self.given, recipe.found, num_particles, NUM_ISLANDS, self._starts)
+            anew = explore_anew(self.given, recipe.found, num_particles, NUM_REPLICATES, self._starts)
             return annealed_posterior(anew, self.target, *chains, judged, improper, self._objections(), from_flow=False)
 
         start = time.perf_counter()
         self.run_report = self.start_report
-        can_explore = is_affordable(self.given, recipe.found.exploration, NUM_ISLANDS * num_particles)
-        # No rung cures a density without an integral.
+        can_explore = is_affordable(self.given, recipe.found.exploration, NUM_REPLICATES * num_particles)
+        # No stage cures a density without an integral.
         is_hopeless = bool(hopeless_objections(self.leap, self.model_target, recipe.found))
         # What is judged of a training that was cut short is judged for now only.
         stages = Stages() if recipe.is_paused else self._stages
@@ -290,7 +290,7 @@ class Fit:
     def log_choices(self) -> None:
         """What was chosen before anything is trained."""
         found, target = self.recipe.found, self.model_target
-        _log.info("density: %d dimensions, evaluated as %r", target.dim, target.rung)
+        _log.info("density: %d dimensions, evaluated as %r", target.dim, target.backend)
         for line in found.description() if found else ():
             _log.info(line)
         _log.info("explored in %.1f s", self.seconds["exploration_time"])

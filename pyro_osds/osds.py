@@ -1,4 +1,4 @@
-"""The sampler as a user sees it: put together here, explained in the rooms below."""
+"""The sampler as a user sees it: put together here, explained in the modules below."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ class OSDS:
         correction: ``"imh"``, ``"psis"`` or ``"none"``: how draws of the flow become posterior draws.
         num_iterations: Optimiser steps at most; training stops early when it is good enough or no longer improves.
             What is beyond 1000, or beyond half of a larger number, is kept for escalation.
-        max_time: Seconds after which no more training begins and no rung is climbed; exploration, drawing and weighing
+        max_time: Seconds after which no more training begins and no stage is climbed; exploration, drawing and weighing
             always run to their end.
-        escalate: Whether to climb further rungs while the verdict is bad: a larger flow from a better base, then an
-            annealed bridge; see ``pyro_osds.posterior.escalation`` and :attr:`run_report`.
+        escalate: Whether to climb further stages while the verdict is bad: a larger flow from a better base, then an
+            annealed refinement; see ``pyro_osds.posterior.escalation`` and :attr:`run_report`.
         batch_size: Draws per optimiser step.
         learning_rate: Peak learning rate.
         optim: One of ``pyro.optim`` to train the flow with, instead of Adam on a one-cycle schedule; it brings its own
             learning rate, and its schedule, if it has one, takes a step with every optimiser step.
-        num_particles: Particles on each of eight islands during exploration.
+        num_particles: Particles on each of eight replicates during exploration.
         recipe: What runs when: ``"auto"``, ``"calibrate"``, ``"cover"`` or ``"distill"``; see
             ``pyro_osds.train.recipe``.
         num_time_steps: Steps of the finest grid that ``"distill"`` and the velocity network learn, a power of two.
@@ -131,8 +131,8 @@ class OSDS:
         >>> osds.draw(100).samples["mu"].shape
         torch.Size([100])
         >>> osds.redraw()
-        >>> osds.is_trained_on(torch.zeros(5)), list(osds.observed_data), osds.rung
-        (False, ['y'], 'captured')
+        >>> osds.is_trained_on(torch.zeros(5)), list(osds.observed_data), osds.backend, osds.rung
+        (False, ['y'], 'captured', 'captured')
         >>> type(osds.fit.leap).__name__, len(osds.trainer.history.elbo) > 0, osds.is_interrupted
         ('Leap', True, False)
         >>> osds.kernel.model is model  # for arviz.from_pyro
@@ -256,7 +256,7 @@ class OSDS:
         :meth:`load`. Torch's random numbers are taken up where the run left them.
 
         Arguments:
-            max_time: Seconds after which no more training begins and no rung is climbed; default: none.
+            max_time: Seconds after which no more training begins and no stage is climbed; default: none.
 
         Raises:
             RuntimeError: If the last run was not cut short.
@@ -473,7 +473,7 @@ class OSDS:
 
     @property
     def run_report(self) -> tuple[str, ...]:
-        """What the last run climbed, with a sentence for each rung about its evidence, weights and verdict.
+        """What the last run climbed, with a sentence for each stage about its evidence, weights and verdict.
 
         Example:
             >>> import pyro
@@ -491,9 +491,14 @@ class OSDS:
         return dict(self.fit.model_target.observed)
 
     @property
-    def rung(self) -> str:
+    def backend(self) -> str:
         """How the density is evaluated, ``"captured"``, ``"vmap"`` or ``"loop"``; ``"given"`` for a log density."""
-        return self.fit.model_target.rung
+        return self.fit.model_target.backend
+
+    @property
+    def rung(self) -> str:
+        """The earlier name of :attr:`backend`."""
+        return self.backend
 
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.

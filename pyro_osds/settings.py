@@ -102,7 +102,7 @@ class Settings:
         return {name: value for name, value in self.as_dict().items() if value != getattr(type(self), name)}
 
     def particles(self, vectorized: bool, num_terms: int = 1) -> int:
-        """Particles on each island, fewer where densities come point by point or have very many terms."""
+        """Particles on each replicate, fewer where densities come point by point or have very many terms."""
         if not vectorized:
             return _SLOW_PARTICLES
 

@@ -1,4 +1,4 @@
-"""The target room: batches in, one log density per point out, and no surprise from values that are not finite."""
+"""Target: batches in, one log density per point out, and no surprise from values that are not finite."""
 
 import math
 
@@ -13,7 +13,7 @@ from pyro_osds.target import FunctionTarget, Target, finite_log_prob, in_chunks,
 
 
 def test_both_targets_follow_the_protocol():
-    # A function and a model look the same from the rooms below.
+    # A function and a model look the same from the modules below.
     targets = [FunctionTarget(log_gamma, 2), ModelTarget(lambda: pyro.sample("x", dist.Normal(0.0, 1.0).expand([2])))]
     for target in targets:
         assert isinstance(target, Target)

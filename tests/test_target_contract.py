@@ -287,9 +287,9 @@ def test_an_order_hands_on_what_the_target_declares(inside, capability):
 def test_all_wrappers_hand_on_what_a_density_costs(wrap):
     # Whatever the coordinates are.
     target = FunctionTarget(pair, 2, dtype=torch.float64)
-    target.num_terms, target.vectorized, target.is_double, target.rung = 10**6, False, False, "captured"
+    target.num_terms, target.vectorized, target.is_double, target.backend = 10**6, False, False, "captured"
     around = wrap(target)
-    assert (around.num_terms, around.vectorized, around.is_double, around.rung) == (10**6, False, False, "captured")
+    assert (around.num_terms, around.vectorized, around.is_double, around.backend) == (10**6, False, False, "captured")
     assert around.draw_dtype == torch.float64
 
 
@@ -358,7 +358,7 @@ WRONG = {
     "num_terms": 1e6,
     "vectorized": 1,
     "is_double": "yes",
-    "rung": 3,
+    "backend": 3,
     "sites": [SimpleNamespace(name="x")],
     "supports": ["real"],
     "dims": 4,

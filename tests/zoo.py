@@ -47,7 +47,7 @@ class Case:
         function: The model; or, if it is ``built``, what makes the model.
         args: Makes the positional arguments.
         kwargs: Makes the keyword arguments.
-        rung: The best rung that the model can reach.
+        backend: The best backend that the model can reach.
         built: Whether ``function`` makes the model, for those that own modules.
         default_dtype: Type of Python numbers while the model runs.
         reference: A model with the same latents whose density by Pyro is the right one, where the model's own is not.
@@ -58,7 +58,7 @@ class Case:
     function: Callable[..., Any]
     args: Callable[[], tuple[Any, ...]] = tuple
     kwargs: Callable[[], dict[str, Any]] = dict
-    rung: str = "captured"
+    backend: str = "captured"
     built: bool = False
     default_dtype: torch.dtype = torch.float64
     reference: Callable[..., Any] | None = None
@@ -460,7 +460,7 @@ def horseshoe():
         pyro.sample("y", dist.Normal(x.matmul(w), 0.5), obs=tensor([1.0, -0.5]))
 
 
-@case(rung="loop")
+@case(backend="loop")
 def wrapped_pairs():
     """Two angles, by a distribution whose constant is a series that only single runs can sum."""
     concentration = pyro.sample("concentration", dist.Gamma(3.0, 2.0))
@@ -622,7 +622,7 @@ def cosine_walk():
     pyro.sample("y", dist.Normal(walk.cumsum(-1), 0.5).to_event(1), obs=y)
 
 
-@case("stable_jump", rung="loop")
+@case("stable_jump", backend="loop")
 @poutine.reparam(config={"jump": SymmetricStableReparam()})
 def stable_jump():
     """A stable latent by its auxiliaries, among which Pyro asserts signs."""
@@ -1308,7 +1308,7 @@ def discrete_only_log_evidence():
     return float(logsumexp(terms))
 
 
-@case(rung="vmap", exact=discrete_only_log_evidence)
+@case(backend="vmap", exact=discrete_only_log_evidence)
 def discrete_only():
     """Nothing but discrete latents: the evidence is a finite sum."""
     a = pyro.sample("a", dist.Categorical(tensor([0.7, 0.3])))
@@ -1321,7 +1321,7 @@ def no_latents_log_evidence():
     return float(stats.norm.logpdf([0.5, 1.5], 0.3, 1.0).sum())
 
 
-@case(rung="vmap", exact=no_latents_log_evidence)
+@case(backend="vmap", exact=no_latents_log_evidence)
 def no_latents():
     """Nothing is unknown: the evidence is the likelihood."""
     with pyro.plate("data", 2):
@@ -1398,7 +1398,7 @@ def missing_answers():
 # ---- models that look at their values ----
 
 
-@case(rung="loop")
+@case(backend="loop")
 def branch():
     """A choice by the sign of a latent."""
     x = pyro.sample("x", dist.Normal(0.0, 1.0))
@@ -1406,7 +1406,7 @@ def branch():
     pyro.sample("y", dist.Normal(x, scale), obs=tensor(0.7))
 
 
-@case(rung="loop")
+@case(backend="loop")
 def python_number():
     """A latent read as a Python number, for a table."""
     x = pyro.sample("x", dist.Normal(0.0, 1.0))
@@ -1414,14 +1414,14 @@ def python_number():
     pyro.sample("y", dist.Normal(x + level, 1.0), obs=tensor(0.7))
 
 
-@case(rung="loop")
+@case(backend="loop")
 def selection():
     """As many entries as happen to be positive."""
     x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
     pyro.sample("y", dist.Normal(x[x > 0].sum(), 1.0), obs=tensor(0.7))
 
 
-@case(rung="loop")
+@case(backend="loop")
 def assertion():
     """A check of a value that the model makes itself."""
     scale = pyro.sample("scale", dist.HalfNormal(1.0).expand([2]).to_event(1))

@@ -5,10 +5,10 @@ Particles move from a reference density :math:`r` to the target :math:`\gamma` a
 .. math:: \pi_\beta(z) \propto r(z)^{1-\beta}\, \gamma(z)^{\beta}, \qquad 0 = \beta_0 < \dots < \beta_T = 1,
 
 by reweighting, resampling and Hamiltonian moves. Each increment is chosen so that the effective sample size falls to a
-given share. Particles live on independent *islands*: resampling stays on an island, so each of them gives its own
+given share. Particles live on independent *replicates*: resampling stays on a replicate, so each of them gives its own
 estimate of the log evidence, and their spread is the estimate's uncertainty.
 
-Source: sequential Monte Carlo samplers (Del Moral, Doucet, Jasra 2006); the islands serve as repeats.
+Source: sequential Monte Carlo samplers (Del Moral, Doucet, Jasra 2006); the replicates serve as repeats.
 """
 
 from __future__ import annotations
@@ -110,16 +110,16 @@ class Exploration:
     """Equally weighted particles at the end of an annealing run, and what the run saw.
 
     Arguments:
-        z: Particles, ``(num_islands * num_particles, D)``.
+        z: Particles, ``(num_replicates * num_particles, D)``.
         log_prob: Log density of the target at the particles.
-        island_log_evidence: One estimate per island, nats, ``(num_islands,)``.
+        replicate_log_evidence: One estimate per replicate, nats, ``(num_replicates,)``.
         num_temperatures: Annealing steps taken.
         num_evaluations: Points at which the density was evaluated.
         acceptance: Mean acceptance of the last Hamiltonian moves.
         num_not_finite: Particles that were drawn from the reference with a density that is not finite.
         pareto_k: Largest shape of the tail of the weights of one change of temperature.
         ess: Smallest effective number of particles after one.
-        start: The draws of the reference, ``(num_islands * num_particles, D)``.
+        start: The draws of the reference, ``(num_replicates * num_particles, D)``.
         settled: Whether the mean log density had stopped drifting at the end; true where nobody looked.
         num_undefined: Draws of the reference with a density that is nan or ``+inf``.
         undefined_at: One of them, ``(D,)``; empty where there is none.
@@ -127,7 +127,7 @@ class Exploration:
 
     z: Tensor
     log_prob: Tensor
-    island_log_evidence: Tensor
+    replicate_log_evidence: Tensor
     num_temperatures: int
     num_evaluations: int
     acceptance: float
@@ -141,26 +141,26 @@ class Exploration:
 
     @property
     def log_evidence(self) -> float:
-        """Log of the islands' mean evidence, nats."""
-        estimates = self.island_log_evidence.double()
+        """Log of the replicates' mean evidence, nats."""
+        estimates = self.replicate_log_evidence.double()
 
         return (torch.logsumexp(estimates, 0) - math.log(len(estimates))).item()
 
     @property
     def std_error(self) -> float:
-        """Standard error of ``log_evidence`` from the spread between islands, nats."""
-        estimates = self.island_log_evidence.double()
+        """Standard error of ``log_evidence`` from the spread between replicates, nats."""
+        estimates = self.replicate_log_evidence.double()
         ratios = (estimates - self.log_evidence).exp()
 
         return (ratios.std() / math.sqrt(len(ratios))).item()
 
 
-# The defaults were chosen on the accuracy cases. More particles find smaller modes; eight islands are as few as give a
-# standard error; a higher share, more moves or more steps make the evidence better and take longer in proportion.
+# The defaults were chosen on the accuracy cases. More particles find smaller modes; eight replicates are as few as give
+# a standard error; a higher share, more moves or more steps make the evidence better and take longer in proportion.
 def explore(
     path: AnnealingPath,
     num_particles: int = 64,
-    num_islands: int = 8,
+    num_replicates: int = 8,
     *,
     ess_threshold: float = 0.5,
     num_moves: int = 2,
@@ -174,8 +174,8 @@ def explore(
 
     Arguments:
         path: Where to start and where to go.
-        num_particles: Particles on each island.
-        num_islands: Independent repeats, run in one batch.
+        num_particles: Particles on each replicate.
+        num_replicates: Independent repeats, run in one batch.
         ess_threshold: Share of the effective sample size that a change of temperature may leave.
         num_moves: Hamiltonian moves at each temperature.
         num_leapfrog: Leapfrog steps of a move.
@@ -185,22 +185,22 @@ def explore(
         phase: What the progress bar of a run calls it.
 
     Returns:
-        The particles at the target and the islands' estimates of the log evidence.
+        The particles at the target and the replicates' estimates of the log evidence.
 
     Raises:
         NotFiniteError: If the target is not finite at any particle of the reference.
     """
-    num_total = num_particles * num_islands
+    num_total = num_particles * num_replicates
     largest_increment = 1.0 / min_temperatures
     z, log_reference, log_target, undefined = _start(path, num_total)
     start = z
     num_not_finite = int((~log_target.isfinite()).sum())
     mover = _HamiltonianMover(path, num_moves, num_leapfrog)
-    log_evidence = z.new_zeros(num_islands, dtype=torch.float64)
+    log_evidence = z.new_zeros(num_replicates, dtype=torch.float64)
     beta, num_temperatures, k, ess = 0.0, 0, -math.inf, math.inf
     progress = progress_bar(1.0, phase)
     while beta < 1.0:
-        log_ratio = (log_target - log_reference).view(num_islands, num_particles)
+        log_ratio = (log_target - log_reference).view(num_replicates, num_particles)
         last = num_temperatures + 1 >= max_temperatures
         increment = 1.0 - beta if last else _increment(log_ratio, min(1.0 - beta, largest_increment), ess_threshold)
         log_weight = (increment * log_ratio).nan_to_num(nan=-torch.inf)
@@ -271,7 +271,7 @@ def _start(path: AnnealingPath, num_total: int) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _increment(log_ratio: Tensor, remaining: float, ess_threshold: float) -> float:
-    """The largest increment of the inverse temperature that keeps the islands' mean share of effective particles."""
+    """The largest increment of the inverse temperature that keeps the replicates' mean share of effective particles."""
 
     def share(increment: float) -> float:
         log_weight = increment * log_ratio
@@ -290,13 +290,13 @@ def _increment(log_ratio: Tensor, remaining: float, ess_threshold: float) -> flo
 
 
 def _resample(log_weight: Tensor) -> Tensor:
-    """Systematic resampling on each island, ``(num_islands, N)`` to flat indices ``(num_islands * N,)``."""
-    num_islands, num_particles = log_weight.shape
+    """Systematic resampling on each replicate, ``(num_replicates, N)`` to flat indices ``(num_replicates * N,)``."""
+    num_replicates, num_particles = log_weight.shape
     weights = torch.softmax(log_weight.double(), 1).nan_to_num(1.0 / num_particles)
-    offset = torch.rand(num_islands, 1, dtype=torch.float64, device=weights.device)
+    offset = torch.rand(num_replicates, 1, dtype=torch.float64, device=weights.device)
     grid = (torch.arange(num_particles, dtype=torch.float64, device=weights.device) + offset) / num_particles
     index = torch.searchsorted(weights.cumsum(1), grid).clamp(max=num_particles - 1)
-    first = torch.arange(num_islands, device=weights.device)[:, None] * num_particles
+    first = torch.arange(num_replicates, device=weights.device)[:, None] * num_particles
 
     return (index + first).reshape(-1)
 

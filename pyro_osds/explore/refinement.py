@@ -61,28 +61,28 @@ class LatentTarget(TargetWrapper):
         return z, log_abs_det + scale.diagonal().log().sum()
 
 
-def bridge(leap: Leap, target: Target, num_particles: int, num_islands: int = 8) -> Exploration:
+def refine(leap: Leap, target: Target, num_particles: int, num_replicates: int = 8) -> Exploration:
     """Anneal from the leap's draws to the target.
 
     Arguments:
         leap: A leap that is nearly right.
         target: The target.
-        num_particles: Particles on each island.
-        num_islands: Independent repeats, whose spread is the uncertainty of the evidence.
+        num_particles: Particles on each replicate.
+        num_replicates: Independent repeats, whose spread is the uncertainty of the evidence.
 
     Returns:
-        Equally weighted particles at the target, in its own coordinates, and the islands' log evidences.
+        Equally weighted particles at the target, in its own coordinates, and the replicates' log evidences.
     """
     latent, base = LatentTarget(leap, target), whitened(leap.base).density
     path = ReferencePath(latent, lambda count: base.sample(torch.Size([count])), base.log_prob)
     found = explore(
         path,
         num_particles,
-        num_islands,
+        num_replicates,
         ess_threshold=_ESS_THRESHOLD,
         min_temperatures=_MIN_TEMPERATURES,
         max_settling=_MAX_SETTLING,
-        phase="Bridge",
+        phase="Refine",
     )
     with torch.no_grad():
         z, log_abs_det = latent.leap(found.z)

@@ -102,13 +102,13 @@ class Survey:
         ]
 
 
-def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts: Tensor | None = None) -> Survey:
+def survey(target: Target, num_particles: int = 64, num_replicates: int = 8, starts: Tensor | None = None) -> Survey:
     """Explore a target and choose the base.
 
     Arguments:
         target: The target; if it can sample its own prior, annealing starts there.
-        num_particles: Particles on each island.
-        num_islands: Independent repeats of the annealing.
+        num_particles: Particles on each replicate.
+        num_replicates: Independent repeats of the annealing.
         starts: Unconstrained points to look around, ``(S, D)``, where no prior can be sampled.
 
     Returns:
@@ -123,7 +123,7 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     """
     target = as_target(target)
     way, spread = first_way(target, starts)
-    exploration = explore(way, num_particles, num_islands, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
+    exploration = explore(way, num_particles, num_replicates, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
     exploration = replace(exploration, start=exploration.start if spread is None else spread)
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
@@ -132,23 +132,25 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
         num_particles *= more
-        exploration = explore(way, num_particles, num_islands, ess_threshold=0.8, num_moves=4, phase="Explore slowly")
+        exploration = explore(
+            way, num_particles, num_replicates, ess_threshold=0.8, num_moves=4, phase="Explore slowly"
+        )
         num_evaluations += exploration.num_evaluations
         exploration = replace(exploration, start=exploration.start if spread is None else spread)
         target, exploration, modes = _in_one_order(given, exploration)
     target, exploration = _choose_coordinates(target, exploration)
-    exploration = _with_lost_modes(target, exploration, num_particles, num_islands)
+    exploration = _with_lost_modes(target, exploration, num_particles, num_replicates)
     modes = _find_modes(target, exploration)
     base = _choose_base(target, exploration, modes)
     if _has_many_dimensions(target, exploration) and modes.parted <= MANY_PARTED:
         base = variational_base(target, base)
-        exploration = _explore_from(target, base, exploration, num_particles, num_islands)
+        exploration = _explore_from(target, base, exploration, num_particles, num_replicates)
         num_evaluations += exploration.num_evaluations
         ways = _MAX_WAYS
     while exploration.num_temperatures > SHORT_WAY and ways < _MAX_WAYS and modes.parted <= MANY_PARTED:
         way = ReferencePath(target, base.sample, base.log_prob)
         try:
-            exploration = explore(way, num_particles, num_islands, max_settling=0, phase="Explore again")
+            exploration = explore(way, num_particles, num_replicates, max_settling=0, phase="Explore again")
         except NotFiniteError:
             # A base all of whose draws overflow knows less than the particles that it was fitted to.
             break
@@ -166,22 +168,22 @@ def survey(target: Target, num_particles: int = 64, num_islands: int = 8, starts
 
 
 def explore_anew(
-    target: Any, found: Survey, num_particles: int, num_islands: int, starts: Tensor | None
+    target: Any, found: Survey, num_particles: int, num_replicates: int, starts: Tensor | None
 ) -> Exploration:
     """The first way again, slowly and with more particles: draws where no flow could be had.
 
     Arguments:
         target: The target in the coordinates that it was given in.
         found: What the survey found, in the coordinates that it chose.
-        num_particles: Particles on each island.
-        num_islands: Independent repeats.
+        num_particles: Particles on each replicate.
+        num_replicates: Independent repeats.
         starts: Unconstrained points to look around, ``(S, D)``, where no prior can be sampled.
 
     Returns:
         The particles, in the coordinates of the survey.
     """
     way, _ = first_way(target, starts)
-    exploration = explore(way, num_particles, num_islands, ess_threshold=0.7, phase="Explore anew")
+    exploration = explore(way, num_particles, num_replicates, ess_threshold=0.7, phase="Explore anew")
     z, seen = exploration.z, found.target
     if seen.unordered is not target:
         z = target.other_coordinates(z)[1]
@@ -197,15 +199,15 @@ def resurvey(found: Survey, exploration: Exploration) -> Survey:
 
     Arguments:
         found: What the first survey found.
-        exploration: Particles in its coordinates, of a bridge for instance.
+        exploration: Particles in its coordinates, of a refinement for instance.
     """
     modes = _find_modes(found.target, exploration)
     base = _choose_base(found.target, exploration, modes)
 
-    # What starts from the flow cannot check it: a mode that the flow lost is lost to its bridge as well.
-    check = found.exploration.island_log_evidence
+    # What starts from the flow cannot check it: a mode that the flow lost is lost to its refinement as well.
+    check = found.exploration.replicate_log_evidence
 
-    return replace(found, base=base, exploration=replace(exploration, island_log_evidence=check), modes=modes)
+    return replace(found, base=base, exploration=replace(exploration, replicate_log_evidence=check), modes=modes)
 
 
 def first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Tensor | None]:
@@ -230,11 +232,13 @@ class _Whitened(TargetWrapper):
         return self.target.log_prob(self._base.from_whitened(z)) + self._base.log_abs_det
 
 
-def _explore_from(target: Target, base: Base, before: Exploration, num_particles: int, num_islands: int) -> Exploration:
+def _explore_from(
+    target: Target, base: Base, before: Exploration, num_particles: int, num_replicates: int
+) -> Exploration:
     """The short way from a base, in its coordinates: there, few particles suffice for the scale of the moves."""
     density = base.density
     path = ReferencePath(_Whitened(target, base), lambda count: density.sample(torch.Size([count])), density.log_prob)
-    found = explore(path, num_particles, num_islands, phase="Explore again")
+    found = explore(path, num_particles, num_replicates, phase="Explore again")
 
     return replace(found, z=base.from_whitened(found.z), log_prob=found.log_prob - base.log_abs_det, start=before.start)
 
@@ -264,7 +268,7 @@ def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Explor
     return best
 
 
-def _with_lost_modes(target: Target, exploration: Exploration, num_particles: int, num_islands: int) -> Exploration:
+def _with_lost_modes(target: Target, exploration: Exploration, num_particles: int, num_replicates: int) -> Exploration:
     """The exploration, or a better one where scouts found a mode that holds none of its particles."""
     if not target.vectorized:
         return exploration
@@ -272,7 +276,7 @@ def _with_lost_modes(target: Target, exploration: Exploration, num_particles: in
     if reference is None:
         return exploration
     way = ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
-    again = explore(way, num_particles, num_islands, phase="Explore again")
+    again = explore(way, num_particles, num_replicates, phase="Explore again")
     # A lower evidence than before is no discovery.
     lower = again.log_evidence < exploration.log_evidence - LOWER_SIGMAS * exploration.std_error
 

@@ -1,8 +1,8 @@
 """From the flow of one posterior to another one nearby, such as that of a little more data.
 
-The flow is held against the new posterior by a short bridge from its draws. Such a bridge cannot see what the flow has
-never seen, so two things are done from scratch: the way from the prior, whose log evidence is the check of the new one,
-and the scouts' look for modes. Whatever speaks against the old flow is a reason to explore anew.
+The flow is held against the new posterior by a short refinement from its draws. Such a refinement cannot see what the
+flow has never seen, so two things are done from scratch: the way from the prior, whose log evidence is the check of the
+new one, and the scouts' look for modes. Whatever speaks against the old flow is a reason to explore anew.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
 from pyro_osds.explore.mode_search import lost_modes
 from pyro_osds.explore.modes import find_modes
 from pyro_osds.explore.propriety import find_endless
-from pyro_osds.explore.refinement import bridge
+from pyro_osds.explore.refinement import refine
 from pyro_osds.explore.survey import Survey, first_way
 from pyro_osds.flow.base import whitened
 from pyro_osds.flow.leap import Leap, is_bijective
@@ -46,12 +46,12 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
         leap: The leap that was trained for the other posterior.
         found: What was found about that one.
         target: The new target, with the same sites.
-        num_particles: Particles on each of eight islands.
+        num_particles: Particles on each of eight replicates.
         starts: Unconstrained points to look around, ``(S, D)``, where no prior can be sampled.
 
     Returns:
-        The survey of the new target: in the old coordinates, with the old base, with the bridge's particles, and with
-        the log evidence of an annealing run that has never seen the flow as the check.
+        The survey of the new target: in the old coordinates, with the old base, with the refinement's particles, and
+        with the log evidence of an annealing run that has never seen the flow as the check.
 
     Raises:
         FarOffError: If something speaks against the old flow.
@@ -78,14 +78,14 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
         check = check if again.log_evidence < check.log_evidence - LOWER_SIGMAS * check.std_error else again
     combined = math.hypot(walked.std_error, max(check.std_error, MIN_CHECK_ERROR))
     above = check.log_evidence - walked.log_evidence
-    # Both come from the spread of eight islands.
+    # Both come from the spread of eight replicates.
     if above > MAX_SIGMAS * CHECK_QUANTILE * combined:
-        raise FarOffError(f"exploring from scratch gave a log evidence {above:.2f} nats above that of the bridge")
+        raise FarOffError(f"exploring from scratch gave a log evidence {above:.2f} nats above that of the refinement")
     loc, scale_tril = weighted_moments(walked.z, torch.zeros_like(walked.log_prob))
     exploration = Exploration(
         walked.z,
         walked.log_prob,
-        check.island_log_evidence,
+        check.replicate_log_evidence,
         check.num_temperatures,
         walked.num_evaluations + check.num_evaluations,
         walked.acceptance,
@@ -104,15 +104,15 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
 
 
 def _walked(leap: Leap, target: Any, num_particles: int) -> Exploration:
-    """Particles of a short bridge from the old flow's draws, if it was short indeed."""
+    """Particles of a short refinement from the old flow's draws, if it was short indeed."""
     try:
-        walked = bridge(leap, target, num_particles)
+        walked = refine(leap, target, num_particles)
     except NotFiniteError as error:
         raise FarOffError("the log density is not finite at any draw of the old flow") from error
     if walked.num_temperatures > MAX_WARM_TEMPERATURES:
-        raise FarOffError(f"the bridge from the old flow took {walked.num_temperatures} temperatures")
+        raise FarOffError(f"the refinement from the old flow took {walked.num_temperatures} temperatures")
     if not walked.settled or walked.acceptance < MIN_ACCEPTANCE or not walked.std_error < MAX_WARM_ERROR:
-        raise FarOffError("the particles of the bridge from the old flow did not come to rest")
+        raise FarOffError("the particles of the refinement from the old flow did not come to rest")
 
     return walked
 

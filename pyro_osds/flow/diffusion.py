@@ -1,7 +1,7 @@
 r"""The teacher: a controlled diffusion that walks from noise to the posterior in many small steps.
 
-In whitened coordinates, with base :math:`\mathcal N(0, I)` and signal :math:`\alpha` (room ``schedule``), noise enters
-in exact Ornstein-Uhlenbeck transitions and is taken out again with the help of a control :math:`r`,
+In whitened coordinates, with base :math:`\mathcal N(0, I)` and signal :math:`\alpha` (module ``schedule``), noise
+enters in exact Ornstein-Uhlenbeck transitions and is taken out again with the help of a control :math:`r`,
 
 .. math::
     x_t \mid x_{t+d} \sim \mathcal N\big(a\,x_{t+d},\ (1 - a^2) I\big), \qquad

@@ -1,12 +1,12 @@
-"""From a density of one point to the density of a batch, on the fastest rung that is right.
+"""From a density of one point to the density of a batch, on the fastest backend that is right.
 
-| rung | how | |
+| backend | how | |
 |---|---|---|
 | ``captured`` | one recorded graph of tensor operations | hundreds of times faster than the loop |
 | ``vmap`` | :func:`torch.func.vmap` of the model, under a layer that makes both agree | a hundred times faster |
 | ``loop`` | point by point | always right |
 
-A rung is used after it agreed with the loop, value and gradient, at eight points. From the loop upwards: vmap, then
+A backend is used after it agreed with the loop, value and gradient, at eight points. From the loop upwards: vmap, then
 vmap with tensors that belong to the batch from the start, then a graph of whichever of the two worked.
 
 All of them run the density in double precision (``precision``), unless the model insists on single: the loop in both
@@ -53,7 +53,7 @@ Single = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Ladder:
-    """A batch of points, evaluated on the fastest rung that agrees with the loop.
+    """A batch of points, evaluated on the fastest backend that agrees with the loop.
 
     Arguments:
         single: Log prior and log likelihood of one point.
@@ -69,7 +69,7 @@ class Ladder:
 
     Example:
         >>> ladder = Ladder(lambda z: (-0.5 * z.square().sum(), z.sum()), torch.zeros(2, dtype=torch.float64))
-        >>> ladder.rung
+        >>> ladder.backend
         'captured'
         >>> ladder.densities(torch.ones(3, 2, dtype=torch.float64))
         (tensor([-1., -1., -1.], dtype=torch.float64), tensor([2., 2., 2.], dtype=torch.float64))
@@ -97,7 +97,7 @@ class Ladder:
         self._batched_factories = False
         self._graphs: dict[tuple[bool, int], Graph] = {}
         self._points = check_points(example)
-        # The foot of the ladder: what all rungs have to agree with.
+        # The foot of the ladder: what all backends have to agree with.
         self.vectorized = self._may_capture = False
         self.is_double = bool(is_double)
         self._expected = with_scores(self.densities)(self._points)
@@ -121,7 +121,7 @@ class Ladder:
         return Ladder(single, self._example, vectorize, capture, *sizes, is_double=self.is_double)
 
     @property
-    def rung(self) -> str:
+    def backend(self) -> str:
         """``"captured"``, ``"vmap"`` or ``"loop"``."""
         if not self.vectorized:
             return "loop"
@@ -318,7 +318,7 @@ def _seconds(function: Callable[[Tensor], Any], z: Tensor) -> float:
 
 
 def check_points(example: Tensor) -> Tensor:
-    """Eight points at which rungs are compared: near the example, and further out on both sides, ``(8, D)``."""
+    """Eight points at which backends are compared: near the example, and further out on both sides, ``(8, D)``."""
     with torch.random.fork_rng(devices=[]):
         noise = torch.randn(5, len(example), dtype=example.dtype, device="cpu").to(example.device)
     near = [example, example + 0.1 * noise[0], example + 0.5 * noise[1], 0.5 * noise[2]]

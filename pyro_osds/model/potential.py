@@ -71,9 +71,9 @@ class PotentialTarget(Target):
         return self._ladder.is_double
 
     @property
-    def rung(self) -> str:
+    def backend(self) -> str:
         """How batches are evaluated: ``"captured"``, ``"vmap"`` or ``"loop"``."""
-        return self._ladder.rung
+        return self._ladder.backend
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Minus the potential, ``(B, D) -> (B,)``."""

@@ -161,9 +161,9 @@ class ModelTarget(SiteReadings, Target):
     # ---- densities ----
 
     @property
-    def rung(self) -> str:
+    def backend(self) -> str:
         """How batches are evaluated: ``"captured"``, ``"vmap"`` or ``"loop"``."""
-        return self._ladder.rung
+        return self._ladder.backend
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log joint density in unconstrained space, ``(B, D) -> (B,)``."""

@@ -2,7 +2,7 @@ r"""A trained leap at work: fresh weighted draws, chains out of them, and the ev
 
 The evidence is computed from all draws. They are doubled until its standard error is small or there are enough. All of
 them are proposals of the chains too, which are thinned to the length asked for: draws that are there anyway make chains
-mix better. Weights that are not nearly equal get a second opinion, a short bridge from the leap to the target.
+mix better. Weights that are not nearly equal get a second opinion, a short refinement from the leap to the target.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.explore.annealing import Exploration
-from pyro_osds.explore.refinement import bridge
+from pyro_osds.explore.refinement import refine
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
 from pyro_osds.posterior.verdict import judge, judge_annealed
@@ -34,10 +34,10 @@ CORRECTIONS = ("imh", "psis", "none")
 _MIN_DRAWS = 4096
 # At most: beyond, the standard error falls too slowly for what they take.
 _MAX_DRAWS = 32768
-# Particles on each island of a bridge, as of an exploration.
-_BRIDGE_PARTICLES = 64
-NUM_ISLANDS = 32
-"""Enough islands that their spread is known, and twice the standard error covers as it should."""
+# Particles on each replicate of a refinement, as of an exploration.
+_REFINEMENT_PARTICLES = 64
+NUM_REPLICATES = 32
+"""Enough replicates that their spread is known, and twice the standard error covers as it should."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class PosteriorDraws:
         index: The proposal that each posterior draw is, ``(num_chains, num_samples)``.
         acceptance: Acceptance probability of the steps that are kept, ``(num_chains, num_samples)``.
         evidence: Evidence and verdict from all weighted draws.
-        bridge: The short bridge that gave the second opinion, if the weights asked for one.
-        flow_log_weight: Log weights of the flow's own draws, ``(S,)``, also where a bridge gave the draws.
+        refinement: The short refinement that gave the second opinion, if the weights asked for one.
+        flow_log_weight: Log weights of the flow's own draws, ``(S,)``, also where a refinement gave the draws.
         flow_not_finite: How many of these had a log density of nan or ``+inf``.
     """
 
@@ -58,7 +58,7 @@ class PosteriorDraws:
     index: Tensor
     acceptance: Tensor
     evidence: Evidence
-    bridge: Exploration | None = None
+    refinement: Exploration | None = None
     flow_log_weight: Tensor = field(default_factory=lambda: torch.empty(0))
     flow_not_finite: int = 0
 
@@ -152,7 +152,7 @@ def _weigh_enough(leap: Proposal, target: Target, num_draws: int, max_draws: int
     return draws, weights
 
 
-def bridge_posterior(
+def refined_posterior(
     leap: Leap,
     target: Target,
     num_chains: int,
@@ -161,12 +161,12 @@ def bridge_posterior(
     improper_sites: Sequence[str] = (),
     reasons: Sequence[Reason] = (),
 ) -> PosteriorDraws:
-    """Draws and evidence from a bridge instead of weights, for a leap whose weights did not suffice.
+    """Draws and evidence from a refinement instead of weights, for a leap whose weights did not suffice.
 
     Arguments:
-        leap: The leap that the bridge starts from.
+        leap: The leap that the refinement starts from.
         target: The target.
-        num_chains: Chains; each takes the particles of islands of its own.
+        num_chains: Chains; each takes the particles of replicates of its own.
         num_samples: Draws of each chain.
         judged: Draws and verdict from the leap's weights; what they say of the density itself still holds.
         improper_sites: Latent sites with an improper prior.
@@ -175,19 +175,19 @@ def bridge_posterior(
     Returns:
         Equally weighted posterior draws.
     """
-    found = bridge(leap, target, particles_for(num_chains * num_samples), NUM_ISLANDS)
+    found = refine(leap, target, particles_for(num_chains * num_samples), NUM_REPLICATES)
 
     return annealed_posterior(found, target, num_chains, num_samples, judged, improper_sites, reasons)
 
 
 def particles_for(num_draws: int) -> int:
-    """Particles on each island that give so many draws.
+    """Particles on each replicate that give so many draws.
 
     Example:
         >>> particles_for(4000)
         125
     """
-    return max(math.ceil(num_draws / NUM_ISLANDS), _BRIDGE_PARTICLES)
+    return max(math.ceil(num_draws / NUM_REPLICATES), _REFINEMENT_PARTICLES)
 
 
 def annealed_posterior(
@@ -203,9 +203,9 @@ def annealed_posterior(
     """Draws and evidence of annealed particles, from a flow or from wherever exploration begins.
 
     Arguments:
-        found: The particles, on :data:`NUM_ISLANDS` islands.
+        found: The particles, on :data:`NUM_REPLICATES` replicates.
         target: The target.
-        num_chains: Chains; each takes the particles of islands of its own.
+        num_chains: Chains; each takes the particles of replicates of its own.
         num_samples: Draws of each chain.
         judged: Draws and verdict of the stage before; what they say of the density itself still holds.
         improper_sites: Latent sites with an improper prior.
@@ -215,7 +215,7 @@ def annealed_posterior(
     Returns:
         Equally weighted posterior draws.
     """
-    # Each chain walks through its islands in random order: copies of one particle do not follow each other.
+    # Each chain walks through its replicates in random order: copies of one particle do not follow each other.
     order = torch.rand(num_chains, len(found.z) // num_chains, device=found.z.device).argsort(-1)
     index = order[:, :num_samples] + torch.arange(num_chains, device=order.device)[:, None] * order.shape[1]
     nothing = torch.zeros_like(found.log_prob)
@@ -249,9 +249,9 @@ def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:
 
 
 def _second_opinion(leap: Proposal, target: Target, weights: WeightSummary) -> Exploration | None:
-    """A short bridge, where weights are not nearly equal and densities are fast enough for one."""
+    """A short refinement, where weights are not nearly equal and densities are fast enough for one."""
     good = weights.pareto_k <= GOOD_PARETO_K and weights.ess >= GOOD_WEIGHT_ESS * weights.num_draws
     if good or not is_bijective(leap) or not target.vectorized:
         return None
 
-    return bridge(leap, target, _BRIDGE_PARTICLES)
+    return refine(leap, target, _REFINEMENT_PARTICLES)

@@ -1,17 +1,17 @@
-"""What a run does while its verdict is bad and there is time: rung by rung, each of them reported.
+"""What a run does while its verdict is bad and there is time: stage by stage, each of them reported.
 
-===========  ===========================================================================  ===================
-rung         what                                                                         when
-===========  ===========================================================================  ===================
-flow         the leap that the recipe trained, judged by its weights                      always
-larger flow  a new base on the particles of a short bridge, and a wider flow from it      few draws effective
-bridge       draws and evidence of an annealed bridge from the better of the two flows    verdict still bad
-exploration  draws and evidence of annealing anew, from where exploration began           verdict still bad
-===========  ===========================================================================  ===================
+===================  ===================================================================  ===================
+stage                what                                                                 when
+===================  ===================================================================  ===================
+flow                 the leap that the recipe trained, judged by its weights              always
+larger flow          a new base on particles of a short refinement, and a wider flow      few draws effective
+annealed refinement  draws and evidence of annealing from the better of the two flows     verdict still bad
+exploration          draws and evidence of annealing anew, from where exploration began   verdict still bad
+===================  ===================================================================  ===================
 
-The first two give draws in one network evaluation. The bridge gives right draws and a right evidence from a flow that
-is only nearly right. The last one needs no flow: where one lost a part of the posterior, so did what starts from it.
-The flow, for further draws with weights, stays as it is. Of all rungs the best founded one is kept: one with good
+The first two give draws in one network evaluation. The refinement gives right draws and a right evidence from a flow
+that is only nearly right. The last one needs no flow: where one lost a part of the posterior, so did what starts from
+it. The flow, for further draws with weights, stays as it is. Of all stages the best founded one is kept: one with good
 verdicts or, where there is none, the one with the higher log evidence, since annealing that misses a part is too low.
 """
 
@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, cast
 
 from pyro_osds.explore.annealing import Exploration
-from pyro_osds.explore.refinement import bridge
+from pyro_osds.explore.refinement import refine
 from pyro_osds.explore.survey import Survey, resurvey
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.draws import PosteriorDraws
@@ -34,8 +34,9 @@ from pyro_osds.stats.thresholds import POOR_WEIGHT_ESS
 from pyro_osds.target import Target
 from pyro_osds.train.recipe import Recipe
 
-# Particles on each island of a bridge, as of an exploration.
+# Particles on each replicate of a refinement, as of an exploration.
 _NUM_PARTICLES = 64
+_REFINEMENT = "annealed refinement"
 # What a file calls them.
 _IS_LARGER, _ITERATIONS = "is larger", "iterations of the "
 
@@ -77,7 +78,8 @@ class Stages:
             state: The state; it stays as it is.
             target: The target of the survey.
         """
-        left = dict(state)
+        # A stage by its name in files of earlier versions.
+        left = {name.replace("bridge", _REFINEMENT): value for name, value in state.items()}
         survey, is_larger, random = (left.pop(name, None) for name in ("survey", _IS_LARGER, "random"))
         counts = {name: left.pop(name) for name in list(left) if name.startswith(_ITERATIONS)}
         iterations = {name.removeprefix(_ITERATIONS): count for name, count in counts.items()}
@@ -87,14 +89,14 @@ class Stages:
 
 @dataclass
 class Escalation:
-    """The rungs that a run may climb.
+    """The stages that a run may climb.
 
     Arguments:
         recipe: The recipe that was run; ends up with the better flow.
         judge: Draws and verdict from the weights of a leap.
-        walk: Draws and verdict from a bridge that starts from a leap, given the draws that its weights judged.
-        explore: Draws and verdict of exploration anew, given those of the rung before; None where it costs too much.
-        deadline: No rung is begun after this time of ``time.perf_counter``.
+        walk: Draws and verdict from a refinement that starts from a leap, given the draws that its weights judged.
+        explore: Draws and verdict of exploration anew, given those of the stage before; None where it costs too much.
+        deadline: No stage is begun after this time of ``time.perf_counter``.
         stages: What stages have left before; a run that was cut short goes on from there.
     """
 
@@ -107,7 +109,7 @@ class Escalation:
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether there is a rung that was not climbed to its end."""
+        """Whether there is a stage that was not climbed to its end."""
         return self.stages.random is not None
 
     def judged_once(self, name: str, judge: Callable[[], PosteriorDraws]) -> PosteriorDraws:
@@ -125,7 +127,7 @@ class Escalation:
 
         Arguments:
             draws: Draws and verdict of the recipe's flow.
-            keep: Called with the better draws, and what to report, after each rung.
+            keep: Called with the better draws, and what to report, after each stage.
         """
         keep(draws, self._report("flow", draws.evidence))
         evidence, done = draws.evidence, self.stages.judged
@@ -133,7 +135,7 @@ class Escalation:
         if poor and self._may_be_larger() and self._may_go_on(self.stages.is_larger is not None):
             draws = self._larger_flow(draws, keep)
         leap = self.recipe.trainer.leap
-        if not draws.evidence.is_settled and is_bijective(leap) and self._may_go_on("bridge" in done):
+        if not draws.evidence.is_settled and is_bijective(leap) and self._may_go_on(_REFINEMENT in done):
             draws = self._walked(leap, draws, keep)
         if (
             not draws.evidence.is_settled
@@ -143,8 +145,8 @@ class Escalation:
             self._explored(self.explore, draws, keep)
 
     def _walked(self, leap: Leap, draws: PosteriorDraws, keep: Callable[[PosteriorDraws, str], None]) -> PosteriorDraws:
-        walked = self.judged_once("bridge", lambda: self.walk(leap, draws))
-        keep(walked, self._report("bridge", walked.evidence))
+        walked = self.judged_once(_REFINEMENT, lambda: self.walk(leap, draws))
+        keep(walked, self._report(_REFINEMENT, walked.evidence))
 
         return walked
 
@@ -207,22 +209,22 @@ class Escalation:
         return draws
 
     def _survey(self, draws: PosteriorDraws, flow: Leap) -> Survey:
-        """What the larger flow starts from: particles of a bridge that there is, or of a short one."""
+        """What the larger flow starts from: particles of a refinement that there is, or of a short one."""
         if self.stages.survey is None:
             self._begin()
-            self.stages.survey = resurvey(self.recipe.found, draws.bridge or self._particles(flow))
+            self.stages.survey = resurvey(self.recipe.found, draws.refinement or self._particles(flow))
             self.stages.random = None
 
         return self.stages.survey
 
     def _particles(self, flow: Leap) -> Exploration:
-        return bridge(flow, self.recipe.found.target, _NUM_PARTICLES)
+        return refine(flow, self.recipe.found.target, _NUM_PARTICLES)
 
-    def _report(self, rung: str, evidence: Evidence) -> str:
+    def _report(self, stage: str, evidence: Evidence) -> str:
         # Iterations at the first report: a climb that goes on repeats what it said.
-        iterations = self.stages.iterations.setdefault(rung, len(self.recipe.trainer.history.loss))
+        iterations = self.stages.iterations.setdefault(stage, len(self.recipe.trainer.history.loss))
 
         return (
-            f"{rung}: {evidence.headline[0]}, ELBO {evidence.elbo:.4f}, pareto k {evidence.pareto_k:.2f}, effective "
+            f"{stage}: {evidence.headline[0]}, ELBO {evidence.elbo:.4f}, pareto k {evidence.pareto_k:.2f}, effective "
             f"sample size {evidence.ess:.0f} of {evidence.num_draws} ({iterations} iterations): {evidence.verdict}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyro_osds.explore.annealing import Exploration
 from pyro_osds.runtime.text import Card
@@ -18,7 +18,7 @@ class Reason(NamedTuple):
         text: The sentence.
         draws: Whether it speaks against the posterior draws.
         evidence: Whether it speaks against the log evidence.
-        mendable: Whether more work could mend it; what is wrong with a model, no further rung cures.
+        mendable: Whether more work could mend it; what is wrong with a model, no further stage cures.
     """
 
     text: str
@@ -79,7 +79,7 @@ class Evidence:
         reliable: Whether nothing speaks against the log evidence.
         reasons: What speaks against it: sentences, each with what was seen and the cure; empty when reliable.
         check: Log evidence of the annealed exploration, if there was one.
-        bridge: Log evidence of short annealing from the flow, if the weights asked for it.
+        refinement: Log evidence of short annealing from the flow, if the weights asked for it.
         draws_reliable: Whether nothing speaks against the posterior draws.
         draws_reasons: What speaks against them; empty when they are reliable.
         improper_sites: Latent sites with an improper prior: with one, there is no log evidence.
@@ -110,12 +110,21 @@ class Evidence:
     reliable: bool
     reasons: tuple[str, ...]
     check: EvidenceCheck | None = None
-    bridge: EvidenceCheck | None = None
+    refinement: EvidenceCheck | None = None
     draws_reliable: bool = True
     draws_reasons: tuple[str, ...] = ()
     improper_sites: tuple[str, ...] = ()
     log_integral: float = math.nan
     is_settled: bool = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A pickle of earlier versions has another name for the refinement.
+        self.__dict__.update({"refinement" if name == "bridge" else name: value for name, value in state.items()})
+
+    @property
+    def bridge(self) -> EvidenceCheck | None:
+        """The earlier name of :attr:`refinement`."""
+        return self.refinement
 
     @property
     def all_reasons(self) -> tuple[str, ...]:
@@ -145,7 +154,7 @@ class Evidence:
         """Every number with what to make of it, and the reasons."""
         k, threshold = apart(self.pareto_k, pareto_k_threshold(self.num_draws))
         tail = f"{k} (good below {GOOD_PARETO_K}, not to be used above {threshold})"
-        others = (("exploration", self.check), ("bridge", self.bridge))
+        others = (("exploration", self.check), ("refinement", self.refinement))
         constant = ", up to the constant of the improper prior" if self.improper_sites else ""
         rows = (
             ("log evidence", self._number),

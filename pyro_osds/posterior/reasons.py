@@ -15,9 +15,9 @@ from pyro_osds.stats.thresholds import (
     MAX_SIGMAS,
     MAX_STD_ERROR,
     MIN_ACCEPTANCE,
-    MIN_BRIDGE_ERROR,
     MIN_CHAIN_ESS,
     MIN_CHECK_ERROR,
+    MIN_REFINEMENT_ERROR,
     MIN_WEIGHT_ESS,
     apart,
     pareto_k_threshold,
@@ -127,22 +127,22 @@ def improper_text(sites: Sequence[str], healthy: bool) -> str:
 
 
 def move_reasons(found: Exploration) -> list[Reason]:
-    """What speaks against the moves of the bridge's particles and the agreement of its replicates."""
+    """What speaks against the moves of the refinement's particles and the agreement of its replicates."""
     reasons = []
     if not found.acceptance >= MIN_ACCEPTANCE:
         reasons.append(
-            f"The bridge's Hamiltonian moves were accepted with probability {found.acceptance:.2f} only: the density "
-            "is too rough for them. Rescale or reparametrise the model."
+            f"The refinement's Hamiltonian moves were accepted with probability {found.acceptance:.2f} only: the "
+            "density is too rough for them. Rescale or reparametrise the model."
         )
     if not found.settled:
         reasons.append(
-            "The bridge's particles still drifted at the end: a part of the posterior is hard to reach. Reparametrise "
-            "the model (a non-centred hierarchy, for instance)."
+            "The refinement's particles still drifted at the end: a part of the posterior is hard to reach. "
+            "Reparametrise the model (a non-centred hierarchy, for instance)."
         )
     if not found.std_error <= MAX_STD_ERROR:
         seen, bound = apart(found.std_error, MAX_STD_ERROR)
         reasons.append(
-            f"The bridge's replicates disagree: the standard error of their log evidence is {seen} nats, above "
+            f"The refinement's replicates disagree: the standard error of their log evidence is {seen} nats, above "
             f"{bound}. Raise num_iterations or num_particles."
         )
 
@@ -150,36 +150,37 @@ def move_reasons(found: Exploration) -> list[Reason]:
 
 
 def below_reasons(estimate: float, std_error: float, before: Evidence) -> list[Reason]:
-    """What a bridge found and exploration did not: annealing that misses a part is too low, never too high."""
-    bridge = before.bridge
-    if bridge is None or not math.isfinite(bridge.log_evidence):
+    """What a refinement found and exploration did not: annealing that misses a part is too low, never too high."""
+    refinement = before.refinement
+    if refinement is None or not math.isfinite(refinement.log_evidence):
         return []
-    distance = bridge.log_evidence - estimate
-    if distance <= _allowed(std_error, bridge, MIN_BRIDGE_ERROR):
+    distance = refinement.log_evidence - estimate
+    if distance <= _allowed(std_error, refinement, MIN_REFINEMENT_ERROR):
         return []
 
     return [
         Reason(
             f"The log evidence {estimate:.3f} of annealing from the prior lies {distance:.2f} nats below that of "
-            f"annealing from the flow, {bridge.log_evidence:.3f} +- {bridge.std_error:.3f}: a part of the posterior is "
-            "missed. Raise num_particles, and repeat with another seed."
+            f"annealing from the flow, {refinement.log_evidence:.3f} +- {refinement.std_error:.3f}: a part of the "
+            "posterior is missed. Raise num_particles, and repeat with another seed."
         )
     ]
 
 
-def bridge_reasons(estimate: float, std_error: float, bridge: EvidenceCheck | None) -> list[Reason]:
-    """What a short bridge from the flow's draws says: its particles walk to where the flow proposes too little."""
-    if bridge is None or not math.isfinite(bridge.log_evidence):
+def refinement_reasons(estimate: float, std_error: float, refinement: EvidenceCheck | None) -> list[Reason]:
+    """What a short refinement from the flow's draws says: its particles walk to where the flow proposes too little."""
+    if refinement is None or not math.isfinite(refinement.log_evidence):
         return []
-    distance = estimate - bridge.log_evidence
-    if abs(distance) <= _allowed(std_error, bridge, MIN_BRIDGE_ERROR):
+    distance = estimate - refinement.log_evidence
+    if abs(distance) <= _allowed(std_error, refinement, MIN_REFINEMENT_ERROR):
         return []
 
     return [
         Reason(
             f"The log evidence {estimate:.3f} lies {abs(distance):.2f} nats {'below' if distance < 0 else 'above'} "
-            f"that of short annealing from the flow's draws, {bridge.log_evidence:.3f} +- {bridge.std_error:.3f}: the "
-            "flow misses a part of the posterior next to its draws. Raise num_iterations, or reparametrise the model."
+            f"that of short annealing from the flow's draws, {refinement.log_evidence:.3f} +- "
+            f"{refinement.std_error:.3f}: the flow misses a part of the posterior next to its draws. Raise "
+            "num_iterations, or reparametrise the model."
         )
     ]
 

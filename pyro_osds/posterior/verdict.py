@@ -17,7 +17,6 @@ from pyro_osds.explore.annealing import Exploration
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
 from pyro_osds.posterior.reasons import (
     below_reasons,
-    bridge_reasons,
     check_reasons,
     error_reasons,
     ess_reasons,
@@ -25,6 +24,7 @@ from pyro_osds.posterior.reasons import (
     mixing_reasons,
     move_reasons,
     not_finite_reasons,
+    refinement_reasons,
     rounding_reasons,
     tail_reasons,
 )
@@ -38,7 +38,7 @@ def judge(
     improper_sites: Sequence[str] = (),
     num_not_finite: int = 0,
     other_reasons: Sequence[Reason] = (),
-    bridge: EvidenceCheck | None = None,
+    refinement: EvidenceCheck | None = None,
     rounding: float = 0.0,
     mixing: Mixing | None = None,
 ) -> Evidence:
@@ -50,7 +50,7 @@ def judge(
         improper_sites: Latent sites whose prior is flat: with them there is no evidence.
         num_not_finite: Draws whose log density was nan or ``+inf``.
         other_reasons: What else speaks against the results.
-        bridge: Log evidence of short annealing from the flow's draws, which must agree too.
+        refinement: Log evidence of short annealing from the flow's draws, which must agree too.
         rounding: What rounding adds to the log densities, nats; part of the standard error.
         mixing: How the chains of posterior draws mix.
 
@@ -73,11 +73,11 @@ def judge(
         *not_finite_reasons(num_not_finite, num_draws),
         *rounding_reasons(rounding),
         *([] if improper_sites else error_reasons(std_error)),
-        *bridge_reasons(estimate, std_error, bridge),
+        *refinement_reasons(estimate, std_error, refinement),
     ]
     reasons += check_reasons(estimate, std_error, check, healthy=not any(reason.evidence for reason in reasons))
     judged = Evidence(
-        estimate, std_error, weights.elbo, weights.ess, weights.pareto_k, num_draws, True, (), check, bridge
+        estimate, std_error, weights.elbo, weights.ess, weights.pareto_k, num_draws, True, (), check, refinement
     )
 
     return _with_verdicts(judged, reasons, tuple(improper_sites))
@@ -155,6 +155,6 @@ def judge_annealed(
         judged, log_evidence=estimate, std_error=std_error, ess=found.ess, pareto_k=k, num_draws=num_draws
     )
     if from_flow:
-        numbers = replace(numbers, bridge=annealed_check(found))
+        numbers = replace(numbers, refinement=annealed_check(found))
 
     return _with_verdicts(numbers, reasons, tuple(improper_sites))

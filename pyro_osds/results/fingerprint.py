@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _NUM_POINTS = 8
-# Another machine, or another rung, sums in another order: this many units in the last place are the same.
+# Another machine, or another backend, sums in another order: this many units in the last place are the same.
 _ROUNDING = 100
 
 

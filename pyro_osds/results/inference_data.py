@@ -1,6 +1,6 @@
 """The way out to ArviZ: named groups of arrays become InferenceData, or a DataTree from ArviZ 1.0 on.
 
-The only room that knows ArviZ. It is imported when the first InferenceData is made, since that takes seconds.
+The only module that knows ArviZ. It is imported when the first InferenceData is made, since that takes seconds.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def plot_fit(fitted: Any, axes: Sequence[Axes] | None = None) -> np.ndarray:
     1. Training: mean log weight of each step's batch and ELBO of each round, with the log evidence above them.
     2. The tail of the weights and the Pareto distribution fitted to it; its shape is pareto k.
     3. How far log weights lie from the log evidence; all at zero for a flow that is exact.
-    4. Log evidences of flow, exploration and bridge, two standard errors to either side, and the ELBO.
+    4. Log evidences of flow, exploration and refinement, two standard errors to either side, and the ELBO.
 
     Arguments:
         fitted: A fitted :class:`~pyro_osds.OSDS`, or the InferenceData that it made, also one read from a file.
@@ -194,7 +194,10 @@ def _evidences(ax: Axes, fit: dict[str, Any]) -> None:
     """The estimate, what it was held against, and the bound."""
     ax.set(title="Log evidences", xlabel="nats; bars: two standard errors")
     rows = [("log evidence", fit["log_evidence"], fit["std_error"])]
-    rows += [(name, fit[f"{name}_log_evidence"], fit[f"{name}_std_error"]) for name in ("exploration", "bridge")]
+    # InferenceData of earlier versions has another name for the refinement.
+    refinement = "refinement" if "refinement_log_evidence" in fit else "bridge"
+    for name, key in (("exploration", "exploration"), ("refinement", refinement)):
+        rows.append((name, fit[f"{key}_log_evidence"], fit[f"{key}_std_error"]))
     rows = [row for row in (*rows, ("ELBO", fit["elbo"], 0.0)) if math.isfinite(row[1])]
     for height, (name, value, error) in enumerate(rows):
         bar = _BAR * error if math.isfinite(error) and error else None

@@ -36,11 +36,11 @@ def sample_stats(draws: PosteriorDraws) -> dict[str, Tensor]:
 
 
 def fit_group(
-    evidence: Evidence, found: Survey | None, recipe: str, rung: str, run_report: Sequence[str]
+    evidence: Evidence, found: Survey | None, recipe: str, backend: str, run_report: Sequence[str]
 ) -> dict[str, Any]:
     """The group ``fit``: the evidence, its check, and how the run went about it."""
     check = evidence.check or EvidenceCheck(math.nan, math.nan)
-    bridge = evidence.bridge or EvidenceCheck(math.nan, math.nan)
+    refinement = evidence.refinement or EvidenceCheck(math.nan, math.nan)
 
     return {
         "log_evidence": evidence.log_evidence,
@@ -56,12 +56,16 @@ def fit_group(
         "verdict": evidence.verdict,
         "exploration_log_evidence": check.log_evidence,
         "exploration_std_error": check.std_error,
-        "bridge_log_evidence": bridge.log_evidence,
-        "bridge_std_error": bridge.std_error,
+        "refinement_log_evidence": refinement.log_evidence,
+        "refinement_std_error": refinement.std_error,
         "num_modes": found.modes.count if found else 1,
         "num_base_components": found.base.num_components if found else 0,
         "recipe": recipe,
-        "rung": rung,
+        "backend": backend,
+        # As they were called before.
+        "rung": backend,
+        "bridge_log_evidence": refinement.log_evidence,
+        "bridge_std_error": refinement.std_error,
         "run_report": "\n".join(run_report),
     }
 

@@ -50,6 +50,12 @@ _RECORDS: dict[str, Any] = {
     )
     + (TeacherHistory, Course, History)
 }
+# Fields by their names in files of earlier versions.
+_RENAMED = {
+    "Evidence": {"bridge": "refinement"},
+    "PosteriorDraws": {"bridge": "refinement"},
+    "Exploration": {"island_log_evidence": "replicate_log_evidence"},
+}
 _KIND = "kind of record"
 _DENSITY = "density"
 
@@ -173,7 +179,9 @@ def unpack(value: Any, device: torch.device | str = "cpu") -> Any:
     if kind == _DENSITY:
         return _density(**parts)
 
-    return _RECORDS[kind](**parts)
+    renamed = _RENAMED.get(str(kind), {})
+
+    return _RECORDS[str(kind)](**{renamed.get(str(name), str(name)): part for name, part in parts.items()})
 
 
 def _pack_density(density: MultivariateNormal | MixtureSameFamily) -> dict[str, Any]:

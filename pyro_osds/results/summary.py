@@ -41,7 +41,7 @@ def summary_card(model: Callable[..., Any], settings: Settings, fit: Fit | None)
     notes = fit.model_target.notes
 
     return Card(title, evidence.rows, (*evidence.sentences, *notes)) + Card(
-        "", (("fit", _course(fit)), *_rungs(fit), _seconds(fit))
+        "", (("fit", _course(fit)), *_stages(fit), _seconds(fit))
     )
 
 
@@ -76,12 +76,12 @@ def _course(fit: Fit) -> str:
     return f"{_dimensions(fit)}{base}, recipe {fit.recipe.name}, {len(history.loss)} iterations{skipped}{interrupted}"
 
 
-def _rungs(fit: Fit) -> tuple[tuple[str, str], ...]:
-    """The name of the only rung, whose numbers stand above; a row for each where there were several."""
+def _stages(fit: Fit) -> tuple[tuple[str, str], ...]:
+    """The name of the only stage, whose numbers stand above; a row for each where there were several."""
     if len(fit.run_report) < 2:
-        return tuple(("rung", report.partition(":")[0]) for report in fit.run_report)
+        return tuple(("stage", report.partition(":")[0]) for report in fit.run_report)
 
-    return tuple((f"rung {number}", report) for number, report in enumerate(fit.run_report, 1))
+    return tuple((f"stage {number}", report) for number, report in enumerate(fit.run_report, 1))
 
 
 def _seconds(fit: Fit) -> tuple[str, str]:

@@ -8,7 +8,8 @@ rows of a batch, is shared out, and everybody gets all results. A batch on K pro
 with coefficients :math:`c_i` that may depend on all rows: rows of other processes come in as constants, own ones carry
 gradients, and the sum over processes is taken once, when there are gradients.
 
-Nothing of it happens outside :func:`together`, which a room finds in a context variable, as it finds the progress bar.
+Nothing of it happens outside :func:`together`, which a module finds in a context variable, as it finds the progress
+bar.
 """
 
 from __future__ import annotations

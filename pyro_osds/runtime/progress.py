@@ -1,8 +1,8 @@
 """The progress bar of a run: one bar that goes through all phases, or none.
 
 A hidden bar does not even exist, since tqdm takes a lock that forked chains wait for. Exploration, training, weighing
-and bridges call :func:`progress_bar` wherever they are; within :func:`run_bar` they all share the run's bar, so that no
-room has to hand it to the next one.
+and refinements call :func:`progress_bar` wherever they are; within :func:`run_bar` they all share the run's bar, so
+that no module has to hand it to the next one.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ posterior, and the spread of its weights, from which their standard error comes,
 POOR_WEIGHT_ESS = 0.2
 """Share of effective draws below which a bad verdict is answered by a larger flow. With more of them the flow is right
 where most of the mass lies and wrong in its tails, which annealing mends better and faster (docs/architecture.md, "A
-bridge before a better flow")."""
+refinement before a better flow")."""
 
 GOOD_WEIGHT_ESS = 0.9
 """Share of effective draws from which on weights need no second opinion: their variance is then below 0.11 squared
@@ -103,7 +103,7 @@ MIN_CHECK_ERROR = 0.03
 """Least standard error of an exploration, nats: replicates share temperatures and scales, so that their spread claims a
 little too much."""
 
-MIN_BRIDGE_ERROR = 0.01
+MIN_REFINEMENT_ERROR = 0.01
 """The same for annealing from the flow, whose path is short."""
 
 UNREACHED = 0.005

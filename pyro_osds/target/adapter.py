@@ -56,7 +56,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "num_terms": ("an integer of at least 0", _is_count),
     "vectorized": _SWITCH,
     "is_double": _SWITCH,
-    "rung": ("a string", lambda value: isinstance(value, str)),
+    "backend": ("a string", lambda value: isinstance(value, str)),
     "sites": ("a sequence of sites with name, start, stop, shape and unconstrained_shape", _is_sites),
     "supports": _MAPPING,
     "dims": _MAPPING,

@@ -63,7 +63,7 @@ class Target(Protocol):
         vectorized: Whether densities come in batches. Default: True. Point by point, everything that needs tens of
             thousands of densities is left out.
         is_double: Whether densities are evaluated in double precision. Default: True.
-        rung: How batches are evaluated. Default: ``"given"``.
+        backend: How batches are evaluated. Default: ``"given"``.
         sites: Latent sites, in the order of their coordinates. Default: none, the coordinates have no names.
         supports: What each latent site's support is, in words. Default: none.
         dims: Names of the dimensions of each site. Default: none.
@@ -90,7 +90,7 @@ class Target(Protocol):
     num_terms: int = 0
     vectorized: bool = True
     is_double: bool = True
-    rung: str = "given"
+    backend: str = "given"
     sites: Sequence[Site] = ()
     supports: Mapping[str, str] = _NONE
     dims: Mapping[str, Sequence[str]] = _NONE

@@ -32,6 +32,6 @@ class TargetWrapper(Target):
         self.num_terms, self.vectorized, self.is_double = target.num_terms, target.vectorized, target.is_double
 
     @property
-    def rung(self) -> str:
+    def backend(self) -> str:
         """How batches are evaluated; a property, since a model records its graph when first asked."""
-        return self.target.rung
+        return self.target.backend

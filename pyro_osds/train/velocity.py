@@ -13,7 +13,7 @@ Even that gives the evidence only where no point is reached twice:
 
 A negative determinant shows a fold, so the share of draws that have one is counted.
 
-Source: arXiv 2512.05251 and the authors' released code. Schedule and transitions are those of room ``diffusion``.
+Source: arXiv 2512.05251 and the authors' released code. Schedule and transitions are those of module ``diffusion``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The explore room: resampling keeps proportions, moves keep the density, islands give the evidence and its error."""
+"""Annealing: resampling keeps proportions, moves keep the density, replicates give the evidence and its error."""
 
 import math
 
@@ -30,7 +30,7 @@ def from_gaussian(log_prob_fn, dim, sd, dtype=None):
 
 
 def test_systematic_resampling_keeps_proportions():
-    # Each particle is taken N w times, rounded up or down, and never by another island.
+    # Each particle is taken N w times, rounded up or down, and never by another replicate.
     weights = torch.rand(3, 50, dtype=torch.float64).square()
     weights[1, :40] = 0
     index = _resample(weights.log())
@@ -48,7 +48,7 @@ def test_systematic_resampling_has_the_right_mean():
         assert_within_standard_error(taken[:, i].mean(), 3 * weights[0, i], taken[:, i].std().item() / math.sqrt(2000))
 
 
-def test_an_island_without_weight_keeps_all_its_particles():
+def test_a_replicate_without_weight_keeps_all_its_particles():
     # All weights zero: nothing to choose by, so everything stays.
     assert _resample(torch.full((1, 6), -torch.inf)).tolist() == [0, 1, 2, 3, 4, 5]
 
@@ -88,13 +88,13 @@ def test_evidence_of_a_gaussian(float64):
     assert_within_standard_error(found.log_evidence, 2.5, found.std_error)
     assert found.num_not_finite == 0 and 0.3 < found.acceptance <= 1
     torch.testing.assert_close(found.log_prob, normal.log_prob(found.z) + 2.5)
-    islands = found.z.view(16, 128, 3).mean(1)
+    replicates = found.z.view(16, 128, 3).mean(1)
     for i in range(3):
-        assert_within_standard_error(islands[:, i].mean(), normal.mean[i], islands[:, i].std().item() / 4)
+        assert_within_standard_error(replicates[:, i].mean(), normal.mean[i], replicates[:, i].std().item() / 4)
 
 
 def test_evidence_and_proportions_of_two_modes(float64):
-    # Weights 1/4 and 3/4, ten standard deviations apart: the islands find both, in proportion.
+    # Weights 1/4 and 3/4, ten standard deviations apart: the replicates find both, in proportion.
     log_prob_fn = models.mixture_log_prob([[-5.0, 0.0], [5.0, 0.0]], [0.25, 0.75])
     found = explore(from_gaussian(log_prob_fn, 2, 6.0), 128, 16)
     assert_within_standard_error(found.log_evidence, 0.0, found.std_error)
@@ -117,17 +117,17 @@ def test_evidence_from_the_prior(model, log_evidence):
 
 
 def test_the_same_density_is_one_step_and_exact(float64):
-    # Reference and target differ by a factor e^2: every weight is the same and so is every island.
+    # Reference and target differ by a factor e^2: every weight is the same and so is every replicate.
     reference = MultivariateNormal(torch.zeros(2), torch.eye(2))
     found = explore(from_gaussian(lambda z: reference.log_prob(z) + 2, 2, 1.0), 32, 4)
-    torch.testing.assert_close(found.island_log_evidence, torch.full((4,), 2.0))
+    torch.testing.assert_close(found.replicate_log_evidence, torch.full((4,), 2.0))
     assert found.num_temperatures == 1 and math.isclose(found.log_evidence, 2.0) and found.std_error < 1e-9
 
 
-def test_evidence_is_the_mean_over_islands(float64):
-    # log_evidence and std_error follow from the islands' estimates by their formulas.
+def test_evidence_is_the_mean_over_replicates(float64):
+    # log_evidence and std_error follow from the replicates' estimates by their formulas.
     found = explore(from_gaussian(models.log_gamma, 2, 2.0), 32, 8)
-    means = found.island_log_evidence.exp()
+    means = found.replicate_log_evidence.exp()
     assert math.isclose(found.log_evidence, means.mean().log().item(), rel_tol=1e-9)
     assert math.isclose(found.std_error, (means.std() / means.mean() / math.sqrt(8)).item(), rel_tol=1e-9)
 

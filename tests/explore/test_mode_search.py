@@ -1,4 +1,4 @@
-"""The scout room: modes that hold no particles are found, and a posterior without any is left alone."""
+"""Mode search: modes that hold no particles are found, and a posterior without any is left alone."""
 
 import math
 
@@ -81,8 +81,8 @@ def test_the_survey_goes_there(float64):
     target = gaussian_mixture([(0.6, [0.0, 0.0], 1.0), (0.4, [6.0, -4.0], 0.04)])
     found = survey(target)
     assert_within_standard_error(found.exploration.log_evidence, 0.0, found.exploration.std_error)
-    islands = (found.exploration.z[:, 0] > 4).double().view(8, -1).mean(1)
-    assert_within_standard_error(islands.mean(), 0.4, islands.std().item() / math.sqrt(8))
+    replicates = (found.exploration.z[:, 0] > 4).double().view(8, -1).mean(1)
+    assert_within_standard_error(replicates.mean(), 0.4, replicates.std().item() / math.sqrt(8))
 
 
 # ---- what is not ----

@@ -1,4 +1,4 @@
-"""The modes room: as many labels as there are separated modes, however the density is bent."""
+"""Modes: as many labels as there are separated modes, however the density is bent."""
 
 import math
 
@@ -107,7 +107,7 @@ def test_crumbs_join_the_nearest_mode():
 
 
 def test_a_density_that_is_not_a_number_in_between_parts():
-    # nan on the way counts as a valley, not as a bridge.
+    # nan on the way counts as a valley, not as a refinement.
     def log_prob_fn(z):
         near = z[:, 0].abs() < 1
         return torch.where(near, torch.nan, -0.5 * (z[:, 0].abs() - 3).square() - 0.5 * z[:, 1].square())

@@ -1,4 +1,4 @@
-"""The exchange room: permutations that are what they say, symmetries found and none invented, one order in all."""
+"""Ordering: permutations that are what they say, symmetries found and none invented, one order in all."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The propriety room: what has no integral is found, and nothing that has one is accused."""
+"""Propriety: what has no integral is found, and nothing that has one is accused."""
 
 import math
 

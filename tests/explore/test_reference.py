@@ -1,4 +1,4 @@
-"""The reference room: a wide Gaussian where the mass is, found from nothing but the density."""
+"""Reference: a wide Gaussian where the mass is, found from nothing but the density."""
 
 import math
 from types import SimpleNamespace

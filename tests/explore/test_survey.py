@@ -1,4 +1,4 @@
-"""The survey room: modes, coordinates, base and check, before anything is trained."""
+"""Survey: modes, coordinates, base and check, before anything is trained."""
 
 import math
 from dataclasses import replace
@@ -164,7 +164,7 @@ def test_lost_modes_are_taken_in(float64):
         whole,
         z=z,
         log_prob=target.log_prob(z),
-        island_log_evidence=math.log(0.4) + 0.01 * torch.randn(8),
+        replicate_log_evidence=math.log(0.4) + 0.01 * torch.randn(8),
         start=6 * torch.randn(512, 2),
     )
     found = _with_lost_modes(target, half, 64, 8)
@@ -173,7 +173,7 @@ def test_lost_modes_are_taken_in(float64):
     assert_within_standard_error(found.log_evidence, 0.0, found.std_error)
     assert torch.equal(found.start, half.start)
     # An evidence that is lower than before is no discovery; and point by point nobody looks.
-    high = replace(half, island_log_evidence=3.0 + 0.01 * torch.randn(8))
+    high = replace(half, replicate_log_evidence=3.0 + 0.01 * torch.randn(8))
     assert _with_lost_modes(target, high, 64, 8) is high
     target.vectorized = False
     assert _with_lost_modes(target, half, 64, 8) is half
@@ -188,8 +188,8 @@ def test_a_second_look_at_better_particles(float64):
     target = FunctionTarget(models.mixture_log_prob(locs, [0.4, 0.6]), 2)
     first = survey(target, 32)
     z = models.mixture_draws(locs[:1], [600])
-    lower = first.exploration.island_log_evidence - 1.0
-    particles = replace(first.exploration, z=z, log_prob=target.log_prob(z), island_log_evidence=lower)
+    lower = first.exploration.replicate_log_evidence - 1.0
+    particles = replace(first.exploration, z=z, log_prob=target.log_prob(z), replicate_log_evidence=lower)
     second = resurvey(first, particles)
     assert second.target is target and second.exploration.z is z and second.modes.count == 1
     assert second.exploration.log_evidence == first.exploration.log_evidence

@@ -1,4 +1,4 @@
-"""The base room: a whitening that is undone exactly and a density that integrates to one."""
+"""Base: a whitening that is undone exactly and a density that integrates to one."""
 
 import math
 

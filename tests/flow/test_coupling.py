@@ -1,4 +1,4 @@
-"""The flow map room: a bijection with the log-determinant that it claims, and the identity for a step of no size."""
+"""Flow map: a bijection with the log-determinant that it claims, and the identity for a step of no size."""
 
 import pytest
 import torch

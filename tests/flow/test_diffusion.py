@@ -1,4 +1,4 @@
-"""The diffusion room: exact weights for any number of steps and any network."""
+"""Diffusion: exact weights for any number of steps and any network."""
 
 import math
 

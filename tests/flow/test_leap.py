@@ -1,4 +1,4 @@
-"""The leap room: draws whose density is exact, in one step or several, from a Gaussian or a mixture."""
+"""Leap: draws whose density is exact, in one step or several, from a Gaussian or a mixture."""
 
 import math
 

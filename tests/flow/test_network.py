@@ -1,4 +1,4 @@
-"""The network room: zero, or guidance alone, at the start; then a function of coordinates, time and step."""
+"""Network: zero, or guidance alone, at the start; then a function of coordinates, time and step."""
 
 import torch
 from helpers import perturbed

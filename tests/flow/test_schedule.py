@@ -1,4 +1,4 @@
-"""The schedule room: the log signal is the integral of the rate, and next to no signal is left at the base."""
+"""Schedule: the log signal is the integral of the rate, and next to no signal is left at the base."""
 
 import math
 

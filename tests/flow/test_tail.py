@@ -1,4 +1,4 @@
-"""The tail room: a bijection of the line with the slope that it claims."""
+"""Tail: a bijection of the line with the slope that it claims."""
 
 import math
 

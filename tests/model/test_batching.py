@@ -1,4 +1,4 @@
-"""The rungs from one point to a batch: which one is used, that all agree with the loop, and what happens if not."""
+"""The backends from one point to a batch: which one is used, that all agree with the loop, and what happens if not."""
 
 import math
 import warnings
@@ -80,25 +80,25 @@ def test_unknown_options(options, message):
 
 def test_rungs_by_option():
     # The fastest unless another one is asked for, and no warning at any of them.
-    assert Ladder(quartic, origin(2)).rung == "captured"
-    assert Ladder(quartic, origin(2), vectorize="vmap").rung == "captured"
-    assert Ladder(quartic, origin(2), capture=False).rung == "vmap"
-    assert Ladder(quartic, origin(2), vectorize="vmap", capture=False).rung == "vmap"
-    assert Ladder(quartic, origin(2), vectorize="loop").rung == "loop"
+    assert Ladder(quartic, origin(2)).backend == "captured"
+    assert Ladder(quartic, origin(2), vectorize="vmap").backend == "captured"
+    assert Ladder(quartic, origin(2), capture=False).backend == "vmap"
+    assert Ladder(quartic, origin(2), vectorize="vmap", capture=False).backend == "vmap"
+    assert Ladder(quartic, origin(2), vectorize="loop").backend == "loop"
 
 
 def test_the_loop_by_request_is_silent():
     # A model that cannot be evaluated in batches, and a user who knows it.
     ladder = Ladder(branching, origin(2), vectorize="loop")
-    assert ladder.rung == "loop" and not ladder.vectorized and ladder.reason == ""
+    assert ladder.backend == "loop" and not ladder.vectorized and ladder.reason == ""
 
 
 def test_another_density_with_the_same_options():
-    # Its own density and its own rung, the options of the first.
-    for options, rung in (({"capture": False}, "vmap"), ({"vectorize": "loop"}, "loop"), ({}, "captured")):
+    # Its own density and its own backend, the options of the first.
+    for options, backend in (({"capture": False}, "vmap"), ({"vectorize": "loop"}, "loop"), ({}, "captured")):
         ladder = Ladder(quartic, origin(2), **options)
         other = ladder.of(in_place)
-        assert other.rung == rung and other.single is in_place and ladder.single is quartic
+        assert other.backend == backend and other.single is in_place and ladder.single is quartic
         z = points(3, 2)
         torch.testing.assert_close(other.densities(z)[1], -z[:, 0].square())
         torch.testing.assert_close(ladder.densities(z), quartic_batch(z))
@@ -106,7 +106,7 @@ def test_another_density_with_the_same_options():
         Ladder(quartic, origin(2), vectorize="vmap").of(branching)
 
 
-# ---- rungs agree ----
+# ---- backends agree ----
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -126,7 +126,7 @@ def test_densities_and_gradients(float64, options, size):
 def test_small_and_large_batches_agree(single):
     # The same points in one batch and in several.
     ladder = Ladder(single, origin(2))
-    assert ladder.rung == "captured"
+    assert ladder.backend == "captured"
     z = points(4 * MIN_BATCH, 2)
     pieces = [with_scores(ladder.densities)(piece) for piece in z.split(MIN_BATCH // 2)]
     assert_same(with_scores(ladder.densities)(z), [torch.cat(parts) for parts in zip(*pieces, strict=True)])
@@ -205,13 +205,13 @@ def test_one_graph_for_many_operations():
     with_scores(ladder.densities)(points(MIN_BATCH, 1))
     made = len(calls)
     with_scores(ladder.densities)(points(4 * BLOCK_SIZE, 1))
-    assert len(calls) == made and ladder.rung == "captured"
+    assert len(calls) == made and ladder.backend == "captured"
 
 
 def test_another_type_than_that_of_the_example():
     # Graphs are of one type; points of another are evaluated without, in double precision too.
     ladder = Ladder(quartic, origin(2))
-    assert ladder.rung == "captured"
+    assert ladder.backend == "captured"
     z = points(MIN_BATCH, 2).float()
     got, expected = ladder.densities(z), quartic_batch(z.double())
     assert got[0].dtype == torch.float64
@@ -219,7 +219,7 @@ def test_another_type_than_that_of_the_example():
 
 
 def test_map_reads_mappings_and_tuples():
-    # Any function of one point, on each rung, with everything stacked.
+    # Any function of one point, on each backend, with everything stacked.
     z = points(3, 2)
     for options in ({}, {"vectorize": "loop"}):
         ladder = Ladder(quartic, origin(2), **options)
@@ -242,7 +242,7 @@ def test_no_coordinates(vectorize):
     ladder = Ladder(single, origin(0), vectorize=vectorize)
     before = len(calls)
     log_prior, log_likelihood = ladder.densities(points(300, 0))
-    assert len(calls) == before + 1 and ladder.rung != "captured"
+    assert len(calls) == before + 1 and ladder.backend != "captured"
     assert (log_prior == -2.0).all() and (log_likelihood == 3.0).all()
     assert log_prior.shape == log_likelihood.shape == (300,) and log_prior.dtype == torch.float64
 
@@ -250,7 +250,7 @@ def test_no_coordinates(vectorize):
 def test_a_constant_density_has_score_zero():
     # The prior may be flat.
     ladder = Ladder(lambda row: (row.new_zeros(()), -row.square().sum()), origin(2))
-    assert ladder.rung == "captured"
+    assert ladder.backend == "captured"
     for size in SIZES:
         log_prior, _, gradient, _ = with_scores(ladder.densities)(points(size, 2))
         assert not log_prior.any() and not gradient.any()
@@ -263,7 +263,7 @@ def test_a_branch_names_its_line():
     # The reason, the line and the file; values are right on both sides of the branch.
     with pytest.warns(VectorizationWarning, match=r"`if row\[0\] > 0:` \(line \d+ of test_batching\.py\)"):
         ladder = Ladder(branching, origin(2))
-    assert ladder.rung == "loop" and "failed under torch.func.vmap" in ladder.reason
+    assert ladder.backend == "loop" and "failed under torch.func.vmap" in ladder.reason
     z = torch.tensor([[1.0, 0.5], [-1.0, 0.5]], dtype=torch.float64)
     torch.testing.assert_close(ladder.densities(z)[1], z.new_tensor([3.0, -0.5]))
 
@@ -292,7 +292,7 @@ def test_vmap_that_is_wrong():
         torch.testing.assert_close(gradient, 2 * z)
 
 
-@pytest.mark.parametrize("first", ["rung", "scores", "values"])
+@pytest.mark.parametrize("first", ["backend", "scores", "values"])
 def test_a_graph_that_is_wrong(first):
     # It counts its calls, and the one that is recorded is another one: vmap stays, and is right.
     calls = [0]
@@ -307,11 +307,11 @@ def test_a_graph_that_is_wrong(first):
     z = points(MIN_BATCH, 2)
     if first == "scores":
         z.requires_grad_()
-    if first == "rung":
-        assert ladder.rung == "vmap"
+    if first == "backend":
+        assert ladder.backend == "vmap"
     for _ in range(2):
         torch.testing.assert_close(ladder.densities(z)[1], -z.square().sum(-1))
-    assert ladder.rung == "vmap" and ladder.reason == "the captured graph differs from single runs"
+    assert ladder.backend == "vmap" and ladder.reason == "the captured graph differs from single runs"
     assert calls[0] > recorded
 
 
@@ -324,7 +324,7 @@ def test_a_density_that_cannot_be_captured():
         return row.sum(), row.sum() * 5
 
     ladder = Ladder(single, origin(2))
-    assert ladder.rung == "vmap" and ladder.vectorized
+    assert ladder.backend == "vmap" and ladder.vectorized
     assert "`calls.add_(1)` (line " in ladder.reason
     assert "of test_batching.py) could not be captured" in ladder.reason
     z = points(MIN_BATCH, 2)
@@ -340,7 +340,7 @@ def test_numbers_out_of_constants_can_be_captured():
         return row.sum(), sum(row[i.item()] * factor for i in torch.arange(2))
 
     ladder = Ladder(single, origin(2))
-    assert ladder.rung == "captured"
+    assert ladder.backend == "captured"
     z = points(MIN_BATCH, 2)
     torch.testing.assert_close(ladder.densities(z)[1], 5 * z.sum(-1))
 
@@ -348,7 +348,7 @@ def test_numbers_out_of_constants_can_be_captured():
 def test_new_tensors_join_the_batch_where_that_helps():
     # The second try of vmap, unnoticed.
     ladder = Ladder(in_place, origin(2), capture=False)
-    assert ladder.rung == "vmap"
+    assert ladder.backend == "vmap"
     z = points(5, 2)
     torch.testing.assert_close(ladder.densities(z)[1], -z[:, 0].square())
 
@@ -462,7 +462,7 @@ def test_pyro_is_prepared_and_put_back():
     before = pyro.ops.special._SafeLog
     with pyro.validation_enabled(True):
         ladder = Ladder(single, origin(2))
-        assert ladder.rung == "captured" and pyro.distributions.is_validation_enabled()
+        assert ladder.backend == "captured" and pyro.distributions.is_validation_enabled()
         z = points(3, 2)
         torch.testing.assert_close(ladder.densities(z)[1], z.sum(-1))
         assert pyro.distributions.is_validation_enabled()

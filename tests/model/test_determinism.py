@@ -173,7 +173,7 @@ def test_random_numbers_without_effect():
         pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(0.5))
 
     with pytest.warns(VectorizationWarning, match=r"`torch\.rand\(3\)` \(line \d+ of test_determinism\.py\)"):
-        assert ModelTarget(model).rung == "loop"
+        assert ModelTarget(model).backend == "loop"
 
 
 def test_parameters_that_start_at_random():

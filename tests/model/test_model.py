@@ -1,4 +1,4 @@
-"""The model room: the density is Pyro's own plus Jacobians, for every kind of site, in batches and one by one."""
+"""Model: the density is Pyro's own plus Jacobians, for every kind of site, in batches and one by one."""
 
 import math
 

@@ -40,7 +40,7 @@ GAUSSIAN_START = {"left": torch.tensor(1.0), "right": torch.zeros(1)}
 def test_density(float64, vectorize):
     # Minus the potential, with its gradient, in batches of any size.
     target = PotentialTarget(potential, {name: value.double() for name, value in START.items()}, vectorize=vectorize)
-    assert target.dim == 7 and target.rung == {"auto": "captured", "loop": "loop"}[vectorize]
+    assert target.dim == 7 and target.backend == {"auto": "captured", "loop": "loop"}[vectorize]
     for size in (3, 100):
         z = torch.randn(size, 7, requires_grad=True)
         expected = -0.5 * (z[:, 0] - 1) ** 2 - (z[:, 1:] * torch.arange(6.0)).square().sum(-1)
@@ -129,7 +129,7 @@ def test_control_flow_falls_back_to_the_loop():
 
     with pytest.warns(VectorizationWarning, match=r"`if params\[\"x\"\] > 0:` \(line \d+ of test_potential\.py"):
         target = PotentialTarget(model, {"x": torch.tensor(1.0)})
-    assert target.rung == "loop" and not target.vectorized
+    assert target.backend == "loop" and not target.vectorized
     assert target.log_prob(torch.tensor([[2.0], [-1.0]])).tolist() == [-4.0, -3.0]
 
 
@@ -262,7 +262,7 @@ def fitted():
 def test_evidence_of_a_gaussian(fitted):
     # A normalising constant, within its standard error.
     assert_within_standard_error(fitted.log_evidence, LOG_EVIDENCE, fitted.log_evidence_se, k=3)
-    assert fitted.evidence.reliable and fitted.rung == "captured"
+    assert fitted.evidence.reliable and fitted.backend == "captured"
 
 
 def test_draws_of_a_gaussian(fitted):

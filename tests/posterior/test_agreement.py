@@ -1,4 +1,4 @@
-"""The agreement room: which side misses something, from weights at reference draws and errors of parameters."""
+"""Agreement: which side misses something, from weights at reference draws and errors of parameters."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The posterior room: weighted draws become chains, and evidence is taken from all of them."""
+"""Draws: weighted draws become chains, and evidence is taken from all of them."""
 
 import math
 from dataclasses import replace
@@ -13,7 +13,7 @@ from pyro_osds.flow.base import gaussian_base
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior import draws as drawing
-from pyro_osds.posterior.draws import annealed_posterior, bridge_posterior, draw_posterior
+from pyro_osds.posterior.draws import annealed_posterior, draw_posterior, refined_posterior
 from pyro_osds.posterior.verdict import EvidenceCheck, judge
 from pyro_osds.stats import pareto
 from pyro_osds.stats.pareto import TailFit
@@ -115,7 +115,7 @@ def test_psis_refuses_weights_that_are_all_zero():
 @pytest.mark.parametrize("correction", ["imh", "psis", "none"])
 def test_the_tail_is_fitted_once_per_set_of_weights(leap, monkeypatch, correction):
     # Standard error, second opinion, verdict and smoothed weights share one fit; doubled draws are another set.
-    class Proposal:  # gets no bridge, which fits tails of its own
+    class Proposal:  # gets no refinement, which fits tails of its own
         sample = leap.sample
 
     sizes, inner = [], pareto.fit_generalized_pareto
@@ -129,15 +129,15 @@ def test_the_tail_is_fitted_once_per_set_of_weights(leap, monkeypatch, correctio
 
 
 @pytest.fixture
-def bridges(monkeypatch):
-    """The bridges that were made, which are made all the same."""
-    made, inner = [], drawing.bridge
+def refinements(monkeypatch):
+    """The refinements that were made, which are made all the same."""
+    made, inner = [], drawing.refinement
 
-    def bridge(*arguments):
+    def refine(*arguments):
         made.append(inner(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(drawing, "bridge", bridge)
+    monkeypatch.setattr(drawing, "refine", refine)
 
     return made
 
@@ -148,12 +148,12 @@ def wide():
 
 
 @pytest.mark.parametrize("improper_sites", [(), ("mu",)])
-def test_weights_that_are_not_nearly_equal_get_a_second_opinion(leap, bridges, improper_sites):
-    # The bridge is kept with the draws, and its evidence with the verdict.
+def test_weights_that_are_not_nearly_equal_get_a_second_opinion(leap, refinements, improper_sites):
+    # The refinement is kept with the draws, and its evidence with the verdict.
     draws = draw_posterior(leap, wide(), 1, 100, max_draws=4096, improper_sites=improper_sites)
-    assert len(bridges) == 1 and draws.bridge is bridges[0]
-    second = draws.evidence.bridge
-    assert (second.log_evidence, second.std_error) == (draws.bridge.log_evidence, draws.bridge.std_error)
+    assert len(refinements) == 1 and draws.refinement is refinements[0]
+    second = draws.evidence.refinement
+    assert (second.log_evidence, second.std_error) == (draws.refinement.log_evidence, draws.refinement.std_error)
     assert_within_standard_error(second.log_evidence, 0.0, second.std_error)
     assert draws.evidence.pareto_k > 0.5 and draws.evidence.ess < 0.9 * draws.evidence.num_draws
 
@@ -161,7 +161,7 @@ def test_weights_that_are_not_nearly_equal_get_a_second_opinion(leap, bridges, i
 @pytest.mark.parametrize(
     ("k", "share", "asked"), [(0.5, 0.9, False), (0.51, 1.0, True), (-math.inf, 0.89, True), (math.nan, 1.0, True)]
 )
-def test_when_a_second_opinion_is_asked_for(leap, bridges, monkeypatch, k, share, asked):
+def test_when_a_second_opinion_is_asked_for(leap, refinements, monkeypatch, k, share, asked):
     # A tail above one half, or less than nine in ten draws effective.
     def summarize(log_weight):
         weights = summarize_weights(log_weight)
@@ -169,34 +169,34 @@ def test_when_a_second_opinion_is_asked_for(leap, bridges, monkeypatch, k, share
 
     monkeypatch.setattr(drawing, "summarize_weights", summarize)
     draws = draw_posterior(leap, near(), 1, 100, max_draws=4096)
-    assert bool(bridges) == asked and (draws.evidence.bridge is not None) == asked
+    assert bool(refinements) == asked and (draws.evidence.refinement is not None) == asked
 
 
-def test_no_second_opinion(leap, bridges):
+def test_no_second_opinion(leap, refinements):
     # Of equal weights, point by point, and where the flow is no leap.
-    assert draw_posterior(leap, FunctionTarget(leap.base.log_prob, 1), 1, 100).bridge is None
+    assert draw_posterior(leap, FunctionTarget(leap.base.log_prob, 1), 1, 100).refinement is None
 
     class Proposal:
         sample = leap.sample
         can_invert = False
 
-    assert draw_posterior(Proposal(), wide(), 1, 100, max_draws=4096).evidence.bridge is None
+    assert draw_posterior(Proposal(), wide(), 1, 100, max_draws=4096).evidence.refinement is None
     slow = wide()
     slow.vectorized = False
-    assert draw_posterior(leap, slow, 1, 100, max_draws=500).bridge is None
-    assert not bridges
+    assert draw_posterior(leap, slow, 1, 100, max_draws=500).refinement is None
+    assert not refinements
 
 
-def test_a_bridge_that_disagrees_is_a_reason(leap, monkeypatch):
+def test_a_refinement_that_disagrees_is_a_reason(leap, monkeypatch):
     # As when a part of the posterior lies next to the draws.
     found = SimpleNamespace(log_evidence=1.0, std_error=0.02)
-    monkeypatch.setattr(drawing, "bridge", lambda *arguments: found)
+    monkeypatch.setattr(drawing, "refine", lambda *arguments: found)
     assert any(
         "below that of short annealing" in reason for reason in draw_posterior(leap, wide(), 1, 9).evidence.reasons
     )
 
 
-# ---- draws of a bridge ----
+# ---- draws of a refinement ----
 
 
 @pytest.fixture
@@ -208,34 +208,34 @@ def judged():
 
 @pytest.fixture
 def walked(monkeypatch):
-    """Bridges of particles that are numbered, without walking."""
+    """Refinements of particles that are numbered, without walking."""
 
-    def bridge(leap, target, num_particles, num_islands):
-        z = torch.arange(float(num_islands * num_particles))[:, None]
-        return Exploration(z, z[:, 0], torch.zeros(num_islands), 5, 0, 0.8, 0, ess=len(z))
+    def refine(leap, target, num_particles, num_replicates):
+        z = torch.arange(float(num_replicates * num_particles))[:, None]
+        return Exploration(z, z[:, 0], torch.zeros(num_replicates), 5, 0, 0.8, 0, ess=len(z))
 
-    monkeypatch.setattr(drawing, "bridge", bridge)
+    monkeypatch.setattr(drawing, "refine", refine)
 
 
 @pytest.mark.parametrize(("num_chains", "num_samples"), [(4, 1000), (3, 333), (1, 50), (7, 400)])
-def test_draws_of_a_bridge(leap, judged, walked, num_chains, num_samples):
+def test_draws_of_a_refinement(leap, judged, walked, num_chains, num_samples):
     # As many as asked for, no particle twice, each chain from particles of its own, all of equal weight.
-    draws = bridge_posterior(leap, wide(), num_chains, num_samples, judged)
+    draws = refined_posterior(leap, wide(), num_chains, num_samples, judged)
     assert draws.index.shape == draws.acceptance.shape == (num_chains, num_samples)
     assert draws.z.shape == (num_chains * num_samples, 1) and draws.acceptance.isnan().all()
     assert len(draws.index.unique()) == num_chains * num_samples
     share = len(draws.proposals.z) // num_chains
     assert torch.equal(draws.index // share, torch.arange(num_chains)[:, None].expand(num_chains, num_samples))
-    # At least 64 particles on each of 32 islands.
+    # At least 64 particles on each of 32 replicates.
     assert len(draws.proposals.z) == 32 * max(64, math.ceil(num_chains * num_samples / 32))
     assert not draws.proposals.log_weight.any() and draws.evidence.num_draws == len(draws.proposals.z)
-    # The weights that asked for the bridge are not lost.
+    # The weights that asked for the refinement are not lost.
     assert draws.flow_log_weight is judged.flow_log_weight
 
 
-def test_draws_of_a_bridge_follow_the_target(leap, judged):
+def test_draws_of_a_refinement_follow_the_target(leap, judged):
     # Mean, variance and evidence of a target that is twice as wide as the leap, believed; the ELBO stays the leap's.
-    draws = bridge_posterior(leap, wide(), 32, 125, judged)
+    draws = refined_posterior(leap, wide(), 32, 125, judged)
     z = draws.z.view(32, 125)
     assert_within_standard_error(z.mean(), 0.0, z.mean(1).std().item() / math.sqrt(32))
     square = z.square().mean(1)
@@ -247,32 +247,32 @@ def test_draws_of_a_bridge_follow_the_target(leap, judged):
 
 
 def test_copies_of_a_particle_do_not_follow_each_other(leap, judged, walked):
-    # Resampling puts copies next to each other; a chain goes through its islands in random order.
-    draws = bridge_posterior(leap, wide(), 4, 500, judged)
+    # Resampling puts copies next to each other; a chain goes through its replicates in random order.
+    draws = refined_posterior(leap, wide(), 4, 500, judged)
     steps = draws.index.diff(dim=1).double()
     assert_within_standard_error(steps.abs().mean(), 512 / 3, 512 / math.sqrt(18 * 4 * 499 / 3))
 
 
-def test_bridge_and_improper_sites(leap, judged, walked):
+def test_refinement_and_improper_sites(leap, judged, walked):
     # Draws are valid, the evidence is not defined.
-    draws = bridge_posterior(leap, wide(), 1, 50, judged, ("mu",))
+    draws = refined_posterior(leap, wide(), 1, 50, judged, ("mu",))
     assert "site 'mu' is improper" in draws.evidence.reasons[0] and math.isnan(draws.evidence.log_evidence)
 
 
-def test_what_speaks_against_the_density_outlives_the_bridge(leap, judged, walked):
-    # Draws that were no numbers, and log densities that are rounded: a bridge cannot make up for either.
+def test_what_speaks_against_the_density_outlives_the_refinement(leap, judged, walked):
+    # Draws that were no numbers, and log densities that are rounded: a refinement cannot make up for either.
     judged.flow_not_finite = 20
-    bridged = bridge_posterior(leap, wide(), 1, 50, judged)
-    again = annealed_posterior(bridged.bridge, wide(), 1, 50, bridged, from_flow=False)
-    for draws in (bridged, again):
+    refined = refined_posterior(leap, wide(), 1, 50, judged)
+    again = annealed_posterior(refined.refinement, wide(), 1, 50, refined, from_flow=False)
+    for draws in (refined, again):
         reasons = draws.evidence.reasons
         assert len(reasons) == 1 and "nan or +inf at 20 of 200 draws" in reasons[0]
         assert draws.flow_not_finite == 20 and draws.flow_log_weight is judged.flow_log_weight
 
 
-def test_a_bridge_in_single_precision_is_not_believed_where_it_is_rounded(leap, judged):
-    # Thirty million nats: the estimate is off by more than the islands' spread, and the standard error knows.
-    evidence = bridge_posterior(leap, insists_on_single(3e7), 1, 50, judged).evidence
+def test_a_refinement_in_single_precision_is_not_believed_where_it_is_rounded(leap, judged):
+    # Thirty million nats: the estimate is off by more than the replicates' spread, and the standard error knows.
+    evidence = refined_posterior(leap, insists_on_single(3e7), 1, 50, judged).evidence
     assert any("Rounding adds 0." in reason for reason in evidence.draws_reasons) and 0.3 < evidence.std_error < 2.0
     assert not evidence.reliable and not evidence.draws_reliable
 

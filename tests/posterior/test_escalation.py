@@ -1,4 +1,4 @@
-"""The escalate room: which rungs are climbed for which verdicts, what is kept and reported, and when climbing ends."""
+"""Escalation: which stages are climbed for which verdicts, what is kept and reported, and when climbing ends."""
 
 import math
 import time
@@ -35,7 +35,7 @@ def verdict(reliable, share=0.5, log_evidence=-1.0):
         is_settled=reliable,
     )
 
-    return SimpleNamespace(evidence=evidence, bridge=None)
+    return SimpleNamespace(evidence=evidence, refinement=None)
 
 
 class FakeRecipe:
@@ -62,7 +62,7 @@ class FakeRecipe:
 
 
 class Climb:
-    """One run through the rungs, with all that was asked for and kept."""
+    """One run through the stages, with all that was asked for and kept."""
 
     def __init__(self, first, after=None, walked=None, recipe=None, deadline=math.inf, explored=None):
         self.recipe = recipe or FakeRecipe()
@@ -88,109 +88,109 @@ class Climb:
         self.kept.append((draws, report))
 
     @property
-    def rungs(self):
+    def stages(self):
         return [report.split(":")[0] for _, report in self.kept]
 
 
 @pytest.fixture(autouse=True)
-def bridges(monkeypatch):
-    """Bridges and second surveys leave their arguments behind."""
+def refinements(monkeypatch):
+    """Refinements and second surveys leave their arguments behind."""
     made = []
-    monkeypatch.setattr(escalation, "bridge", lambda *arguments: made.append(arguments) or "particles")
+    monkeypatch.setattr(escalation, "annealed refinement", lambda *arguments: made.append(arguments) or "particles")
     monkeypatch.setattr(escalation, "resurvey", lambda found, particles: (found, particles))
 
     return made
 
 
-def test_a_good_verdict_is_the_end(bridges):
+def test_a_good_verdict_is_the_end(refinements):
     # Only the report of the flow, however few draws are effective.
     for share in (0.9, 0.1):
         climb = Climb(verdict(True, share))
-        assert climb.rungs == ["flow"] and climb.kept[0][0] is climb.first
-        assert not climb.judged and not climb.walks and not climb.recipe.surveys and not bridges
+        assert climb.stages == ["flow"] and climb.kept[0][0] is climb.first
+        assert not climb.judged and not climb.walks and not climb.recipe.surveys and not refinements
 
 
-def test_wrong_tails_are_bridged():
-    # Many draws are effective: no larger flow, a bridge from the flow that there is, given its draws.
+def test_wrong_tails_are_refined():
+    # Many draws are effective: no larger flow, a refinement from the flow that there is, given its draws.
     climb = Climb(verdict(False, 0.5))
-    assert climb.rungs == ["flow", "bridge"] and not climb.recipe.surveys
+    assert climb.stages == ["flow", "annealed refinement"] and not climb.recipe.surveys
     assert climb.walks == [(climb.recipe.trainer.leap, climb.first)]
     assert climb.kept[1][0] is climb.walked
 
 
-def test_a_poor_flow_is_replaced(bridges):
-    # Few draws effective: particles of a short bridge, a survey of those, the larger flow, and its verdict.
+def test_a_poor_flow_is_replaced(refinements):
+    # Few draws effective: particles of a short refinement, a survey of those, the larger flow, and its verdict.
     recipe = FakeRecipe()
     leap, found = recipe.trainer.leap, recipe.found
     climb = Climb(verdict(False, 0.1), after=verdict(True), recipe=recipe)
-    assert climb.rungs == ["flow", "larger flow"] and climb.kept[1][0] is climb.after
-    assert bridges == [(leap, "the target", 64)] and recipe.surveys == [(found, "particles")]
+    assert climb.stages == ["flow", "larger flow"] and climb.kept[1][0] is climb.after
+    assert refinements == [(leap, "the target", 64)] and recipe.surveys == [(found, "particles")]
     assert climb.judged == [recipe.trainer.leap] and recipe.trainer.leap is not leap and not climb.walks
 
 
-def test_particles_of_the_second_opinion_are_used_again(bridges):
-    # No other bridge is made for the larger flow.
+def test_particles_of_the_second_opinion_are_used_again(refinements):
+    # No other refinement is made for the larger flow.
     first = verdict(False, 0.1)
-    first.bridge = "those particles"
+    first.refinement = "those particles"
     climb = Climb(first)
-    assert not bridges and climb.recipe.surveys[0][1] == "those particles"
+    assert not refinements and climb.recipe.surveys[0][1] == "those particles"
 
 
-def test_all_the_rungs():
-    # The larger flow is not believed either: a bridge from it, given its own draws.
+def test_all_the_stages():
+    # The larger flow is not believed either: a refinement from it, given its own draws.
     climb = Climb(verdict(False, 0.1), after=verdict(False))
-    assert climb.rungs == ["flow", "larger flow", "bridge"]
+    assert climb.stages == ["flow", "larger flow", "annealed refinement"]
     assert climb.walks == [(climb.recipe.trainer.leap, climb.after)]
     assert [draws for draws, _ in climb.kept] == [climb.first, climb.after, climb.walked]
 
 
 def test_a_larger_flow_that_is_no_better():
-    # It is reported, nothing is drawn anew, and the bridge starts from the first flow.
+    # It is reported, nothing is drawn anew, and the refinement starts from the first flow.
     recipe = FakeRecipe(better=False)
     leap = recipe.trainer.leap
     climb = Climb(verdict(False, 0.1), recipe=recipe)
     assert climb.kept[1] == (climb.first, "larger flow: ELBO no higher after 110 iterations in all")
     assert not climb.judged and climb.walks == [(leap, climb.first)]
-    assert climb.rungs == ["flow", "larger flow", "bridge"]
+    assert climb.stages == ["flow", "larger flow", "annealed refinement"]
 
 
-def test_the_bridge_is_the_last_rung_where_exploration_costs_too_much():
+def test_the_refinement_is_the_last_stage_where_exploration_costs_too_much():
     # Whatever it says is kept.
     climb = Climb(verdict(False), walked=verdict(False))
-    assert climb.rungs == ["flow", "bridge"] and climb.kept[1][0] is climb.walked
+    assert climb.stages == ["flow", "annealed refinement"] and climb.kept[1][0] is climb.walked
     assert climb.kept[1][1].endswith("draws: NOT reliable; log evidence: NOT reliable")
 
 
-def test_exploration_follows_a_bridge_that_is_not_believed():
-    # Given the bridge's draws; with a good verdict it is kept whatever its number, and says that it is no one step.
+def test_exploration_follows_a_refinement_that_is_not_believed():
+    # Given the refinement's draws; with a good verdict it is kept whatever its number, and says that it is no one step.
     climb = Climb(verdict(False), walked=verdict(False, log_evidence=5.0), explored=verdict(True, log_evidence=-9.0))
-    assert climb.rungs == ["flow", "bridge", "exploration"] and climb.explorations == [climb.walked]
+    assert climb.stages == ["flow", "annealed refinement", "exploration"] and climb.explorations == [climb.walked]
     assert climb.kept[2][0] is climb.explored
     assert climb.kept[2][1].endswith("log evidence: reliable; these draws do not come from one step")
 
 
 @pytest.mark.parametrize(("log_evidence", "taken"), [(-0.9, True), (-1.0, False), (-1.1, False), (math.nan, False)])
-def test_the_better_founded_rung_is_kept(log_evidence, taken):
+def test_the_better_founded_stage_is_kept(log_evidence, taken):
     # Where no verdict is good, the higher evidence: annealing that misses a part is too low.
     climb = Climb(verdict(False), walked=verdict(False), explored=verdict(False, log_evidence=log_evidence))
-    assert climb.rungs == ["flow", "bridge", "exploration"]
+    assert climb.stages == ["flow", "annealed refinement", "exploration"]
     assert climb.kept[2][0] is (climb.explored if taken else climb.walked)
     assert climb.kept[2][1].endswith("do not come from one step" if taken else "; not taken")
 
 
-def test_exploration_without_a_bridge():
-    # A velocity network has no bridge, and may be helped by exploring all the same.
+def test_exploration_without_a_refinement():
+    # A velocity network has no refinement, and may be helped by exploring all the same.
     recipe = FakeRecipe(leap=SimpleNamespace(can_invert=False), iterations_left=0)
     climb = Climb(verdict(False), recipe=recipe, explored=verdict(True))
-    assert climb.rungs == ["flow", "exploration"] and climb.explorations == [climb.first]
+    assert climb.stages == ["flow", "exploration"] and climb.explorations == [climb.first]
 
 
-def test_no_exploration_where_the_bridge_is_believed():
+def test_no_exploration_where_the_refinement_is_believed():
     # Nor after the deadline.
     climb = Climb(verdict(False), explored=verdict(True))
-    assert climb.rungs == ["flow", "bridge"] and not climb.explorations
+    assert climb.stages == ["flow", "annealed refinement"] and not climb.explorations
     climb = Climb(verdict(False), explored=verdict(True), deadline=time.perf_counter() - 1)
-    assert climb.rungs == ["flow"] and not climb.explorations
+    assert climb.stages == ["flow"] and not climb.explorations
 
 
 def test_what_is_settled_is_not_climbed_for():
@@ -198,7 +198,7 @@ def test_what_is_settled_is_not_climbed_for():
     first = verdict(True)
     first.evidence = replace(first.evidence, reliable=False, reasons=("Improper.",), log_evidence=math.nan)
     climb = Climb(first, explored=verdict(True))
-    assert climb.rungs == ["flow"] and climb.kept[0][0] is first
+    assert climb.stages == ["flow"] and climb.kept[0][0] is first
 
 
 @pytest.mark.parametrize(
@@ -206,23 +206,23 @@ def test_what_is_settled_is_not_climbed_for():
 )
 def test_what_is_poor(share, larger):
     # Less than a fifth of the draws effective, or no draw with any weight.
-    assert ("larger flow" in Climb(verdict(False, share)).rungs) == larger
+    assert ("larger flow" in Climb(verdict(False, share)).stages) == larger
 
 
 def test_no_iterations_left():
     # A flow of a size that was asked for does not grow.
     climb = Climb(verdict(False, 0.1), recipe=FakeRecipe(iterations_left=0))
-    assert climb.rungs == ["flow", "bridge"] and not climb.recipe.surveys
+    assert climb.stages == ["flow", "annealed refinement"] and not climb.recipe.surveys
 
 
 def test_nothing_begins_after_the_deadline():
     # The flow is kept and reported all the same.
     climb = Climb(verdict(False, 0.1), deadline=time.perf_counter() - 1)
-    assert climb.rungs == ["flow"] and not climb.recipe.surveys and not climb.walks
+    assert climb.stages == ["flow"] and not climb.recipe.surveys and not climb.walks
 
 
 def test_the_deadline_may_pass_on_the_way(monkeypatch):
-    # A larger flow that was begun in time is kept; no bridge follows.
+    # A larger flow that was begun in time is kept; no refinement follows.
     now = [0.0]
     monkeypatch.setattr(escalation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     recipe = FakeRecipe()
@@ -234,14 +234,14 @@ def test_the_deadline_may_pass_on_the_way(monkeypatch):
 
     recipe.run_larger = run_larger
     climb = Climb(verdict(False, 0.1), recipe=recipe, deadline=1.0)
-    assert climb.rungs == ["flow", "larger flow"] and not climb.walks
+    assert climb.stages == ["flow", "larger flow"] and not climb.walks
 
 
 def test_interrupted_training_is_not_followed():
     # Neither before a larger flow nor after one.
     recipe = FakeRecipe()
     recipe.trainer.history.interrupted = True
-    assert Climb(verdict(False, 0.1), recipe=recipe).rungs == ["flow"]
+    assert Climb(verdict(False, 0.1), recipe=recipe).stages == ["flow"]
     recipe = FakeRecipe()
     inner = recipe.run_larger
 
@@ -251,15 +251,15 @@ def test_interrupted_training_is_not_followed():
 
     recipe.run_larger = run_larger
     climb = Climb(verdict(False, 0.1), recipe=recipe)
-    assert climb.rungs == ["flow", "larger flow"] and not climb.walks
+    assert climb.stages == ["flow", "larger flow"] and not climb.walks
 
 
-@pytest.mark.parametrize("rung", ["larger flow", "bridge"])
-def test_ctrl_c_on_a_rung_keeps_the_last_one(rung):
+@pytest.mark.parametrize("stage", ["larger flow", "annealed refinement"])
+def test_ctrl_c_on_a_stage_keeps_the_last_one(stage):
     # It is for the caller to catch; what was kept before stays.
     class Interrupted(Climb):
         def judge(self, leap):
-            if rung == "larger flow":
+            if stage == "larger flow":
                 raise KeyboardInterrupt
             return super().judge(leap)
 
@@ -273,22 +273,22 @@ def test_ctrl_c_on_a_rung_keeps_the_last_one(rung):
                 self.interrupted = True
 
     climb = Interrupted(verdict(False, 0.1))
-    assert climb.interrupted and climb.rungs == ["flow", "larger flow"][: 1 if rung == "larger flow" else 2]
+    assert climb.interrupted and climb.stages == ["flow", "larger flow"][: 1 if stage == "larger flow" else 2]
 
 
-def test_only_a_bijection_is_bridged():
+def test_only_a_bijection_is_refined():
     # A velocity network, or a model without continuous latents, ends with its own verdict.
     climb = Climb(verdict(False), recipe=FakeRecipe(leap=SimpleNamespace(can_invert=False), iterations_left=0))
-    assert climb.rungs == ["flow"] and not climb.walks
+    assert climb.stages == ["flow"] and not climb.walks
 
 
 def test_reports_name_the_numbers():
-    # Evidence, weights, iterations and verdict, rung by rung.
+    # Evidence, weights, iterations and verdict, stage by stage.
     climb = Climb(verdict(False, 0.1, -3.25), walked=verdict(True, 0.8, -3.0))
     assert climb.kept[0][1] == (
         "flow: log evidence -3.2500 +- 0.0100, ELBO -1.5000, pareto k 0.60, effective sample size 100 of 1000 "
         "(10 iterations): draws: NOT reliable; log evidence: NOT reliable"
     )
     assert "(110 iterations): draws: NOT reliable; log evidence: NOT reliable" in climb.kept[1][1]
-    assert climb.kept[2][1].startswith("bridge: log evidence -3.0000")
+    assert climb.kept[2][1].startswith("annealed refinement: log evidence -3.0000")
     assert climb.kept[2][1].endswith("): draws: reliable; log evidence: reliable")

@@ -1,4 +1,4 @@
-"""The evidence room: the number, its error, and every reason not to believe it, one by one."""
+"""Verdict: the number, its error, and every reason not to believe it, one by one."""
 
 import math
 import re
@@ -163,7 +163,7 @@ def test_reason_above_the_check():
 
 
 def test_other_reasons():
-    # What other rooms found comes first, word for word, and leaves no healthy weights for a low check.
+    # What other modules found comes first, word for word, and leaves no healthy weights for a low check.
     reasons = [Reason("Three."), Reason("Four.", draws=False), Reason("Five.", evidence=False)]
     evidence = judge(good_weights(), EvidenceCheck(-0.995, 0.05), other_reasons=reasons)
     assert evidence.reasons[:2] == ("Three.", "Four.") and not evidence.reliable
@@ -271,37 +271,37 @@ def test_rounding_is_part_of_the_standard_error():
 
 
 @pytest.mark.parametrize(("side", "distance"), [("below", -0.2), ("above", 0.2)])
-def test_reason_apart_from_the_short_bridge(side, distance):
-    # On either side: a bridge walks to where the flow proposes too little, so it misses nothing that is near.
+def test_reason_apart_from_the_short_refinement(side, distance):
+    # On either side: a refinement walks to where the flow proposes too little, so it misses nothing that is near.
     weights = good_weights()
-    bridge = EvidenceCheck(judge(weights).log_evidence - distance, 0.02)
-    evidence = judge(weights, bridge=bridge)
+    refinement = EvidenceCheck(judge(weights).log_evidence - distance, 0.02)
+    evidence = judge(weights, refinement=refinement)
     reason = only_reason(evidence)
     assert f"lies 0.20 nats {side} that of short annealing from the flow's draws" in reason and "+- 0.020" in reason
-    assert evidence.bridge == bridge and "Raise num_iterations" in reason
+    assert evidence.refinement == refinement and "Raise num_iterations" in reason
 
 
 @pytest.mark.parametrize(("share", "reliable"), [(0.98, True), (1.02, False), (-0.98, True), (-1.02, False)])
 @pytest.mark.parametrize("std_error", [0.001, 0.04])
-def test_how_far_from_the_short_bridge(share, reliable, std_error):
-    # Three errors of both, of which eight islands know theirs half as well again, and never better than 0.01 nats.
+def test_how_far_from_the_short_refinement(share, reliable, std_error):
+    # Three errors of both, of which eight replicates know theirs half as well again, and never better than 0.01 nats.
     weights = good_weights()
     judged = judge(weights)
     limit = 3 * math.hypot(judged.std_error, 1.5 * max(std_error, 0.01))
-    bridge = EvidenceCheck(judged.log_evidence + share * limit, std_error)
-    assert judge(weights, bridge=bridge).reliable == reliable
+    refinement = EvidenceCheck(judged.log_evidence + share * limit, std_error)
+    assert judge(weights, refinement=refinement).reliable == reliable
 
 
-def test_a_short_bridge_that_failed_says_nothing():
+def test_a_short_refinement_that_failed_says_nothing():
     # An evidence that is not a number is none.
     for value in (math.nan, -math.inf):
-        assert judge(good_weights(), bridge=EvidenceCheck(value, 0.1)).reliable
+        assert judge(good_weights(), refinement=EvidenceCheck(value, 0.1)).reliable
 
 
-@pytest.mark.parametrize("name", ["check", "bridge"])
+@pytest.mark.parametrize("name", ["check", "refinement"])
 def test_others_speak_of_an_improper_posterior_too(name):
     # The unknown constant cancels: a mode is missing with a flat prior as it is with any other.
-    other = {"check": EvidenceCheck(1.005, 0.05), "bridge": EvidenceCheck(1.005, 0.05)}[name]
+    other = {"check": EvidenceCheck(1.005, 0.05), "refinement": EvidenceCheck(1.005, 0.05)}[name]
     evidence = judge(good_weights(), improper_sites=("mu",), **{name: other})
     assert len(evidence.reasons) == 2 and evidence.draws_reasons == evidence.reasons[1:]
     assert "below" in evidence.draws_reasons[0] and "not affected" not in evidence.reasons[0]
@@ -310,25 +310,25 @@ def test_others_speak_of_an_improper_posterior_too(name):
     assert judge(good_weights(), improper_sites=("mu",), **{name: near}).is_settled
 
 
-def test_a_low_check_counts_where_the_bridge_disagrees():
-    # Weights that a bridge speaks against are not healthy.
-    evidence = judge(good_weights(), EvidenceCheck(-0.995, 0.05), bridge=EvidenceCheck(1.0, 0.05))
+def test_a_low_check_counts_where_the_refinement_disagrees():
+    # Weights that a refinement speaks against are not healthy.
+    evidence = judge(good_weights(), EvidenceCheck(-0.995, 0.05), refinement=EvidenceCheck(1.0, 0.05))
     assert len(evidence.reasons) == 2
     assert "short annealing" in evidence.reasons[0] and "above the exploration's" in evidence.reasons[1]
 
 
-# ---- verdict of a bridge ----
+# ---- verdict of a refinement ----
 
 
 def walked(log_evidence=1.0, spread=0.05, **options):
-    """A good bridge: 32 islands of 32 particles, estimates in a symmetric spread."""
-    islands = log_evidence + spread * torch.linspace(-1.0, 1.0, 32, dtype=torch.float64)
+    """A good refinement: 32 replicates of 32 particles, estimates in a symmetric spread."""
+    replicates = log_evidence + spread * torch.linspace(-1.0, 1.0, 32, dtype=torch.float64)
     options = {"acceptance": 0.8, "pareto_k": 0.2, "ess": 700.0, "settled": True} | options
 
     return Exploration(
         torch.zeros(1024, 2),
         torch.zeros(1024),
-        islands,
+        replicates,
         num_temperatures=5,
         num_evaluations=0,
         num_not_finite=0,
@@ -344,11 +344,11 @@ def poor(check=None):
     return evidence
 
 
-# What all islands may leave in a neck, nats.
+# What all replicates may leave in a neck, nats.
 UNREACHED = 0.005
 
 
-def test_a_good_bridge_is_believed():
+def test_a_good_refinement_is_believed():
     # Its own numbers, the ELBO and the check of before; reasons of the weights are gone.
     check, found = EvidenceCheck(1.0, 0.05), walked()
     judged = poor(check)
@@ -358,7 +358,7 @@ def test_a_good_bridge_is_believed():
     assert evidence.std_error == math.hypot(found.std_error, UNREACHED)
     assert (evidence.ess, evidence.pareto_k, evidence.num_draws) == (700.0, 0.2, 1024)
     assert evidence.elbo == judged.elbo and evidence.check == check
-    assert evidence.bridge == EvidenceCheck(found.log_evidence, found.std_error)
+    assert evidence.refinement == EvidenceCheck(found.log_evidence, found.std_error)
 
 
 @pytest.mark.parametrize(
@@ -371,13 +371,13 @@ def test_a_good_bridge_is_believed():
         ({"ess": 10.0}, "effective sample size of the weights is 10 of 1024", "num_iterations"),
     ],
 )
-def test_reasons_against_a_bridge(options, words, cure):
+def test_reasons_against_a_refinement(options, words, cure):
     # One by one, with what was seen and the cure.
     reason = only_reason(judge_annealed(walked(**options), poor()))
     assert words in reason and cure in reason
 
 
-def test_islands_that_disagree():
+def test_replicates_that_disagree():
     # Their spread speaks against both; the error that follows from it is not told a second time.
     evidence = judge_annealed(walked(spread=1.2), poor())
     assert re.search("replicates disagree: the standard error of their log evidence is 0.1.*num_particles",
@@ -385,7 +385,7 @@ def test_islands_that_disagree():
     assert len(evidence.draws_reasons) == 1 and evidence.reasons == evidence.draws_reasons
 
 
-def test_an_error_of_a_bridge_speaks_against_its_number():
+def test_an_error_of_a_refinement_speaks_against_its_number():
     # Rounding and what is unreached add to a spread that is just good enough.
     found = walked(spread=0.9)
     evidence = judge_annealed(found, poor(), rounding=0.05)
@@ -393,25 +393,25 @@ def test_an_error_of_a_bridge_speaks_against_its_number():
     assert "standard error of the log evidence" in only_reason(evidence, draws=False)
 
 
-def test_a_bridge_at_its_limits():
+def test_a_refinement_at_its_limits():
     # Just acceptable in everything.
     found = walked(acceptance=0.3, ess=10.3, pareto_k=0.66, spread=0.9)
     assert judge_annealed(found, poor(), mixing=Mixing(1.05, 0.2)).is_settled
 
 
-def test_chains_of_a_bridge():
+def test_chains_of_a_refinement():
     # They speak against its draws, not against its number.
     reason = only_reason(judge_annealed(walked(), poor(), mixing=Mixing(1.09, 0.9)), log_evidence=False)
     assert "r_hat is 1.09, above 1.05" in reason
 
 
-def test_islands_without_an_evidence():
+def test_replicates_without_an_evidence():
     # An estimate of nothing has no usable error.
     evidence = judge_annealed(walked(-math.inf), poor())
     assert not evidence.reliable and any("replicates disagree" in reason for reason in evidence.draws_reasons)
 
 
-def test_equal_weights_of_a_bridge_have_no_tail():
+def test_equal_weights_of_a_refinement_have_no_tail():
     # Where no particle is lost between temperatures, the shape of the tail is that of noise.
     evidence = judge_annealed(walked(ess=1020.0, pareto_k=1.5), poor())
     assert evidence.reliable and evidence.pareto_k == -math.inf
@@ -419,7 +419,7 @@ def test_equal_weights_of_a_bridge_have_no_tail():
 
 
 @pytest.mark.parametrize(("distance", "reliable"), [(2.0, False), (0.02, True), (-2.0, True)])
-def test_exploration_checks_a_bridge(distance, reliable):
+def test_exploration_checks_a_refinement(distance, reliable):
     # Above: a mode is lost. Below: annealing that missed something says nothing against a healthy walk.
     evidence = judge_annealed(walked(), poor(EvidenceCheck(1.0 + distance, 0.05)))
     assert evidence.reliable == reliable
@@ -427,13 +427,13 @@ def test_exploration_checks_a_bridge(distance, reliable):
         assert "a mode may be lost" in only_reason(evidence)
 
 
-def test_a_low_check_counts_against_a_bridge_that_is_not_healthy():
+def test_a_low_check_counts_against_a_refinement_that_is_not_healthy():
     # As it does against weights.
     evidence = judge_annealed(walked(settled=False), poor(EvidenceCheck(-1.0, 0.05)))
     assert len(evidence.reasons) == 2 and "above the exploration's" in evidence.reasons[1]
 
 
-def test_a_bridge_to_an_improper_posterior():
+def test_a_refinement_to_an_improper_posterior():
     # Named first, no number, draws judged all the same; exploration is asked too.
     evidence = judge_annealed(walked(acceptance=0.1), poor(), ("mu",))
     assert math.isnan(evidence.log_evidence) and math.isnan(evidence.std_error) and len(evidence.reasons) == 2
@@ -450,12 +450,12 @@ def test_a_bridge_to_an_improper_posterior():
 
 @pytest.mark.parametrize(("distance", "reliable"), [(0.5, False), (0.05, True), (-3.0, True)])
 @pytest.mark.parametrize("sites", [(), ("mu",)])
-def test_exploration_is_held_against_the_bridge(distance, reliable, sites):
-    # Annealing that misses a part is too low, so only a bridge that found more speaks against exploration.
+def test_exploration_is_held_against_the_refinement(distance, reliable, sites):
+    # Annealing that misses a part is too low, so only a refinement that found more speaks against exploration.
     before = judge_annealed(walked(1.0 + distance, spread=0.1), poor(), sites)
     evidence = judge_annealed(walked(), before, sites, from_flow=False)
     assert evidence.draws_reliable == evidence.is_settled == reliable
-    assert evidence.bridge == before.bridge
+    assert evidence.refinement == before.refinement
     if not reliable:
         (reason,) = evidence.draws_reasons
         assert f"lies {distance:.2f} nats below that of annealing from the flow" in reason
@@ -463,17 +463,17 @@ def test_exploration_is_held_against_the_bridge(distance, reliable, sites):
         assert reason in evidence.reasons
 
 
-def test_exploration_without_a_bridge():
-    # Its own checks are all that there is, and no bridge is claimed.
+def test_exploration_without_a_refinement():
+    # Its own checks are all that there is, and no refinement is claimed.
     evidence = judge_annealed(walked(), poor(), from_flow=False)
-    assert evidence.is_settled and evidence.bridge is None
+    assert evidence.is_settled and evidence.refinement is None
     assert "accepted" in only_reason(judge_annealed(walked(acceptance=0.1), poor(), from_flow=False))
 
 
 # ---- what holds for the density ----
 
 
-def test_what_speaks_against_the_density_speaks_against_its_bridge():
+def test_what_speaks_against_the_density_speaks_against_its_refinement():
     # Draws of the flow that were no numbers, by their own count, and rounding, which is part of the error too.
     assert judge_annealed(walked(), poor(), rounding=0.05).reliable
     assert judge_annealed(walked(), poor(), rounding=0.02).std_error == pytest.approx(

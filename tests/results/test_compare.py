@@ -1,4 +1,4 @@
-"""The compare room: order, Bayes factors, words, flags and probabilities from log evidences of the same data."""
+"""Compare: order, Bayes factors, words, flags and probabilities from log evidences of the same data."""
 
 import math
 import warnings
@@ -22,7 +22,7 @@ CONTRACT = ["log_evidence", "std_error", "log_bayes_factor", "posterior_prob", "
 
 
 def fitted(log_evidence, std_error=0.01, reliable=True, **observed):
-    """What the room knows of a fitted sampler."""
+    """What the module knows of a fitted sampler."""
     reasons = () if reliable else ("too few draws", "a lost mode")
     evidence = Evidence(log_evidence, std_error, log_evidence, 900.0, 0.25, 1000, reliable, reasons)
     return SimpleNamespace(evidence=evidence, observed_data=observed)

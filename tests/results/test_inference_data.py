@@ -1,7 +1,7 @@
-"""The inference_data room: groups, dimensions and names that collide, there and back through a file.
+"""Inference data: groups, dimensions and names that collide, there and back through a file.
 
-It runs without torch, so that `make test-arviz1` can hold the room against ArviZ 1, which wants a newer Python than the
-other tests have. So it loads the room from its file, and uses nothing else of the package.
+It runs without torch, so that `make test-arviz1` can hold the module against ArviZ 1, which wants a newer Python than
+the other tests have. So it loads the module from its file, and uses nothing else of the package.
 """
 
 import importlib.metadata
@@ -189,7 +189,7 @@ def test_attributes():
 
 
 def test_version():
-    # Of the package, where it is installed; the room can be used without.
+    # Of the package, where it is installed; the module can be used without.
     attrs = make({"mu": draws()})["posterior"].attrs
     try:
         expected = importlib.metadata.version("pyro-osds")

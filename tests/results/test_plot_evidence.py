@@ -1,4 +1,4 @@
-"""The plot_evidence room: what is drawn for each model."""
+"""Plot evidence: what is drawn for each model."""
 
 import builtins
 import math

@@ -1,4 +1,4 @@
-"""The plot_fit room: four pictures from a sampler, or from what it saved."""
+"""Plot fit: four pictures from a sampler, or from what it saved."""
 
 import builtins
 import math
@@ -146,8 +146,8 @@ def test_evidences():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["log evidence", "exploration", "ELBO"]
     bars = [container[2][0].get_segments()[0][:, 0].tolist() for container in ax.containers if container.has_xerr]
     assert bars == [pytest.approx([-1.2, -0.8]), pytest.approx([-1.5, -0.7])]
-    with_bridge = plot_fit(groups({"bridge_log_evidence": -1.0, "bridge_std_error": 0.1}))[3]
-    assert [label.get_text() for label in with_bridge.get_yticklabels()][2] == "bridge"
+    with_refinement = plot_fit(groups({"bridge_log_evidence": -1.0, "bridge_std_error": 0.1}))[3]
+    assert [label.get_text() for label in with_refinement.get_yticklabels()][2] == "refinement"
 
 
 def test_verdict_is_the_title():

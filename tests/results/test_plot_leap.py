@@ -1,4 +1,4 @@
-"""The plot_leap room: base draws, where they land, the posterior."""
+"""Plot leap: base draws, where they land, the posterior."""
 
 import builtins
 import warnings

@@ -52,7 +52,7 @@ def test_sample_stats():
 
 def test_fit():
     # The evidence, its check, what exploration found, and how the density was evaluated.
-    assert fit_group(EVIDENCE, FOUND, "cover", "captured", ("flow: one", "bridge: two")) == {
+    assert fit_group(EVIDENCE, FOUND, "cover", "captured", ("flow: one", "refinement: two")) == {
         "log_evidence": -3.0,
         "std_error": 0.1,
         "elbo": -3.5,
@@ -71,7 +71,7 @@ def test_fit():
         "num_modes": 2,
         "num_base_components": 4,
         "recipe": "cover",
-        "rung": "captured",
+        "stage": "captured",
         "run_report": "flow: one\nbridge: two",
     }
 
@@ -93,14 +93,14 @@ def histories():
         ess=[0.5, 0.9], pareto_k=[0.8, 0.3], num_skipped=1,
     )  # fmt: skip
 
-    return history, TeacherHistory({"bridge": [5.0, 4.0]})
+    return history, TeacherHistory({"refinement": [5.0, 4.0]})
 
 
 def test_fit_stats(histories):
     # By step, by round, and by step of each of the teacher's losses.
     stats = fit_stats_group(*histories, torch.tensor([0.5, -0.5]))
     assert stats["log_weight"].tolist() == [0.5, -0.5]
-    assert stats["loss"].tolist() == [3.0, 2.0, 1.0] and stats["teacher_bridge"].tolist() == [5.0, 4.0]
+    assert stats["loss"].tolist() == [3.0, 2.0, 1.0] and stats["teacher_refinement"].tolist() == [5.0, 4.0]
     assert stats["elbo"].tolist() == [-2.0, -1.0] and stats["num_skipped"] == 1
     np.testing.assert_array_equal(stats["kl"], [3.0, 2.0, math.nan])
 

@@ -62,18 +62,18 @@ def fitted():
 
 
 def test_summary_prints_what_one_decides_by(fitted, capsys):
-    # MCMC's table, then evidence, bound, tail, draws, check, verdict, course, rung, seconds, each on its line.
+    # MCMC's table, then evidence, bound, tail, draws, check, verdict, course, stage, seconds, each on its line.
     fitted.summary()
     printed = capsys.readouterr().out
     table, _, card = printed.partition("\nlog evidence ")
     assert "n_eff" in table and re.search(r"^ +mu +\d", table, re.M)
     names = [re.split(r"  +| (?=\d)", line)[0] for line in card.splitlines()[1:]]
-    assert names[0] == "ELBO" and {"exploration", "verdict", "fit", "rung", "seconds"} <= set(names)
+    assert names[0] == "ELBO" and {"exploration", "verdict", "fit", "stage", "seconds"} <= set(names)
     evidence = fitted.evidence
     assert card.startswith(f"{evidence.log_evidence:.4f} +- {evidence.std_error:.4f}")
     assert f"ess          {evidence.ess:.0f} of {evidence.num_draws} draws" in card
     assert re.search(r"^verdict +draws: reliable; log evidence: reliable$", card, re.M) and re.search(
-        r"^rung +flow$", card, re.M
+        r"^stage +flow$", card, re.M
     )
     assert re.search(r"^fit +1 dimension, base of 1 component, recipe calibrate, 20 iterations$", card, re.M)
     assert f"exploration {fitted.fit.seconds['exploration_time']:.1f}" in card
@@ -111,11 +111,15 @@ def test_notebook_card(fitted):
     assert "<lambda>" not in html and cells(html)[0] == "OSDS(<lambda>)"
 
 
-def test_several_rungs(fitted, monkeypatch):
+def test_several_stages(fitted, monkeypatch):
     # A row for each, with its sentence.
-    monkeypatch.setattr(fitted.fit, "run_report", ("flow: not reliable", "bridge: reliable"))
+    monkeypatch.setattr(fitted.fit, "run_report", ("flow: not reliable", "annealed refinement: reliable"))
     rows = dict(summary_card(conjugate, fitted.settings, fitted.fit).rows)
-    assert rows["rung 1"] == "flow: not reliable" and rows["rung 2"] == "bridge: reliable" and "rung" not in rows
+    assert (
+        rows["stage 1"] == "flow: not reliable"
+        and rows["stage 2"] == "annealed refinement: reliable"
+        and "stage" not in rows
+    )
 
 
 def test_evidence_reads_well():
@@ -130,7 +134,7 @@ def test_evidence_reads_well():
     )
     assert "\nverdict      draws: reliable; log evidence: NOT reliable\n- pareto k is too high. Train" in str(BAD)
     assert str(BAD).endswith("\n- ess < 100 & so on")
-    assert "bridge" not in str(GOOD) and "not to be used above 0.67" in str(GOOD)
+    assert "annealed refinement" not in str(GOOD) and "not to be used above 0.67" in str(GOOD)
 
 
 def test_evidence_in_a_notebook():

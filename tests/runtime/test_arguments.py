@@ -1,4 +1,4 @@
-"""The arguments room: what is out of range is named, and model arguments are the same only by value."""
+"""Arguments: what is out of range is named, and model arguments are the same only by value."""
 
 import functools
 import math

@@ -86,7 +86,7 @@ def test_a_whole_run_without_torchscript_has_the_same_numbers(monkeypatch, caplo
         osds = OSDS(model, num_samples=50, num_iterations=20, escalate=False, disable_progbar=True)
         with caplog.at_level(logging.INFO, "pyro_osds.runtime"):
             osds.run()
-        results.append((osds.log_evidence, osds.get_samples()["scale"].tolist(), osds.rung))
+        results.append((osds.log_evidence, osds.get_samples()["scale"].tolist(), osds.backend))
         assert bool(caplog.records) == is_missing
     assert results[0] == results[1] and results[0][2] == "captured"
     assert {record.message for record in caplog.records} == {

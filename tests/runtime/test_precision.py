@@ -189,16 +189,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("rung", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CASES)
-def test_densities_are_those_of_the_model_in_double_precision(name, rung):
+def test_densities_are_those_of_the_model_in_double_precision(name, backend):
     # Values and scores, to 1e-8 of their size, in batches of both kinds.
     model, y, loc, width = CASES[name]
-    target = ModelTarget(model, (y,), **BACKENDS[rung])
+    target = ModelTarget(model, (y,), **BACKENDS[backend])
     with default_dtype(DOUBLE):
         written_in_double = ModelTarget(model, (y.double(),), vectorize="loop")
     assert target.is_double and target.dtype == DOUBLE and target.draw_dtype == torch.float32
-    assert target.rung == rung
+    assert target.backend == backend
     z = loc + width * torch.randn(100, 1, dtype=DOUBLE)
     with default_dtype(DOUBLE):
         expected = log_prob_and_score(written_in_double.log_prob, z)
@@ -226,8 +226,8 @@ def test_single_precision_would_not_do(name):
     assert error.std() > 0.05
 
 
-@pytest.mark.parametrize("rung", BACKENDS)
-def test_constants_out_of_integers_and_numbers(rung):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_constants_out_of_integers_and_numbers(backend):
     # Quotients and logarithms of integers, and tensors without a type, also where a graph is replayed.
     n = torch.tensor([12345, 777])
 
@@ -236,17 +236,17 @@ def test_constants_out_of_integers_and_numbers(rung):
         pyro.factor("f", -(x * (n.log() / 3 + n / 7)).square().sum() * torch.full((), 0.1) + torch.lgamma(n + 1).sum())
         pyro.factor("g", torch.linspace(0, 1, 7).sum() * x + torch.zeros(2).logsumexp(0))
 
-    target = ModelTarget(model, (n,), **BACKENDS[rung])
+    target = ModelTarget(model, (n,), **BACKENDS[backend])
     z = 0.3 * torch.randn(100, 1, dtype=DOUBLE)
     with default_dtype(DOUBLE):
         expected = ModelTarget(model, (n,), vectorize="loop").log_prob(z)
-    assert target.is_double and target.rung == rung
+    assert target.is_double and target.backend == backend
     torch.testing.assert_close(target.log_prob(z), expected, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("rung", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_data_in_half_precision(dtype, rung):
+def test_data_in_half_precision(dtype, backend):
     # As they were given, and every operation on them in double.
     y = torch.linspace(-2.0, 5.0, 30).to(dtype)
 
@@ -255,7 +255,7 @@ def test_data_in_half_precision(dtype, rung):
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.StudentT(4.0, loc, 0.3), obs=y)
 
-    target = ModelTarget(model, (y,), **BACKENDS[rung])
+    target = ModelTarget(model, (y,), **BACKENDS[backend])
     z = torch.randn(100, 1, dtype=DOUBLE)
     with default_dtype(DOUBLE):
         expected = ModelTarget(model, (y.double(),), vectorize="loop").log_prob(z)
@@ -300,13 +300,13 @@ def checks_numpy(y):
         pyro.sample("y", dist.Normal(x + torch.from_numpy(0.0 * values[None])[0], 1.0), obs=y)
 
 
-@pytest.mark.parametrize(("model", "rung"), [(checks_its_type, "captured"), (checks_numpy, "loop")])
+@pytest.mark.parametrize(("model", "backend"), [(checks_its_type, "captured"), (checks_numpy, "loop")])
 @pytest.mark.filterwarnings("ignore::pyro_osds.model.batching.VectorizationWarning")
-def test_a_model_that_insists_on_single_precision(model, rung):
+def test_a_model_that_insists_on_single_precision(model, backend):
     # It runs as it is written, of points and into values in double precision, and says so.
     y = 1000.0 + torch.randn(50)
     target = ModelTarget(model, (y,))
-    assert not target.is_double and target.dtype == DOUBLE and target.rung == rung
+    assert not target.is_double and target.dtype == DOUBLE and target.backend == backend
     z = 1000.0 + 0.1 * torch.randn(100, 1, dtype=DOUBLE)
     log_prob, score = log_prob_and_score(target.log_prob, z)
     exact = dist.Normal(1000.0, 1.0).log_prob(z[:, 0]) + dist.Normal(z, 1.0).log_prob(y.double()).sum(-1)

@@ -1,4 +1,4 @@
-"""The progress room: one bar for all phases of a run, or nothing at all."""
+"""Progress: one bar for all phases of a run, or nothing at all."""
 
 import io
 import re

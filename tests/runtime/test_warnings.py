@@ -133,7 +133,7 @@ def test_the_logger_tells_what_was_chosen(caplog):
         "recipe: calibrate",
         "flow: ",
         "training: 5 iterations",
-        "rung: flow: log evidence",
+        "stage: flow: log evidence",
         "drawn and judged",
     ):
         assert any(message.startswith(word) for message in chosen), word

@@ -1,4 +1,4 @@
-"""The chains room: independence Metropolis-Hastings over given proposals."""
+"""Chains: independence Metropolis-Hastings over given proposals."""
 
 import math
 

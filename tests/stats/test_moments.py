@@ -1,4 +1,4 @@
-"""The moments room: exact on known points, shrunk as its equation says, safe with unequal units."""
+"""Moments: exact on known points, shrunk as its equation says, safe with unequal units."""
 
 import torch
 

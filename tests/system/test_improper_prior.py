@@ -56,7 +56,7 @@ def fitted(request):
 
 
 def test_nothing_is_climbed_for(fitted):
-    # One rung: no flow could give an evidence that does not exist.
+    # One stage: no flow could give an evidence that does not exist.
     (report,) = fitted.run_report
     assert report.startswith("flow: log evidence undefined, ELBO ") and report.endswith(VERDICT)
 
@@ -108,7 +108,7 @@ def test_what_is_printed(fitted, capsys):
     # In the summary, in one line and in a notebook, word for word.
     fitted.summary()
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"verdict {VERDICT}" in printed and "log evidence undefined" in printed and "rung flow" in printed
+    assert f"verdict {VERDICT}" in printed and "log evidence undefined" in printed and "stage flow" in printed
     assert repr(fitted).endswith(f"log evidence undefined, {VERDICT}")
     html = fitted._repr_html_().replace("&#x27;", "'").replace("&#39;", "'")
     assert VERDICT in html and "undefined" in html

@@ -184,7 +184,7 @@ def test_copies(fits):
     for made in (copy.copy(osds), copy.deepcopy(osds), pickle.loads(pickle.dumps(osds))):
         assert torch.equal(made.get_samples()["mu"], osds.get_samples()["mu"]) and made.evidence == osds.evidence
     made.step(Y)
-    assert made.fit is not osds.fit and made.rung == osds.rung == "captured"
+    assert made.fit is not osds.fit and made.backend == osds.backend == "captured"
     assert all(torch.equal(a, b) for a, b in zip(weights, osds.fit.leap.flow.parameters(), strict=True))
     # One that was never run has nothing to lose.
     for made in (copy.deepcopy(OSDS(conjugate)), pickle.loads(pickle.dumps(OSDS(conjugate)))):
@@ -233,7 +233,7 @@ def uninterrupted():
 
 @pytest.mark.parametrize("number", [1, 7])
 def test_resume_after_ctrl_c(uninterrupted, monkeypatch, tmp_path, number):
-    # Gone on with from a file, the run ends as if nobody had pressed anything: flow, rungs, draws and evidence.
+    # Gone on with from a file, the run ends as if nobody had pressed anything: flow, stages, draws and evidence.
     interrupted_at(monkeypatch, number)
     osds = fit(heavy_tails)
     assert osds.is_interrupted and len(osds.trainer.history.loss) == number - 1
@@ -247,9 +247,9 @@ def test_resume_after_ctrl_c(uninterrupted, monkeypatch, tmp_path, number):
     assert all(torch.equal(ours, theirs) for ours, theirs in weights)
 
 
-def test_resume_on_a_rung(uninterrupted, monkeypatch):
-    # Ctrl-C on the bridge: the flow's verdict stands, until the bridge is walked after all.
-    walk, calls = fit_room.bridge_posterior, []
+def test_resume_on_a_stage(uninterrupted, monkeypatch):
+    # Ctrl-C on the refinement: the flow's verdict stands, until the refinement is walked after all.
+    walk, calls = fit_room.refined_posterior, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -258,8 +258,8 @@ def test_resume_on_a_rung(uninterrupted, monkeypatch):
             raise KeyboardInterrupt
         return walk(*arguments)
 
-    assert [line.split(":")[0] for line in uninterrupted.run_report] == ["flow", "bridge", "exploration"]
-    monkeypatch.setattr(fit_room, "bridge_posterior", interrupted)
+    assert [line.split(":")[0] for line in uninterrupted.run_report] == ["flow", "refinement", "exploration"]
+    monkeypatch.setattr(fit_room, "refined_posterior", interrupted)
     osds = fit(heavy_tails)
     assert osds.is_interrupted and osds.run_report == uninterrupted.run_report[:1]
     osds = pickle.loads(pickle.dumps(osds))

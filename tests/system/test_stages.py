@@ -1,4 +1,4 @@
-"""Escalation and its relatives, seen from OSDS: rungs, time, components in one order, reference draws."""
+"""Escalation and its relatives, seen from OSDS: stages, time, components in one order, reference draws."""
 
 import contextlib
 import math
@@ -33,13 +33,13 @@ def tight(**options):
     return OSDS.from_log_prob(heavy, 10, **options)
 
 
-def test_a_bridge_takes_over_where_weights_do_not_suffice():
+def test_a_refinement_takes_over_where_weights_do_not_suffice():
     # An evidence that is right, and draws with the moments of the posterior: variance three, for three degrees.
     osds = fit(tight())
-    assert [line.split(":")[0] for line in osds.run_report] == ["flow", "bridge"]
+    assert [line.split(":")[0] for line in osds.run_report] == ["flow", "annealed refinement"]
     assert osds.run_report[0].endswith("draws: NOT reliable; log evidence: NOT reliable")
     assert osds.run_report[1].endswith("draws: reliable; log evidence: reliable")
-    assert osds.evidence.reliable and osds.evidence.draws_reliable and osds.evidence.bridge is not None
+    assert osds.evidence.reliable and osds.evidence.draws_reliable and osds.evidence.refinement is not None
     assert_within_standard_error(osds.log_evidence, HEAVY_LOG_EVIDENCE, osds.log_evidence_se)
     z = osds.get_samples()["z"]
     # The spread of one dimension, in quantiles since its fourth moment is infinite: the quartiles of Student's t.
@@ -52,13 +52,13 @@ def test_a_bridge_takes_over_where_weights_do_not_suffice():
 
 
 def test_escalation_can_be_turned_off():
-    # One rung, and its verdict stands.
+    # One stage, and its verdict stands.
     osds = fit(tight(escalate=False))
     assert osds.run_report == () and not osds.evidence.reliable and not osds.evidence.draws_reliable
 
 
-def test_no_rung_after_the_time():
-    # Training ends at once with what it has; no rung is climbed, and nothing is lost.
+def test_no_stage_after_the_time():
+    # Training ends at once with what it has; no stage is climbed, and nothing is lost.
     pyro.set_rng_seed(0)
     osds = tight(num_iterations=10**6, max_time=0.5)
     with pytest.warns(UserWarning):
@@ -82,7 +82,7 @@ def test_interrupted_escalation_keeps_the_last_verdict(monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyro_osds.fit.bridge_posterior", interrupted)
+    monkeypatch.setattr("pyro_osds.fit.refined_posterior", interrupted)
     pyro.set_rng_seed(0)
     osds = tight()
     with pytest.warns(UserWarning) as caught:

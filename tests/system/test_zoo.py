@@ -1,4 +1,4 @@
-"""The model zoo: every kind of model has Pyro's density, on the rung that it can reach, and the exact evidence."""
+"""The model zoo: every kind of model has Pyro's density, on the backend that it can reach, and the exact evidence."""
 
 import contextlib
 import itertools
@@ -138,7 +138,7 @@ def reference_log_prob(exhibit, z):
 
 
 def test_density_is_that_of_pyro(exhibit):
-    # Values and gradients on the fastest rung, against Pyro's traces plus Jacobians, summed over discrete latents.
+    # Values and gradients on the fastest backend, against Pyro's traces plus Jacobians, summed over discrete latents.
     rounding = 1.0 if exhibit.case.default_dtype == torch.float64 else 10.0
     z = exhibit.z.clone().requires_grad_()
     got = exhibit.target.log_prob(z)
@@ -155,13 +155,13 @@ def test_density_is_that_of_pyro(exhibit):
 
 def test_rung(exhibit):
     # Every model runs as fast as it can, and only those that run point by point warn.
-    assert exhibit.target.rung == exhibit.case.rung, exhibit.target._ladder.reason
-    assert exhibit.warned == (exhibit.case.rung == "loop")
+    assert exhibit.target.backend == exhibit.case.backend, exhibit.target._ladder.reason
+    assert exhibit.warned == (exhibit.case.backend == "loop")
 
 
 def test_most_models_are_vectorised():
     # The zoo is large, and few of its models look at their values.
-    vectorised = [case for case in ZOO.values() if case.rung != "loop"]
+    vectorised = [case for case in ZOO.values() if case.backend != "loop"]
     assert len(ZOO) >= 50 and len(vectorised) >= 45
 
 

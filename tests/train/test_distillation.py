@@ -1,4 +1,4 @@
-"""The distillation room: one step becomes two half steps, and the smallest is the teacher's own."""
+"""Distillation: one step becomes two half steps, and the smallest is the teacher's own."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The objective room: path gradients are the divergences' gradients, and vanish where there is nothing to learn."""
+"""Objectives: path gradients are the divergences' gradients, and vanish where there is nothing to learn."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The recipe room: which recipe for which posterior, what follows what, and which flow is kept."""
+"""Recipe: which recipe for which posterior, what follows what, and which flow is kept."""
 
 import math
 from dataclasses import fields, replace
@@ -171,8 +171,8 @@ def small_sizes(monkeypatch):
     """Lean and large, a fraction of their size; the lean flow always leaves room."""
     monkeypatch.setattr(flows, "LEAN", replace(TINY, num_spline_blocks=0))
     monkeypatch.setattr(flows, "LARGE", FlowSize(3, 1, 16))
-    for room in (flows, recipe):
-        monkeypatch.setattr(room, "LEAN_GAP", 1e-6)
+    for module in (flows, recipe):
+        monkeypatch.setattr(module, "LEAN_GAP", 1e-6)
 
 
 def test_a_larger_flow_follows(small_sizes):
@@ -288,7 +288,7 @@ def test_velocity_network(volume):
 
 
 def test_flows_have_the_groups_and_steps_that_were_asked_for(float64):
-    # What the assembly room passes on arrives; networks are in single precision, whatever torch makes by default.
+    # What the settings pass on arrives; networks are in single precision, whatever torch makes by default.
     made = make(skew(), groups=(1, 1), num_steps=3)
     assert made.trainer.leap.num_steps == 3 and made.trainer.leap.flow.dim == 2
     assert {parameter.dtype for parameter in made.trainer.leap.flow.parameters()} == {NETWORK_DTYPE}

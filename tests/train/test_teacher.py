@@ -1,4 +1,4 @@
-"""The teacher room: training makes path weights more equal, records what it saw, and survives what can happen."""
+"""Teacher: training makes path weights more equal, records what it saw, and survives what can happen."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The train room: what a step does, what is skipped, what is averaged and what is kept."""
+"""Trainer: what a step does, what is skipped, what is averaged and what is kept."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The velocity room: what the published volume misses, and what an exact one cannot mend."""
+"""Velocity: what the published volume misses, and what an exact one cannot mend."""
 
 import math
 
