@@ -462,12 +462,13 @@ class OSDS:
 
     def _exact_flow(self, what: str) -> tuple[Any, Any]:
         """The trained leap and its target, for what needs a model and an exact density."""
+        fitted = self.fit
         self._problem.check_model(what)
-        leap = self.fit.settle()
+        leap = fitted.settle()
         if not leap.has_exact_density:
             raise ValueError(f"{what} needs the exact density of the flow: use network='coupling'.")
 
-        return leap, self.fit.target
+        return leap, fitted.target
 
     # ---- draws, evidence, InferenceData ----
 

@@ -430,7 +430,7 @@ def test_a_survey_and_a_fit_of_a_class_of_others():
     for target in (Duck(), FunctionTarget(pair, 2, dtype=torch.float64)):
         torch.manual_seed(0)
         found = survey(target, num_particles=16)
-        fit = Fit(target, Settings(num_iterations=20, num_samples=50, num_particles=16, disable_progbar=True))
+        fit = Fit.explored(target, Settings(num_iterations=20, num_samples=50, num_particles=16, disable_progbar=True))
         fit.run()
         results.append((found.exploration.log_evidence, fit.draws.evidence.log_evidence, fit.samples["z"].sum().item()))
         assert Fit.restored(target, fit.settings, fit.state()).samples["z"].shape == (4, 50, 2)

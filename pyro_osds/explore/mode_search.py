@@ -19,7 +19,7 @@ from pyro_osds.runtime.light_adam import LightAdam
 from pyro_osds.stats.moments import ENOUGH_PARTICLES, weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
 
-_NUM_SCOUTS = 65536
+_NUM_POINTS = 65536
 _MAX_TERMS = 5e7
 _NUM_CELLS = 256
 _NUM_OTHERS = 768
@@ -28,7 +28,7 @@ _NUM_CLIMBERS, _NUM_CLIMBS = 64, 100
 _MANY_TERMS = 20_000
 # As far as gradient ascent gets along each coordinate, in standard deviations of the particles.
 _CLIMB = 5.0
-# Smoothing of the draws that scouts are made of, in their standard deviations.
+# Smoothing of the draws that points are made of, in their standard deviations.
 _BANDWIDTH = 0.2
 _STRETCH = 3.0
 # Two sets of particles of one mode do not differ as much in their largest log density.
@@ -47,8 +47,8 @@ def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> Mi
         log_prob: Their log densities, ``(N,)``.
 
     Returns:
-        The reference, or None where every scout came to rest among the particles; and None in many dimensions, where
-        the mass lies so far below its mode that whatever climbs would seem to have found another one.
+        The reference, or None where every point followed came to rest among the particles; and None in many dimensions,
+        where the mass lies so far below its mode that whatever climbs would seem to have found another one.
     """
     if len(z) < ENOUGH_PARTICLES * target.dim:
         return None
@@ -98,13 +98,13 @@ def _chosen(target: Target, start: Tensor) -> Tensor:
     """Points to follow: the best of very many in each cell, which find what is narrow, and some of the given ones."""
     num_terms = max(1, target.num_terms)
     num_cells = _fewer(target, _NUM_CELLS)
-    scouts = _smoothed(start, int(min(_NUM_SCOUTS, max(_MAX_TERMS / num_terms, 4 * _NUM_CELLS))))
+    points = _smoothed(start, int(min(_NUM_POINTS, max(_MAX_TERMS / num_terms, 4 * _NUM_CELLS))))
     with torch.no_grad():
-        density = finite_log_prob(in_chunks(target.log_prob, scouts))
+        density = finite_log_prob(in_chunks(target.log_prob, points))
     loc, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
     scale = scale_tril.diagonal()
-    centres = scouts[torch.randint(len(scouts), (num_cells,), device=scouts.device)]
-    cell = torch.cdist((scouts - loc) / scale, (centres - loc) / scale).argmin(1)
+    centres = points[torch.randint(len(points), (num_cells,), device=points.device)]
+    cell = torch.cdist((points - loc) / scale, (centres - loc) / scale).argmin(1)
     order = density.argsort()
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     best = torch.full((num_cells,), -1, dtype=torch.long, device=start.device)
@@ -112,7 +112,7 @@ def _chosen(target: Target, start: Tensor) -> Tensor:
     best = order[best[best >= 0]]
     count = num_affordable(target, _NUM_OTHERS, at_least=num_cells)
 
-    return torch.cat([scouts[best[density[best].isfinite()]], start[spread_out(start, count)]])
+    return torch.cat([points[best[density[best].isfinite()]], start[spread_out(start, count)]])
 
 
 def _fewer(target: Target, count: int) -> int:
@@ -125,8 +125,8 @@ def _smoothed(start: Tensor, count: int) -> Tensor:
     loc, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
     chosen = start[torch.randint(len(start), (count,), device=start.device)]
 
-    scouts = chosen + _BANDWIDTH * torch.randn_like(chosen) @ scale_tril.mT
+    points = chosen + _BANDWIDTH * torch.randn_like(chosen) @ scale_tril.mT
     # Every other one far out: data may be a surprise to the prior.
-    scouts[::2] = loc + _STRETCH * (scouts[::2] - loc)
+    points[::2] = loc + _STRETCH * (points[::2] - loc)
 
-    return scouts
+    return points

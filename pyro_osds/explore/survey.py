@@ -269,7 +269,7 @@ def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Explor
 
 
 def _with_lost_modes(target: Target, exploration: Exploration, num_particles: int, num_replicates: int) -> Exploration:
-    """The exploration, or a better one where scouts found a mode that holds none of its particles."""
+    """The exploration, or a better one where mode search found a mode that holds none of its particles."""
     if not target.vectorized:
         return exploration
     reference = lost_modes(target, exploration.start, exploration.z, exploration.log_prob)

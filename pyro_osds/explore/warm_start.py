@@ -2,7 +2,7 @@
 
 The flow is held against the new posterior by a short refinement from its draws. Such a refinement cannot see what the
 flow has never seen, so two things are done from scratch: the way from the prior, whose log evidence is the check of the
-new one, and the scouts' look for modes. Whatever speaks against the old flow is a reason to explore anew.
+new one, and the search for modes. Whatever speaks against the old flow is a reason to explore anew.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
     start = _moved(target, seen, check.start if spread is None else spread)
     reference = lost_modes(seen, start, walked.z, walked.log_prob)
     if reference is not None:
-        # Scouts may be wrong; annealing from where they have been decides.
+        # The search may be wrong; annealing from where they have been decides.
         place = ReferencePath(seen, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
         again = explore(place, num_particles)
         check = check if again.log_evidence < check.log_evidence - LOWER_SIGMAS * check.std_error else again

@@ -33,7 +33,7 @@ def gaussian_mixture(parts, dim=2):
     return FunctionTarget(log_prob, dim)
 
 
-def scouted(target, z, start):
+def searched(target, z, start):
     return lost_modes(target, start, z, target.log_prob(z))
 
 
@@ -51,7 +51,7 @@ def nearest_component(reference, place):
 def test_a_far_narrow_mode(float64):
     # A tenth as wide as the other and out of sight of all particles: a component of its own there, of its width.
     target = gaussian_mixture([(0.5, [0.0, 0.0], 1.0), (0.5, [8.0, -6.0], 0.1)])
-    reference = scouted(target, torch.randn(1000, 2), 5 * torch.randn(1000, 2))
+    reference = searched(target, torch.randn(1000, 2), 5 * torch.randn(1000, 2))
     distance, width = nearest_component(reference, [8.0, -6.0])
     assert distance < 0.3 and (width < 1.0).all() and (width > 0.05).all()
     # The other half of the mass is on the whole, wide as it is: what is known already is not lost again.
@@ -63,7 +63,7 @@ def test_a_spike_on_a_broad_mode(float64):
     target = gaussian_mixture([(0.7, [0.0, 0.0], 1.0), (0.3, [0.8, 0.5], 0.01)])
     z = torch.randn(1000, 2)
     z = z[(z - torch.tensor([0.8, 0.5])).norm(dim=-1) > 0.06]
-    reference = scouted(target, z, 2 * torch.randn(1000, 2))
+    reference = searched(target, z, 2 * torch.randn(1000, 2))
     distance, width = nearest_component(reference, [0.8, 0.5])
     assert distance < 0.1 and (width < 0.3).all()
 
@@ -72,7 +72,7 @@ def test_all_of_several_modes(float64):
     # Three of four are lost; each has a component near it.
     places = [[-6.0, -6.0], [-6.0, 6.0], [6.0, -6.0], [6.0, 6.0]]
     target = gaussian_mixture([(0.25, place, 0.5) for place in places])
-    reference = scouted(target, torch.tensor(places[0]) + 0.5 * torch.randn(500, 2), 8 * torch.randn(1000, 2))
+    reference = searched(target, torch.tensor(places[0]) + 0.5 * torch.randn(500, 2), 8 * torch.randn(1000, 2))
     assert max(nearest_component(reference, place)[0] for place in places[1:]) < 1.0
 
 
@@ -90,20 +90,20 @@ def test_the_survey_goes_there(float64):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_gaussian_in_ten_dimensions_has_lost_nothing(seed, float64):
-    # Every scout comes to rest among the particles.
+    # Every point followed comes to rest among the particles.
     torch.manual_seed(seed)
     target = gaussian_mixture([(1.0, [0.0] * 10, 1.0)], 10)
-    assert scouted(target, torch.randn(512, 10), 5 * torch.randn(512, 10)) is None
+    assert searched(target, torch.randn(512, 10), 5 * torch.randn(512, 10)) is None
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_false_alarm_does_no_harm(seed, float64):
-    # In few dimensions a scout in the tail may be farther out than any particle: annealing from there ends well.
+    # In few dimensions a point in the tail may be farther out than any particle: annealing from there ends well.
     torch.manual_seed(seed)
     locs = [torch.zeros(1, 1), torch.zeros(1, 2), torch.tensor([[-5.0, 0.0], [5.0, 0.0]])][seed % 3]
     target = FunctionTarget(models.mixture_log_prob(locs, [1 / len(locs)] * len(locs)), locs.shape[1])
     z = models.mixture_draws(locs, [512 // len(locs)] * len(locs))
-    reference = scouted(target, z, 6 * torch.randn(500, locs.shape[1]))
+    reference = searched(target, z, 6 * torch.randn(500, locs.shape[1]))
     if reference is not None:
         way = ReferencePath(target, lambda count: reference.sample((count,)), reference.log_prob)
         found = explore(way)
@@ -125,7 +125,7 @@ def test_a_banana_comes_to_no_harm(float64):
     # Far along a curve there are few particles; an alarm there ends with the right evidence.
     x = 2.0 * torch.randn(1024, 1)
     z, target = torch.cat([x, x.square() - 2.0 + 0.5 * torch.randn_like(x)], 1), FunctionTarget(banana, 2)
-    reference = scouted(target, z, 6 * torch.randn(500, 2))
+    reference = searched(target, z, 6 * torch.randn(500, 2))
     if reference is not None:
         way = ReferencePath(target, lambda count: reference.sample((count,)), reference.log_prob)
         found = explore(way)
@@ -150,7 +150,7 @@ def test_regions_of_density_zero(float64):
             return torch.where(z[:, 0] < 9.1, density, value)
 
         target = FunctionTarget(log_prob_fn, 2)
-        reference = scouted(target, torch.randn(500, 2), 6 * torch.randn(500, 2))
+        reference = searched(target, torch.randn(500, 2), 6 * torch.randn(500, 2))
         assert nearest_component(reference, [9.0, 0.0])[0] < 0.5
         assert reference.component_distribution.loc.isfinite().all()
 
@@ -167,7 +167,7 @@ def test_particles_of_density_zero_are_no_particles(float64):
 
 
 def test_nowhere_to_rest(float64):
-    # A density that is zero wherever a scout looks.
+    # A density that is zero wherever a point looks.
     def log_prob_fn(z):
         return torch.where(z[:, 0] > 1000.0, 0.0, -math.inf)
 
@@ -182,15 +182,15 @@ def test_a_plateau(float64):
     def box(z):
         return torch.where((z.abs() < 1).all(-1), 0.0, -math.inf)
 
-    assert scouted(FunctionTarget(box, 2), z, 3 * z) is None
-    reference = scouted(FunctionTarget(lambda z: torch.zeros(len(z)), 2), z, z)
+    assert searched(FunctionTarget(box, 2), z, 3 * z) is None
+    reference = searched(FunctionTarget(lambda z: torch.zeros(len(z)), 2), z, z)
     assert reference is None or reference.log_prob(z).isfinite().all()
 
 
 def test_single_precision():
     # The reference has the type of the target.
     target = gaussian_mixture([(0.5, [0.0, 0.0], 1.0), (0.5, [9.0, 0.0], 0.3)])
-    reference = scouted(target, torch.randn(500, 2), 5 * torch.randn(500, 2))
+    reference = searched(target, torch.randn(500, 2), 5 * torch.randn(500, 2))
     assert reference.sample((3,)).dtype == torch.float32 and nearest_component(reference, [9.0, 0.0])[0] < 1.0
 
 
@@ -218,7 +218,7 @@ def test_the_best_of_very_many_is_followed(float64):
 
 
 @pytest.mark.parametrize("num_terms", [1, 10_000, 10_000_000])
-def test_fewer_scouts_for_larger_densities(num_terms):
+def test_fewer_points_for_larger_densities(num_terms):
     # From 65,536 points down to a thousand, and fewer of them followed.
     rows = []
 
@@ -234,8 +234,8 @@ def test_fewer_scouts_for_larger_densities(num_terms):
     assert len(chosen) <= 1024 and len(chosen) > {1: 768, 10_000: 256, 10_000_000: 16}[num_terms]
 
 
-def test_scouts_follow_the_shape_of_the_start(float64):
-    # Narrow starts in one direction send no scouts far out in it: three times as far as the starts reach.
+def test_points_follow_the_shape_of_the_start(float64):
+    # Narrow starts in one direction send no points far out in it: three times as far as the starts reach.
     normal = MultivariateNormal(torch.zeros(2), torch.tensor([[4.0, 1.9], [1.9, 1.0]]))
     chosen = _chosen(FunctionTarget(lambda z: torch.zeros(len(z)), 2), normal.sample((1000,)))
     across = (chosen - 0.0) @ torch.tensor([-0.45, 0.89])
@@ -243,7 +243,7 @@ def test_scouts_follow_the_shape_of_the_start(float64):
 
 
 def test_climbers_reach_a_spike_that_is_far_uphill(float64):
-    # Too narrow for any scout to hit in six dimensions, on a slope that leads there: particles climb to it.
+    # Too narrow for any point to hit in six dimensions, on a slope that leads there: particles climb to it.
     centre = torch.full((6,), 0.4)
 
     def log_prob_fn(z):
@@ -263,7 +263,7 @@ def test_climbers_on_a_plateau_stay(float64):
     torch.testing.assert_close(torch.cdist(climbed, z).amin(1), torch.zeros(64), atol=1e-6, rtol=0)
 
 
-def test_no_scouts_in_many_dimensions(float64):
+def test_no_search_in_many_dimensions(float64):
     # A single mode of 100 dimensions, 50 nats above the mass: with 300 particles it would look like a lost one.
     target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), 100)
     z = torch.randn(300, 100)

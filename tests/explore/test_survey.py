@@ -151,7 +151,7 @@ def test_components_that_the_prior_tells_apart_keep_their_order():
     assert not isinstance(found.target, OrderedTarget)
 
 
-# ---- what scouts bring ----
+# ---- what mode search brings ----
 
 
 def test_lost_modes_are_taken_in(float64):

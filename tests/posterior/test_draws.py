@@ -116,7 +116,7 @@ def test_psis_refuses_weights_that_are_all_zero():
 def test_the_tail_is_fitted_once_per_set_of_weights(leap, monkeypatch, correction):
     # Standard error, second opinion, verdict and smoothed weights share one fit; doubled draws are another set.
     class Proposal:  # gets no refinement, which fits tails of its own
-        sample = leap.sample
+        sample, can_invert, has_exact_density = leap.sample, False, True
 
     sizes, inner = [], pareto.fit_generalized_pareto
     monkeypatch.setattr(pareto, "fit_generalized_pareto", lambda tail: sizes.append(len(tail)) or inner(tail))
@@ -177,7 +177,7 @@ def test_no_second_opinion(leap, refinements):
     assert draw_posterior(leap, FunctionTarget(leap.base.log_prob, 1), 1, 100).refinement is None
 
     class Proposal:
-        sample = leap.sample
+        sample, can_invert, has_exact_density = leap.sample, False, True
         can_invert = False
 
     assert draw_posterior(Proposal(), wide(), 1, 100, max_draws=4096).evidence.refinement is None

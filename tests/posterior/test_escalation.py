@@ -96,7 +96,7 @@ class Climb:
 def refinements(monkeypatch):
     """Refinements and second surveys leave their arguments behind."""
     made = []
-    monkeypatch.setattr(escalation, "annealed refinement", lambda *arguments: made.append(arguments) or "particles")
+    monkeypatch.setattr(escalation, "refine", lambda *arguments: made.append(arguments) or "particles")
     monkeypatch.setattr(escalation, "resurvey", lambda found, particles: (found, particles))
 
     return made

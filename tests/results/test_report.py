@@ -52,7 +52,7 @@ def test_sample_stats():
 
 def test_fit():
     # The evidence, its check, what exploration found, and how the density was evaluated.
-    assert fit_group(EVIDENCE, FOUND, "cover", "captured", ("flow: one", "refinement: two")) == {
+    assert fit_group(EVIDENCE, FOUND, "cover", "captured", ("flow: one", "annealed refinement: two")) == {
         "log_evidence": -3.0,
         "std_error": 0.1,
         "elbo": -3.5,
@@ -66,13 +66,16 @@ def test_fit():
         "verdict": "draws: NOT reliable; log evidence: NOT reliable",
         "exploration_log_evidence": -2.9,
         "exploration_std_error": 0.2,
+        "refinement_log_evidence": -2.8,
+        "refinement_std_error": 0.05,
         "bridge_log_evidence": -2.8,
         "bridge_std_error": 0.05,
         "num_modes": 2,
         "num_base_components": 4,
         "recipe": "cover",
-        "stage": "captured",
-        "run_report": "flow: one\nbridge: two",
+        "backend": "captured",
+        "rung": "captured",
+        "run_report": "flow: one\nannealed refinement: two",
     }
 
 
@@ -113,7 +116,7 @@ def test_dimensions_fit_the_values(histories):
     for name, names in dims.items():
         assert len(names) == stats[name].ndim
         lengths.setdefault(names[0], set()).add(len(stats[name]))
-    assert lengths == {"flow_draw": {4}, "iteration": {3}, "bridge_iteration": {2}, "round": {2}}
+    assert lengths == {"flow_draw": {4}, "iteration": {3}, "refinement_iteration": {2}, "round": {2}}
 
 
 def test_nothing_was_trained():

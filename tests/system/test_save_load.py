@@ -258,7 +258,7 @@ def test_resume_on_a_stage(uninterrupted, monkeypatch):
             raise KeyboardInterrupt
         return walk(*arguments)
 
-    assert [line.split(":")[0] for line in uninterrupted.run_report] == ["flow", "refinement", "exploration"]
+    assert [line.split(":")[0] for line in uninterrupted.run_report] == ["flow", "annealed refinement", "exploration"]
     monkeypatch.setattr(fit_room, "refined_posterior", interrupted)
     osds = fit(heavy_tails)
     assert osds.is_interrupted and osds.run_report == uninterrupted.run_report[:1]
