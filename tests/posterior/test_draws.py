@@ -131,7 +131,7 @@ def test_the_tail_is_fitted_once_per_set_of_weights(leap, monkeypatch, correctio
 @pytest.fixture
 def refinements(monkeypatch):
     """The refinements that were made, which are made all the same."""
-    made, inner = [], drawing.refinement
+    made, inner = [], drawing.refine
 
     def refine(*arguments):
         made.append(inner(*arguments))
