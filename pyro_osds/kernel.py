@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_osds.osds import OSDS
 
+# A stretch of the chain: draws in a batch cost little, and few are thrown away at the end.
 _DRAWS_AT_ONCE = 1000
 
 

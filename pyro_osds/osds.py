@@ -45,6 +45,7 @@ from pyro_osds.settings import Settings
 from pyro_osds.stats.weights import WeightedDraws, weigh
 from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
 
+# Draws of the flow that reference draws are held against, at least: as many as a verdict takes.
 _MIN_CHECK_DRAWS = 4096
 
 

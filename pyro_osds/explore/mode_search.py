@@ -19,10 +19,13 @@ from pyro_osds.runtime.light_adam import LightAdam
 from pyro_osds.stats.moments import ENOUGH_PARTICLES, weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
 
+# Points that are looked at once, and the terms of the log density that they may take: about a second on one core.
 _NUM_POINTS = 65536
 _MAX_TERMS = 5e7
+# The best point of each cell is followed, and as many others that were spread out; more of them cost time in proportion.
 _NUM_CELLS = 256
 _NUM_OTHERS = 768
+# Particles that climb the gradient, and their steps: enough for a way of some standard deviations.
 _NUM_CLIMBERS, _NUM_CLIMBS = 64, 100
 # With more terms than this even those are too many.
 _MANY_TERMS = 20_000
@@ -30,6 +33,7 @@ _MANY_TERMS = 20_000
 _CLIMB = 5.0
 # Smoothing of the draws that points are made of, in their standard deviations.
 _BANDWIDTH = 0.2
+# One half of the points reach so many times as far as the draws that they are made of.
 _STRETCH = 3.0
 # Two sets of particles of one mode do not differ as much in their largest log density.
 _SPIKE = 3.0

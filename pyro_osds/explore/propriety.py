@@ -28,6 +28,7 @@ from pyro_osds.target import Target, finite_log_prob, in_chunks
 
 # Half decades from 10 to 1e8. Three decades of them that end beyond 1e4 hold 1e4 or 1e5: a ray low at both is left out.
 _RAY = tuple(10.0 ** (0.5 * half) for half in range(2, 17))
+# The places of 1e4 and 1e5 among them.
 _SCREEN = (6, 8)
 # Standard deviations that a far end spans at least: three decades.
 _SPAN = 1e3
@@ -47,6 +48,7 @@ _GROWN = 10.0
 # Unconstrained values at which an edge is looked for: between bounds those are rounded from 37 on, above one from 708
 # on. Over the outer half the density may not fall by more than a fortieth of what Beta(0.05, 0.05) falls by.
 _EDGE_STEP, _EDGE_END, _EDGE_FALL, _MAX_EDGES = 4.0, 760.0, 0.2, 32
+# Rays in random directions, and dimensions up to which every axis has one.
 _NUM_RANDOM, _MAX_AXES = 64, 256
 # Points that walks may take, and terms of the log density: a tenth of a second and half a second on one core.
 _MAX_POINTS, _MAX_TERMS = 20_000, 1e7

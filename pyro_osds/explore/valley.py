@@ -36,11 +36,13 @@ _LOST = 20.0
 _EVALUATIONS = 15
 # Terms do not tell what a density costs that has loops in it.
 _MAX_SECONDS = 2.0
+# Smaller batches would not be replayed from a graph.
 _MIN_BATCH = 64
 # The step of a difference of scores, in local widths: its error is the square of that.
 _DIFFERENCE = 0.02
 # Points that rounding moves by more than this share of such a step say nothing about curvature.
 _MAX_ROUNDING = 0.1
+# Newton steps to the top of a slice, and the shares of each that are tried, none among them.
 _MAX_CLIMBS, _SHORTER = 12, (0.0, 1.0, 0.3, 0.1, 0.01)
 # Where a density is all but straight, Newton's step goes anywhere; some standard deviations uphill are better.
 _LENGTHS = (0.3, 1.0, 3.0)

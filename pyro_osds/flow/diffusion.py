@@ -30,6 +30,7 @@ from pyro_osds.flow.network import ControlNetwork
 from pyro_osds.flow.schedule import CosineSchedule, NoiseSchedule
 from pyro_osds.target import Target, finite_log_prob, log_prob_and_score
 
+# Scores of the target are cut to this size in whitened coordinates, where those of a Gaussian are a few units.
 _MAX_GUIDANCE = 10.0
 
 

@@ -17,6 +17,7 @@ from pyro_osds.model.source import first_line
 from pyro_osds.model.trace import init_anywhere, is_latent
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 
+# Runs until one has a finite density, or an observation inside a support that moves with the latents.
 _TRIES = 20
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Sites = Mapping[str, np.ndarray]
 
+# Kass, Raftery 1995, Bayes factors, section 3.2: twice the log Bayes factor, in nats.
 _GRADES = (
     (10.0, "very strong"),
     (6.0, "strong"),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Points at which two densities are held against each other: a file stays small, and chance agrees at none.
 _NUM_POINTS = 8
 # Another machine, or another backend, sums in another order: this many units in the last place are the same.
 _ROUNDING = 100

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 _BLUE = "#0072B2"
 # Perceptually even, and made for the colour-blind.
 _COLOURS = "cividis"
+# Shares of the mass within each contour; kernels beyond some thousands change nothing that an eye could see.
 _MASSES = (0.95, 0.8, 0.5)
 _MAX_KERNELS = 2000
+# More dots hide one another.
 _MAX_DOTS = 1000
 # Share of the points that the axes leave out on either side: a heavy tail would shrink everything else.
 _OUTSIDE = 0.005
+# Points of the grid of the density along each side.
 _SIDE = 120
 _WORDS = ("coloured from left to right", "dots: where they land", "grey: 50, 80, 95 % of them")
 
