@@ -22,7 +22,7 @@ from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_sc
 # Points that are looked at once, and the terms of the log density that they may take: about a second on one core.
 _NUM_POINTS = 65536
 _MAX_TERMS = 5e7
-# The best point of each cell is followed, and as many others that were spread out; more of them cost time in proportion.
+# The best point of each cell is followed, and others that were spread out; more of them cost time in proportion.
 _NUM_CELLS = 256
 _NUM_OTHERS = 768
 # Particles that climb the gradient, and their steps: enough for a way of some standard deviations.

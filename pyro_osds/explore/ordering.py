@@ -31,7 +31,7 @@ _NUM_POINTS = 16
 # Nats between two orders of components that are the same: their sums round differently, by far less in double precision
 # and by more where the model insists on single. It is absolute, since what differs by more is multiplied by K! wrongly.
 _SAME_ORDER = 1e-3
-# Orders that are compared; of more components, random ones.
+# Coordinates that components may be put in order by, at most: each is tried.
 _MAX_ORDERINGS = 64
 # Constants of the splitmix64 generator, as signed 64-bit integers.
 _GOLDEN, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
