@@ -22,6 +22,7 @@ It takes some minutes. These figures are of a run that is stored with the pages.
 import argparse
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -39,6 +40,7 @@ from pyro_osds.explore.survey import survey
 from pyro_osds.stats.weights import log_mean_weight, weigh
 from pyro_osds.target import FunctionTarget
 from pyro_osds.train.distillation import dyadic
+from pyro_osds.train.flows import FlowOptions
 from pyro_osds.train.recipe import Recipe
 from pyro_osds.train.teacher import TeacherBudget
 from pyro_osds.train.trainer import Budget
@@ -66,12 +68,12 @@ def train(args):
     """The distilled flow with its teacher, and the published network, from one survey."""
     target = FunctionTarget(log_density, dim=2)
     found = survey(target, num_particles=16 if args.smoke_test else 64)
-    options = {"num_time_steps": NUM_TIME_STEPS, "disable_progbar": args.smoke_test}
+    options = FlowOptions(num_time_steps=NUM_TIME_STEPS, disable_progbar=args.smoke_test)
     budget = Budget(args.num_iterations, first_round=args.num_iterations, warm_up=args.num_warm_up)
     teacher_budget = TeacherBudget(args.num_matching, args.num_matching // 5, NUM_TIME_STEPS)
-    distilled = Recipe(found, "distill", budget, teacher_budget=teacher_budget, **options)
+    distilled = Recipe(found, "distill", budget, teacher_budget=teacher_budget, options=options)
     distilled.run()
-    published = Recipe(found, budget=Budget(args.num_velocity), network="velocity", **options)
+    published = Recipe(found, budget=Budget(args.num_velocity), options=replace(options, network="velocity"))
     published.run()
 
     return target, distilled, published.trainer.leap

@@ -97,8 +97,8 @@ class Evidence:
         ('draws: reliable; log evidence: NOT reliable', True)
         >>> evidence.cut_short() is evidence  # more work would mend nothing
         True
-        >>> type(evidence.card()).__name__
-        'Card'
+        >>> type(evidence.card()).__name__, evidence.refinement is evidence.bridge is None
+        ('Card', True)
     """
 
     log_evidence: float

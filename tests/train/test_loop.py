@@ -1,7 +1,6 @@
 """The loop of training: whole moves, an end that loses nothing, and a way back that repeats nothing."""
 
 import math
-import os
 import signal
 
 import pytest
@@ -67,7 +66,7 @@ def ctrl_c_itself(number):
 
 def ctrl_c_by_signal(number):
     if number == 3:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(
