@@ -137,3 +137,43 @@ def test_parted_is_the_share_of_pairs_with_a_valley_between():
     assert find_modes(z[:100], log_prob_fn(z[:100]), log_prob_fn).parted == 0.0
     z, log_prob_fn = shell([4.0])
     assert find_modes(z, log_prob_fn(z), log_prob_fn).parted > 0.3
+
+
+# ---- many dimensions ----
+
+
+@pytest.mark.parametrize(("dim", "distance"), [(10, 10.0), (40, 12.0), (20, 10.0)])
+def test_noise_hides_no_mode(dim, distance):
+    # The middle between two particles of different modes lies as high as they do, and yet there are two modes.
+    place = distance / math.sqrt(dim)
+    z = torch.randn(512, dim)
+    z[:50] += place
+    log_prob_fn = mixture_log_prob([[0.0] * dim, [place] * dim], [462 / 512, 50 / 512])
+    middle = log_prob_fn((z[:50] + z[50:100]) / 2)
+    assert (middle > log_prob_fn(z[:50]) - 4.0 - dim / 2).double().mean() > 0.5
+    modes = find_modes(z, log_prob_fn(z), log_prob_fn)
+    assert modes.labels.bincount().tolist() == [462, 50] and (modes.labels[:50] == 1).all()
+    assert 0.1 < modes.parted < 0.3
+
+
+@pytest.mark.parametrize("dim", [5, 10, 40, 100])
+def test_one_mode_in_many_dimensions_is_one(dim):
+    # A Gaussian, a correlated one, one with heavy tails, and a skew one; for each of five sets of particles.
+    scale = torch.linspace(-3.0, 3.0, dim).exp()
+    for _ in range(5):
+        z = torch.randn(512, dim)
+        assert counts(z, lambda z: -0.5 * z.square().sum(-1)) == [512]
+        assert counts(z * scale, lambda z: -0.5 * (z / scale).square().sum(-1)) == [512]
+        wide = z * (5.0 / torch.distributions.Gamma(2.5, 0.5).sample((512, 1))).sqrt()
+        assert counts(wide, lambda z: -0.5 * (5 + dim) * (z.square().sum(-1) / 5).log1p()) == [512]
+        assert counts(torch.rand(512, dim).log().neg().log(), lambda z: (z - z.exp()).sum(-1)) == [512]
+
+
+def test_a_funnel_is_one_mode():
+    # Lines from its neck to its mouth leave it, and neighbours do not.
+    def log_prob_fn(z):
+        return -0.5 * (z[:, 0] / 1.5).square() - (0.5 * (z[:, 1:] / z[:, :1].exp()).square() + z[:, :1]).sum(-1)
+
+    neck = 1.5 * torch.randn(2000, 1)
+    z = torch.cat([neck, neck.exp() * torch.randn(2000, 9)], 1)
+    assert find_modes(z, log_prob_fn(z), log_prob_fn).labels.bincount().max() > 1900
