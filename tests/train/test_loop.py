@@ -59,6 +59,14 @@ def whole():
     return training.values
 
 
+@pytest.fixture
+def heeded():
+    """Python heeds the signal, as it does in a terminal; a job in the background is started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ctrl_c_itself(number):
     if number == 3:
         raise KeyboardInterrupt
@@ -73,7 +81,7 @@ def ctrl_c_by_signal(number):
     ("options", "done"),
     [({"late_after": 2}, 2), ({"late_after": 0}, 0), ({"during": ctrl_c_itself}, 2), ({"during": ctrl_c_by_signal}, 3)],
 )
-def test_what_was_cut_short_goes_on_bit_for_bit(options, done):
+def test_what_was_cut_short_goes_on_bit_for_bit(options, done, heeded):
     # Whether the deadline, an exception within a move, or the signal, which waits for the end of one: nothing is lost.
     expected = whole()
     torch.manual_seed(3)
