@@ -47,6 +47,8 @@ from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in
 
 # Draws of the flow that reference draws are held against, at least: as many as a verdict takes.
 _MIN_CHECK_DRAWS = 4096
+# Reference draws that differ, at least: of fewer, a standard deviation is known to a quarter only.
+_MIN_DISTINCT = 10
 
 
 class OSDS:
@@ -304,9 +306,17 @@ class OSDS:
         """The negative ELBO on a fresh batch, nats, as ``SVI.evaluate_loss``; nothing is trained.
 
         Arguments:
-            args: Positional arguments of the model.
+            args: Positional arguments of the model, those of the fit if there is one.
             kwargs: Keyword arguments of the model.
+
+        Raises:
+            ValueError: If there is a fit, to other arguments: its flow is one for its own data.
         """
+        if self._fit is not None and not self.is_trained_on(*args, **kwargs):
+            raise ValueError(
+                "evaluate_loss was given other arguments than those that were fitted, and the flow is one for those. "
+                "Call run or step with the new ones, which replaces the fit, or use another sampler."
+            )
         with together(self.settings.distributed):
             self._set_up(args, kwargs, keep=True)
 
@@ -589,7 +599,7 @@ class OSDS:
             disagrees, if one does.
 
         Raises:
-            ValueError: If a site is missing or has another shape.
+            ValueError: If a site is missing or has another shape, or hardly any of the draws differ.
 
         Example:
             >>> import pyro, pyro.distributions as dist
@@ -607,6 +617,12 @@ class OSDS:
         number = max(len(value) for value in every.values()) if every else 0
         thinned = {name: value[:: math.ceil(number / max_draws)] for name, value in every.items()}
         z = target.from_samples(thinned)
+        num_distinct = len(z.unique(dim=0))
+        if num_distinct < _MIN_DISTINCT:
+            raise ValueError(
+                f"check_against needs {_MIN_DISTINCT} different reference draws at least, to know what they vary by; "
+                f"got {num_distinct} among {len(z)}. A chain that stands still says nothing: run it longer."
+            )
         with torch.no_grad():
             log_weight = finite_log_prob(in_chunks(lambda x: target.log_prob(x) - leap.log_prob(x), z))
         own = weigh(leap, target, max(_MIN_CHECK_DRAWS, len(draws.z)))

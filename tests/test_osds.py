@@ -139,6 +139,11 @@ def test_steps_by_hand_train_like_svi():
     assert all(torch.equal(a, b) for a, b in zip(before, osds.fit.leap.flow.parameters(), strict=True))
     assert len(losses) == 30 and all(map(math.isfinite, losses))
     assert_within_standard_error(osds.log_evidence, CONJUGATE_LOG_EVIDENCE, osds.log_evidence_se)
+    # Of other data the flow knows nothing, and the fit stays.
+    evidence = osds.evidence
+    with pytest.raises(ValueError, match="evaluate_loss was given other arguments than those that were fitted"):
+        osds.evaluate_loss(Y + 3.0)
+    assert osds.evidence is evidence
 
 
 def test_an_init_strategy_says_where_to_look():

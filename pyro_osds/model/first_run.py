@@ -88,7 +88,8 @@ def check_observations(trace: Any, model: Callable[[], Any]) -> None:
         except NotImplementedError:  # an improper prior cannot be sampled: the first run decides
             break
         # A support that moves with the latents may yet reach the observation.
-        found = {name: seen for name, seen in found.items() if still.get(name) == seen}
+        # The place and the reason tell whether it is the same; a missing value does not equal itself.
+        found = {name: seen for name, seen in found.items() if name in still and still[name][1:] == seen[1:]}
         tries += 1
     for name, seen in found.items():
         raise ValueError(refusal(name, seen))

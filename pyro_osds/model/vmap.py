@@ -35,6 +35,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from pyro_osds.model.distributions.outside import cut_densities
 from pyro_osds.model.distributions.stable import stable_densities
 from pyro_osds.model.pyro_internals import safe_log_replaced
 from pyro_osds.runtime.torch_internals import ARGUMENT_CHECKS, is_batchedtensor
@@ -82,7 +83,13 @@ class VmapCompat(TorchFunctionMode):
 @contextlib.contextmanager
 def vmappable_pyro() -> Iterator[None]:
     """Pyro without validation and with operations that vmap can run; everything is put back, whatever happens."""
-    with safe_log_replaced(_SafeLog), pyro.validation_enabled(False), stable_densities(), warnings.catch_warnings():
+    with (
+        safe_log_replaced(_SafeLog),
+        pyro.validation_enabled(False),
+        stable_densities(),
+        cut_densities(),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message=_NO_RULE)
         yield
 

@@ -36,6 +36,16 @@ def run(model, *args):
 # ---- refused: the posterior has no mass ----
 
 
+def test_a_missing_observation_is_refused_with_its_place():
+    data = data_of()
+    data[4] = math.nan
+    with pytest.raises(
+        ValueError, match=r"'y' has the value nan at index \(4,\) \(1 of 30 values\): a missing value has"
+    ) as caught:
+        run(regression, data)
+    assert "obs_mask" in str(caught.value)
+
+
 def test_an_infinite_observation_is_refused_with_its_place():
     data = data_of()
     data[4] = math.inf

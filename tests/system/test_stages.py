@@ -143,3 +143,10 @@ def test_reference_draws_of_another_shape():
     with pytest.raises(ValueError, match=r"samples\['loc'\] has shape \(10, 3\)"):
         osds.check_against({"loc": torch.zeros(10, 3)})
     assert osds.observed_data["y"].tolist() == Y.tolist()
+
+
+def test_a_reference_that_stands_still():
+    # One draw a thousand times is no reference, whatever its density.
+    osds = fit(OSDS(mixture, num_samples=50, num_iterations=30, disable_progbar=True), Y)
+    with pytest.raises(ValueError, match="10 different reference draws at least.*got 1 among 1000"):
+        osds.check_against({"loc": torch.tensor([-2.0, 2.0]).expand(1000, 2)})

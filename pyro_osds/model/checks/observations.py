@@ -57,6 +57,11 @@ def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str]:
     support = fn.support
     inside = support.check(value)
     if value.is_floating_point():
+        missing = value.isnan()
+        while missing.dim() > inside.dim():
+            missing = missing.any(-1)
+        if missing.any():
+            return missing, "a missing value has no density"
         infinite = value.isinf()
         while infinite.dim() > inside.dim():
             infinite = infinite.any(-1)
@@ -102,6 +107,8 @@ def refusal(name: str, seen: tuple[Any, ...]) -> str:
     """  # noqa: E501 - one line is printed
     value, place, count, total, why = seen
     cure = "Remove or transform that observation, or change the site's distribution."
+    if "missing" in why:
+        cure = "Leave such rows out, or mask them: fill in any number there, and give the site an obs_mask."
     if "on a bound" in why:
         cure = (
             "If rounding put it on the bound, pass the data in float64 or move it inside (clamp to 1e-6 and 1 - 1e-6, "

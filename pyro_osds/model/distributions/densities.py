@@ -24,6 +24,7 @@ HalfCauchy          ``v = u - log s``        ``log(2 / pi) - log(exp(v) + exp(-v
 FisherSnedecor      ``v = u + log(m / n)``   ``m/2 l(v) + n/2 l(-v) - log B(m/2, n/2)``
 Pareto              ``v = u - log s``        ``log a + a l(-v) + l(v)``, ``u = log(x - s)``
 VonMises            ``x = c + pi tanh u/2``  ``k (cos(x - loc) - 1) - log i0e(k) + l(u) + l(-u)``
+LKJCholesky         ``z_ij = tanh u_ij``     ``sum b l(2 u) + b l(-2 u) - log B(b, b) + log 2``, ``b = eta + (D-2-j)/2``
 ==================  =======================  ========================================================================
 
 So have LogNormal, LogisticNormal, RelaxedBernoulli and every ``TransformedDistribution`` by ``ExpTransform``,
@@ -48,13 +49,16 @@ from pyro_osds.model.distributions.transforms import (
     ABOVE,
     BOUNDED,
     CIRCLE,
+    CORRELATION,
     KINDS,
     POSITIVE,
     SIMPLEX,
     Circle,
     Sticks,
     kind_of,
+    log_sech_squared,
     stripped,
+    triangle,
 )
 from pyro_osds.model.distributions.wrappers import is_masked, unwrap
 
@@ -254,6 +258,19 @@ def _von_mises(fn: Any, u: Tensor, circle: Circle) -> Tensor:
     return from_peak - torch.special.i0e(fn.concentration).log() + logsigmoid(u) + logsigmoid(-u)
 
 
+def _lkj(fn: Any, u: Tensor) -> Tensor:
+    """Partial correlations are independent, symmetric beta variates on (-1, 1)."""
+    b = partial_shapes(fn)
+    return (b * log_sech_squared(u) - (2.0 * b - 1.0) * math.log(2.0) - _log_beta(b, b)).sum(-1)
+
+
+def partial_shapes(fn: Any) -> Tensor:
+    """Both shapes of the beta variate of each partial correlation, ``(*batch_shape, D (D - 1) / 2)``; from 0."""
+    _, column = triangle(fn.event_shape[-1], fn.concentration.device)
+
+    return fn.concentration[..., None] + 0.5 * (fn.event_shape[-1] - 2 - column)
+
+
 def both(name: str) -> tuple[type, type]:
     """Torch's class and Pyro's, which adds handlers and leaves the density alone."""
     return getattr(torch.distributions, name), getattr(dist, name)
@@ -279,6 +296,7 @@ _CLOSED_FORMS: dict[tuple[type, str | None], Callable[[Any, Tensor], Tensor]] = 
         ("HalfCauchy", POSITIVE, _half_cauchy),
         ("FisherSnedecor", POSITIVE, _fisher_snedecor),
         ("Pareto", ABOVE, _pareto),
+        ("LKJCholesky", CORRELATION, _lkj),
     )
     for fn in both(name)
 }

@@ -18,8 +18,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_osds.model.distributions.densities import both, is_pushed, log1m_power, resolve
-from pyro_osds.model.distributions.transforms import ABOVE, BOUNDED, POSITIVE, SIMPLEX, Sticks, kind_of
+from pyro_osds.model.distributions.densities import both, is_pushed, log1m_power, partial_shapes, resolve
+from pyro_osds.model.distributions.transforms import ABOVE, BOUNDED, CORRELATION, POSITIVE, SIMPLEX, Sticks, kind_of
 
 _KEY = "_pyro_osds_unconstrained"
 
@@ -141,6 +141,13 @@ def _pareto(fn: Any) -> Tensor:
     return fn.scale.log() + _log_expm1(_exponential_variate(fn.alpha) / fn.alpha)
 
 
+def _lkj(fn: Any) -> Tensor:
+    b = partial_shapes(fn)
+
+    # The logit of (1 + z) / 2 is two times the inverse hyperbolic tangent of z.
+    return 0.5 * (log_gamma_variate(b) - log_gamma_variate(b))
+
+
 _DRAWS: dict[tuple[type, str | None], Callable[[Any], Tensor]] = {
     (fn, kind): draw
     for name, kind, draw in (
@@ -154,6 +161,7 @@ _DRAWS: dict[tuple[type, str | None], Callable[[Any], Tensor]] = {
         ("Weibull", POSITIVE, _weibull),
         ("FisherSnedecor", POSITIVE, _fisher_snedecor),
         ("Pareto", ABOVE, _pareto),
+        ("LKJCholesky", CORRELATION, _lkj),
     )
     for fn in both(name)
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import ComposeTransform, ExpTransform, SigmoidTransform
 
-from pyro_osds.model.distributions.transforms import SIMPLEX, Positive, kind_of, least_log, stripped
+from pyro_osds.model.distributions.transforms import CORRELATION, SIMPLEX, Positive, kind_of, least_log, stripped
 
 
 def is_saturated(transform: Any, value: Tensor) -> Tensor:
@@ -35,6 +35,9 @@ def is_saturated(transform: Any, value: Tensor) -> Tensor:
         return functools.reduce(torch.logical_or, at_end, is_saturated(first, maps.inv(value)))  # type: ignore[arg-type]
     if kind_of(transform) == SIMPLEX:
         return (value <= 0) | (value >= 1)
+    if kind_of(transform) == CORRELATION:
+        # A correlation of one leaves nothing on the diagonal.
+        return (value == 0) & torch.eye(value.shape[-1], dtype=torch.bool, device=value.device)
     if ends := _ends(transform, value):
         return (value <= ends[0]) | (value >= ends[1])
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -110,11 +110,22 @@ def stable_densities() -> Iterator[None]:
         ...     print(f"{huge.log_prob(torch.tensor(4.0)).item():.6f}")  # exact: -1.740302
         -1.740302
     """
-    before = {kind: kind.__dict__["log_prob"] for kind in _STABLE}
-    for kind, log_prob in _STABLE.items():
-        kind.log_prob = log_prob
+    with replaced(_STABLE):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(log_probs: Mapping[type, Callable[[Any, Tensor], Tensor]]) -> Iterator[None]:
+    """Classes of distributions with other log densities; the old ones are put back, whatever happens.
+
+    Arguments:
+        log_probs: The log density of each class, of a distribution and values.
+    """
+    before = {kind: kind.__dict__["log_prob"] for kind in log_probs}
+    for kind, log_prob in log_probs.items():
+        kind.log_prob = log_prob  # type: ignore[attr-defined]
     try:
         yield
     finally:
         for kind, log_prob in before.items():
-            kind.log_prob = log_prob
+            kind.log_prob = log_prob  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import (
     AffineTransform,
     ComposeTransform,
+    CorrCholeskyTransform,
     ExpTransform,
     IndependentTransform,
     SigmoidTransform,
@@ -31,6 +32,7 @@ from torch.nn.functional import logsigmoid
 from pyro_osds.model.distributions.wrappers import unwrap
 
 BOUNDED, POSITIVE, ABOVE, SIMPLEX, CIRCLE = "sigmoid", "exp", "exp and a shift", "sticks", "circle"
+CORRELATION = "partial correlations"
 
 
 def to_support(fn: Any, centered: bool = True) -> Any:
@@ -59,6 +61,8 @@ def to_support(fn: Any, centered: bool = True) -> Any:
     if _bare(fn.support) is constraints.simplex:
         return _independent(Sticks(), fn.event_dim - 1)
     transform = biject_to(fn.support)
+    if type(transform) is CorrCholeskyTransform:
+        return PartialCorrelations()
 
     return _independent(Positive(), fn.event_dim) if type(stripped(transform)) is ExpTransform else transform
 
@@ -183,6 +187,36 @@ class Sticks(StickBreakingTransform):
         return (logsigmoid(logit) + _offset(x) * logsigmoid(-logit)).sum(-1)
 
 
+class PartialCorrelations(CorrCholeskyTransform):
+    r"""Torch's ``CorrCholeskyTransform`` with a log-determinant of partial correlations :math:`z = \tanh x` alone.
+
+    .. math:: \log\Big|\frac{dL}{dx}\Big| = \sum_{i > j} \Big(1 + \frac{i - j - 1}{2}\Big) \log(1 - z_{ij}^2)
+
+    Torch's is infinite where a correlation rounds to one.
+
+    Example:
+        >>> PartialCorrelations().log_abs_det_jacobian(torch.tensor([50.0]), torch.eye(2))
+        tensor(-98.6137)
+    """
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of each matrix, from ``x`` alone."""
+        row, column = triangle(y.shape[-1], x.device)
+        return ((1.0 + 0.5 * (row - column - 1)) * log_sech_squared(x)).sum(-1)
+
+
+def triangle(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the entries below the diagonal, row by row, each ``(size (size - 1) / 2,)``."""
+    row, column = torch.tril_indices(size, size, -1, device=device)
+
+    return row, column
+
+
+def log_sech_squared(x: Tensor) -> Tensor:
+    """``log(1 - tanh(x)^2)``, exact where the tangent rounds to one."""
+    return 2.0 * (math.log(2.0) + logsigmoid(2.0 * x) - x)
+
+
 def _offset(x: Tensor) -> Tensor:
     """The number of parts that follow each one, ``(*, n) -> (n,)``: at zero they are equal."""
     size = x.shape[-1]
@@ -236,6 +270,7 @@ def stripped(transform: Any) -> Any:
 KINDS: dict[type, str] = {
     SigmoidTransform: BOUNDED, ExpTransform: POSITIVE, Positive: POSITIVE,
     StickBreakingTransform: SIMPLEX, Sticks: SIMPLEX, Circle: CIRCLE,
+    CorrCholeskyTransform: CORRELATION, PartialCorrelations: CORRELATION,
 }  # fmt: skip
 
 
