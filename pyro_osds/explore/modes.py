@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.stats.moments import weighted_moments
+from pyro_osds.stats.thresholds import MANY_PARTED
 from pyro_osds.target import finite_log_prob, in_chunks
 
 # Random pairs that are looked at first: a mode with a share of one percent parts one in fifty of them, and is missed by
@@ -91,7 +92,8 @@ def find_modes(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tens
     """
     first, second = torch.randint(len(z), (2, _NUM_PAIRS), device=z.device)
     parted = _parted(z, log_prob, log_prob_fn, first, second, 0.5).float().mean().item()
-    if z.shape[1] >= _NOISY:
+    # Where lines do see valleys, noise hides none; a funnel's particles without noise would leave gaps.
+    if z.shape[1] >= _NOISY and parted <= MANY_PARTED:
         seen = _modes_without_noise(z, log_prob, log_prob_fn, min_share, (first, second))
         if seen is not None:
             return seen._replace(parted=max(parted, seen.parted))
