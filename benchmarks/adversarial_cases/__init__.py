@@ -16,6 +16,7 @@ from . import (
     shapes_models,
     shapes_tails,
     support,
+    support_moving,
     symmetry,
 )
 from .base import CASES, KINDS, Case, Moments
@@ -36,5 +37,6 @@ __all__ = [
     "shapes_models",
     "shapes_tails",
     "support",
+    "support_moving",
     "symmetry",
 ]
