@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from pyro_osds.stats.moments import weighted_moments
-from pyro_osds.stats.thresholds import MANY_PARTED
 from pyro_osds.target import finite_log_prob, in_chunks
 
 # Random pairs that are looked at first: a mode with a share of one percent parts one in fifty of them, and is missed by
@@ -45,6 +44,8 @@ _NOISY = 5
 _NUM_MEANS, _NUM_AMONG = (16, 8), 2048
 # What is left of the noise, nats for each dimension, with some more for what neighbours have in common.
 _NOISE_LEFT = 0.125
+# Shares of the lines within and between modes that see a valley, at most and at least.
+_WITHIN, _BETWEEN = 0.005, 0.9
 # Neighbours of each particle that are looked at in one go, the nearest first.
 _LOOKS = (1, 2, 4, 8, 16)
 # Share of the particles that must sit in modes worth the name; where most do not, the graph says nothing.
@@ -91,10 +92,11 @@ def find_modes(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tens
         tensor([100,  50])
     """
     first, second = torch.randint(len(z), (2, _NUM_PAIRS), device=z.device)
-    parted = _parted(z, log_prob, log_prob_fn, first, second, 0.5).float().mean().item()
-    # Where lines do see valleys, noise hides none; a funnel's particles without noise would leave gaps.
-    if z.shape[1] >= _NOISY and parted <= MANY_PARTED:
-        seen = _modes_without_noise(z, log_prob, log_prob_fn, min_share, (first, second))
+    seen_parted = _parted(z, log_prob, log_prob_fn, first, second, 0.5)
+    parted = seen_parted.float().mean().item()
+    # Where every point may be a mode of its own, each gap would be one.
+    if z.shape[1] >= _NOISY and min_share > 0.0:
+        seen = _modes_without_noise(z, log_prob, log_prob_fn, min_share, (first, second), seen_parted)
         if seen is not None:
             return seen._replace(parted=max(parted, seen.parted))
     if parted == 0.0:
@@ -104,17 +106,30 @@ def find_modes(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tens
 
 
 def _modes_without_noise(
-    z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tensor], min_share: float, pairs: tuple[Tensor, Tensor]
+    z: Tensor,
+    log_prob: Tensor,
+    log_prob_fn: Callable[[Tensor], Tensor],
+    min_share: float,
+    pairs: tuple[Tensor, Tensor],
+    seen_parted: Tensor,
 ) -> Modes | None:
     """The modes of particles near their centres, if there are several."""
     z, log_prob = _without_noise(z, log_prob, log_prob_fn)
-    parted = _parted(z, log_prob, log_prob_fn, *pairs, _NOISE_LEFT).float().mean().item()
-    if parted == 0.0:
+    is_parted = _parted(z, log_prob, log_prob_fn, *pairs, _NOISE_LEFT)
+    if not is_parted.any():
         return None
-    modes = _counted(z, log_prob, log_prob_fn, min_share, parted, _NOISE_LEFT)
+    # What comes to nothing leaves the random numbers as they are.
+    with torch.random.fork_rng(devices=[z.device] if z.device.type == "cuda" else []):
+        modes = _counted(z, log_prob, log_prob_fn, min_share, is_parted.float().mean().item(), _NOISE_LEFT)
+    first, second = (modes.labels[side] for side in pairs)
+    within, between = (
+        (is_parted | seen_parted)[first == second].float().mean(),
+        is_parted[first != second].float().mean(),
+    )
 
-    # A label for each says that they cannot be counted: what is bent is left to the particles themselves.
-    return modes if 1 < modes.count < len(z) else None
+    # Without noise the particles of a funnel leave gaps. There lines within a part cross valleys, too; modes have all
+    # of them between each other.
+    return modes if within <= _WITHIN and between >= _BETWEEN else None
 
 
 def _without_noise(z: Tensor, log_prob: Tensor, log_prob_fn: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
