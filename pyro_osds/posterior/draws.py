@@ -26,7 +26,7 @@ from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
 from pyro_osds.stats.pareto import pareto_smooth
 from pyro_osds.stats.thresholds import ENOUGH_STD_ERROR, GOOD_PARETO_K, GOOD_WEIGHT_ESS
 from pyro_osds.stats.weights import FlowDraws, Proposal, WeightSummary, join, summarize_weights, weigh
-from pyro_osds.target import Target, log_prob_and_score
+from pyro_osds.target import NotFiniteError, Target, log_prob_and_score
 
 CORRECTIONS = ("imh", "psis", "none")
 
@@ -254,4 +254,8 @@ def _second_opinion(leap: Proposal, target: Target, weights: WeightSummary) -> E
     if good or not is_bijective(leap) or not target.vectorized:
         return None
 
-    return refine(leap, target, _REFINEMENT_PARTICLES)
+    try:
+        return refine(leap, target, _REFINEMENT_PARTICLES)
+    except NotFiniteError:
+        # Hardly a draw of the flow lies in the posterior, as its weights say already.
+        return None

@@ -31,11 +31,15 @@ from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.evidence import Evidence
 from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.stats.thresholds import POOR_WEIGHT_ESS
-from pyro_osds.target import Target
+from pyro_osds.target import NotFiniteError, Target
 from pyro_osds.train.recipe import Recipe
 
 # Particles on each replicate of a refinement, as of an exploration.
 _NUM_PARTICLES = 64
+# What better draws, and a sentence on them, are given to; and a stage, which does so.
+Keep = Callable[[PosteriorDraws, str], None]
+Stage = Callable[[PosteriorDraws, Keep], PosteriorDraws]
+
 _REFINEMENT = "annealed refinement"
 # What a file calls them.
 _IS_LARGER, _ITERATIONS = "is larger", "iterations of the "
@@ -122,7 +126,7 @@ class Escalation:
 
         return judged[name]
 
-    def climb(self, draws: PosteriorDraws, keep: Callable[[PosteriorDraws, str], None]) -> None:
+    def climb(self, draws: PosteriorDraws, keep: Keep) -> None:
         """Climb until the verdict is good.
 
         Arguments:
@@ -133,18 +137,28 @@ class Escalation:
         evidence, done = draws.evidence, self.stages.judged
         poor = not evidence.is_settled and not evidence.ess >= POOR_WEIGHT_ESS * evidence.num_draws
         if poor and self._may_be_larger() and self._may_go_on(self.stages.is_larger is not None):
-            draws = self._larger_flow(draws, keep)
+            draws = self._tried("larger flow", draws, keep, self._larger_flow)
         leap = self.recipe.trainer.leap
         if not draws.evidence.is_settled and is_bijective(leap) and self._may_go_on(_REFINEMENT in done):
-            draws = self._walked(leap, draws, keep)
+            draws = self._tried(_REFINEMENT, draws, keep, partial(self._walked, leap))
         if (
             not draws.evidence.is_settled
             and self.explore is not None
             and self._may_go_on("exploration" in self.stages.judged)
         ):
-            self._explored(self.explore, draws, keep)
+            self._tried("exploration", draws, keep, partial(self._explored, self.explore))
 
-    def _walked(self, leap: Leap, draws: PosteriorDraws, keep: Callable[[PosteriorDraws, str], None]) -> PosteriorDraws:
+    def _tried(self, name: str, draws: PosteriorDraws, keep: Keep, stage: Stage) -> PosteriorDraws:
+        """Draws of a stage or, where none of its starting points has a density, those that there are."""
+        try:
+            return stage(draws, keep)
+        except NotFiniteError:
+            self.stages.random = None
+            keep(draws, f"{name}: could not begin, since none of its starting points lies in the posterior")
+
+            return draws
+
+    def _walked(self, leap: Leap, draws: PosteriorDraws, keep: Keep) -> PosteriorDraws:
         walked = self.judged_once(_REFINEMENT, lambda: self.walk(leap, draws))
         keep(walked, self._report(_REFINEMENT, walked.evidence))
 
@@ -154,16 +168,18 @@ class Escalation:
         self,
         explore: Callable[[PosteriorDraws], PosteriorDraws],
         draws: PosteriorDraws,
-        keep: Callable[[PosteriorDraws, str], None],
-    ) -> None:
+        keep: Keep,
+    ) -> PosteriorDraws:
         """Keep what exploration found, if it is better founded than what there is."""
         explored = self.judged_once("exploration", lambda: explore(draws))
         report = self._report("exploration", explored.evidence)
         higher = explored.evidence.log_integral > draws.evidence.log_integral
         if explored.evidence.is_settled or higher:
             keep(explored, f"{report}; these draws do not come from one step")
-        else:
-            keep(draws, f"{report}; not taken")
+            return explored
+        keep(draws, f"{report}; not taken")
+
+        return draws
 
     def _may_be_larger(self) -> bool:
         """Whether there are optimiser steps for a larger flow, or it has had them."""
@@ -185,7 +201,7 @@ class Escalation:
             set_random_state(self.stages.random)
         self.stages.random = random_state()
 
-    def _larger_flow(self, draws: PosteriorDraws, keep: Callable[[PosteriorDraws, str], None]) -> PosteriorDraws:
+    def _larger_flow(self, draws: PosteriorDraws, keep: Keep) -> PosteriorDraws:
         recipe, stages, flow = self.recipe, self.stages, cast("Leap", self.recipe.trainer.leap)
         found = self._survey(draws, flow)
         if stages.is_larger is None:

@@ -178,13 +178,19 @@ def test_no_second_opinion(leap, refinements):
 
     class Proposal:
         sample, can_invert, has_exact_density = leap.sample, False, True
-        can_invert = False
 
     assert draw_posterior(Proposal(), wide(), 1, 100, max_draws=4096).evidence.refinement is None
     slow = wide()
     slow.vectorized = False
     assert draw_posterior(leap, slow, 1, 100, max_draws=500).refinement is None
     assert not refinements
+
+
+def test_a_second_opinion_that_cannot_begin(leap):
+    # One draw in ten thousand lies in the posterior: the run is not lost, and the verdict is bad.
+    target = FunctionTarget(lambda z: torch.where(z[:, 0] > 3.7, -z[:, 0], -torch.inf), 1)
+    draws = draw_posterior(leap, target, 1, 100)
+    assert draws.refinement is None and (draws.z > 3.7).all() and not draws.evidence.reliable
 
 
 def test_a_refinement_that_disagrees_is_a_reason(leap, monkeypatch):

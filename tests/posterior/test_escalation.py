@@ -14,6 +14,7 @@ from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior import escalation
 from pyro_osds.posterior.escalation import Escalation
 from pyro_osds.posterior.verdict import Evidence
+from pyro_osds.target import NotFiniteError
 from pyro_osds.train.trainer import History
 
 
@@ -235,6 +236,25 @@ def test_the_deadline_may_pass_on_the_way(monkeypatch):
     recipe.run_larger = run_larger
     climb = Climb(verdict(False, 0.1), recipe=recipe, deadline=1.0)
     assert climb.stages == ["flow", "larger flow"] and not climb.walks
+
+
+@pytest.mark.parametrize("failing", ["larger flow", "annealed refinement", "exploration"])
+def test_a_stage_that_cannot_begin_costs_nothing(monkeypatch, failing):
+    # None of its starting points has a density: the next stage comes, and the draws that there are stay.
+    def fails(*arguments):
+        raise NotFiniteError("The log density is not finite.", torch.zeros(1))
+
+    if failing == "larger flow":
+        monkeypatch.setattr(escalation, "refine", fails)
+    elif failing == "annealed refinement":
+        monkeypatch.setattr(Climb, "walk", fails)
+    else:
+        monkeypatch.setattr(Climb, "explore", fails)
+    climb = Climb(verdict(False, 0.1), walked=verdict(False), explored=verdict(False, log_evidence=-2.0))
+    assert climb.stages == ["flow", "larger flow", "annealed refinement", "exploration"]
+    number = climb.stages.index(failing)
+    draws, report = climb.kept[number]
+    assert draws is climb.kept[number - 1][0] and report.startswith(f"{failing}: could not begin, since none of its")
 
 
 def test_interrupted_training_is_not_followed():
