@@ -144,7 +144,8 @@ def test_parted_is_the_share_of_pairs_with_a_valley_between():
 
 @pytest.mark.parametrize(("dim", "distance"), [(10, 10.0), (40, 12.0), (20, 10.0)])
 def test_noise_hides_no_mode(dim, distance):
-    # The middle between two particles of different modes lies as high as they do, and yet there are two modes.
+    # The middle between two particles of different modes lies as high as they do, and yet there are two modes. A valley
+    # of six nats below the smaller one, as at a distance of eight in twenty dimensions, is not deep enough.
     place = distance / math.sqrt(dim)
     z = torch.randn(512, dim)
     z[:50] += place

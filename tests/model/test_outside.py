@@ -83,7 +83,7 @@ def test_an_observation_outside_a_moving_support_has_density_zero(name):
     model, exact = MOVING[name]
     osds = run(model)
     assert osds.evidence.reliable and osds.evidence.draws_reliable, osds.evidence.reasons
-    assert_within_standard_error(osds.log_evidence, exact(), osds.log_evidence_se + 1e-3)
+    assert_within_standard_error(osds.log_evidence, exact(), osds.log_evidence_se)
 
 
 @pytest.mark.parametrize("vectorize", ["auto", "loop"])
@@ -145,7 +145,8 @@ def test_evidence_of_correlations_near_one():
 
     osds = run(model)
     exact = stats.norm.logpdf(1.0, 0.0, math.sqrt(2.0))
-    assert osds.evidence.reliable and abs(osds.log_evidence - exact) < 0.01 + 3 * osds.log_evidence_se
+    assert osds.evidence.reliable
+    assert_within_standard_error(osds.log_evidence, exact, osds.log_evidence_se)
 
 
 def test_a_correlation_under_data():
@@ -160,4 +161,5 @@ def test_a_correlation_under_data():
 
     exact = quadrature(density, -60, 60) - (2 * 0.3 - 1) * math.log(2) - special.betaln(0.3, 0.3)
     osds = run(model)
-    assert osds.evidence.reliable and abs(osds.log_evidence - exact) < 0.005 + 3 * osds.log_evidence_se
+    assert osds.evidence.reliable
+    assert_within_standard_error(osds.log_evidence, exact, osds.log_evidence_se)
