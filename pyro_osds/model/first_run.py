@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pyro_osds.model.checks.determinism import TrainingLayerError, no_training_layers
 from pyro_osds.model.checks.observations import impossible, refusal
+from pyro_osds.model.checks.shapes import check_densities, check_shapes, compute_log_prob, failed_site
+from pyro_osds.model.distributions.latents import UnsupportedSiteError
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.source import first_line
 from pyro_osds.model.trace import init_anywhere, is_latent
@@ -27,6 +29,7 @@ def first_trace(
     kwargs: Mapping[str, Any],
     init_strategy: Callable[..., Any],
     constants: Constants,
+    transforms: Mapping[str, Any] | None = None,
 ) -> Any:
     """The trace of a first run that starts where all latents are numbers, if one of several does.
 
@@ -36,6 +39,7 @@ def first_trace(
         kwargs: Its keyword arguments.
         init_strategy: Pyro's init strategy.
         constants: Keeps the values that parameters have now.
+        transforms: The user's transforms by site.
 
     Raises:
         ValueError: If the model fails; with the sites that were reached.
@@ -43,7 +47,7 @@ def first_trace(
     trace = poutine.Trace()
     for _ in range(_TRIES):
         with constants, vmappable_pyro(), VmapCompat(), no_training_layers():
-            trace = _trace(InitMessenger(init_anywhere(init_strategy))(model), args, kwargs)
+            trace = _trace(InitMessenger(init_anywhere(init_strategy, transforms))(model), args, kwargs)
         latents = (site["value"] for site in trace.nodes.values() if is_latent(site))
         if all(torch.as_tensor(value).isfinite().all() for value in latents):
             break
@@ -55,10 +59,16 @@ def _trace(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     tracer: Any = poutine.trace(model)
     try:
         trace = tracer.get_trace(*args, **kwargs)
-        trace.compute_log_prob()
+        check_shapes(trace)
+        compute_log_prob(trace)
+        check_densities(trace)
     except TrainingLayerError:
         raise
+    except UnsupportedSiteError as error:
+        # A trace adds the shapes of all its sites to what goes through it.
+        raise UnsupportedSiteError(str(error).split("\nTrace Shapes:")[0]) from error
     except (RuntimeError, TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
+        failed_site(error)
         reached = [name for name, site in tracer.trace.nodes.items() if site["type"] == "sample"]
         where = f"after site {reached[-1]!r}" if reached else "before its first sample site"
         arguments = ", ".join(_describe(value) for value in (*args, *kwargs.values())) or "none"

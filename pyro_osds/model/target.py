@@ -103,7 +103,7 @@ class ModelTarget(SiteReadings, Target):
         self.init_strategy = init_strategy
         self.transforms = dict(transforms or {})
         self._constants = Constants()
-        trace = first_trace(model, args, self.kwargs, init_strategy, self._constants)
+        trace = first_trace(model, args, self.kwargs, init_strategy, self._constants, self.transforms)
         latents = [site for site in trace.nodes.values() if is_latent(site)]
         discrete = [site for site in latents if is_enumerable(site)]
         continuous = [site for site in latents if not is_enumerable(site)]
