@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_osds.model.checks.determinism import TrainingLayerError, no_training_layers
 from pyro_osds.model.checks.observations import impossible, refusal
+from pyro_osds.model.checks.parameters import NanParameter, lasting, nan_parameters, refuse_missing
 from pyro_osds.model.checks.shapes import check_densities, check_shapes, compute_log_prob, failed_site
 from pyro_osds.model.distributions.latents import UnsupportedSiteError
 from pyro_osds.model.parameters import Constants
@@ -103,6 +104,41 @@ def check_observations(trace: Any, model: Callable[[], Any]) -> None:
         tries += 1
     for name, seen in found.items():
         raise ValueError(refusal(name, seen))
+
+
+def check_parameters(
+    trace: Any, call: Callable[[], Any], model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[NanParameter]:
+    """Refuse parameters of distributions that are nan under every one of several prior draws, unless masked.
+
+    Arguments:
+        trace: The first run.
+        call: The model with its arguments.
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        Those that a mask takes out, which are wrong only where a gradient goes through them.
+
+    Raises:
+        ValueError: If there is one, and data are why.
+    """
+    found = nan_parameters(trace)
+    if not found:
+        return []
+    last = lasting(found, _prior_traces(call))
+    refuse_missing([parameter for parameter in last if not parameter.is_masked], model, args, kwargs)
+
+    return [parameter for parameter in last if parameter.is_masked]
+
+
+def _prior_traces(call: Callable[[], Any]) -> Iterator[Any]:
+    for _ in range(_TRIES):
+        try:
+            yield _prior_trace(call)
+        except NotImplementedError:  # an improper prior cannot be sampled: the first run decides
+            return
 
 
 def _prior_trace(model: Callable[[], Any]) -> Any:

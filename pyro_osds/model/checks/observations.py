@@ -157,7 +157,7 @@ def _cure_of_missing(name: str, whole: Sequence[str]) -> str:
     return (
         f"{whole[0]} has no density of a part of an event. Leave whole events out, by poutine.mask around the site, or "
         f"have them imputed, by an obs_mask of pyro.sample({name!r}, ...); the mask has the batch shape, and y itself "
-        "may keep its nan."
+        "may keep its nan. A series with gaps can be written step by step, with a site for each step that is there."
     )
 
 

@@ -50,7 +50,7 @@ def atom_log_density(fn: Any) -> Tensor:
     if isinstance(fn, Unit):
         return fn.log_factor
     if isinstance(fn, Delta):
-        return fn.log_density
+        return torch.as_tensor(fn.log_density)
 
     return fn.log_prob(fn.sample())
 

@@ -133,8 +133,8 @@ def _of_sphere(name: str, fn: Any) -> str:
 
 
 def quiet_draws() -> None:
-    """Torch's Wishart says of each of its draws that it is singular when it is not.
+    """Torch's Wishart says of each of its draws that it is singular when it is not, and that it may be.
 
-    To be called where warnings are caught.
+    Densities and draws here need no value that is regular. To be called where warnings are caught.
     """
-    warnings.filterwarnings("ignore", message="Singular sample detected")
+    warnings.filterwarnings("ignore", message="Singular sample detected|Low df values detected")

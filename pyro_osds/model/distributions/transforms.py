@@ -232,7 +232,8 @@ class Sticks(StickBreakingTransform):
     def log_parts(self, x: Tensor) -> Tensor:
         """Logarithms of the parts, ``(*, n) -> (*, n + 1)``."""
         logit = self.logits(x)
-        none = torch.zeros_like(logit[..., :1])
+        # One part alone has no stick to break.
+        none = logit.new_zeros((*logit.shape[:-1], 1))
         rest = torch.cat([none, logsigmoid(-logit).cumsum(-1)], -1)
 
         return rest + torch.cat([logsigmoid(logit), none], -1)
