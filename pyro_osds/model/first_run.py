@@ -17,7 +17,7 @@ from pyro_osds.model.checks.shapes import check_densities, check_shapes, compute
 from pyro_osds.model.distributions.latents import UnsupportedSiteError
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.source import first_line
-from pyro_osds.model.trace import init_anywhere, is_latent
+from pyro_osds.model.trace import check_priors, init_anywhere, is_latent
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 
 # Runs until one has a finite density, or an observation inside a support that moves with the latents.
@@ -48,7 +48,7 @@ def first_trace(
     trace = poutine.Trace()
     for _ in range(_TRIES):
         with constants, vmappable_pyro(), VmapCompat(), no_training_layers():
-            trace = _trace(InitMessenger(init_anywhere(init_strategy, transforms))(model), args, kwargs)
+            trace = _trace(InitMessenger(init_anywhere(init_strategy, transforms))(model), args, kwargs, transforms or {})
         latents = (site["value"] for site in trace.nodes.values() if is_latent(site))
         if all(torch.as_tensor(value).isfinite().all() for value in latents):
             break
@@ -56,10 +56,11 @@ def first_trace(
     return trace
 
 
-def _trace(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _trace(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], transforms: Mapping[str, Any]) -> Any:
     tracer: Any = poutine.trace(model)
     try:
         trace = tracer.get_trace(*args, **kwargs)
+        check_priors(trace, transforms)
         check_shapes(trace)
         compute_log_prob(trace)
         check_densities(trace)

@@ -32,14 +32,17 @@ def init_anywhere(strategy: Callable[..., Any], transforms: Mapping[str, Any] | 
 
     def init(site: Mapping[str, Any]) -> Tensor:
         fn, own = site["fn"], (transforms or {}).get(site["name"])
-        check_latent(site["name"], fn, own is not None)
         if is_atom(fn):
             return fn.sample()
-        if fn.support.is_discrete or getattr(fn, "has_enumerate_support", False):
-            return _draw(site)
         try:
+            if getattr(fn, "has_enumerate_support", False) or fn.support.is_discrete:
+                return _draw(site)
             return strategy(site)
-        except NotImplementedError:
+        except (NotImplementedError, AttributeError) as error:
+            # Reparametrisers ask for values of sites that will be none, so only what has no value is refused here.
+            check_latent(site["name"], fn, own is not None)
+            if isinstance(error, AttributeError):
+                raise
             transform = own.inv if own is not None else to_support(fn)
             shape = transform.inverse_shape(fn.shape())
             # The radius of Pyro's init_to_uniform.
@@ -62,6 +65,21 @@ def _not_enumerable(site: Mapping[str, Any]) -> str:
         "enumerated. Sum it out in the model, for instance GammaPoisson for a Poisson with a Gamma rate, give "
         "it finitely many values, for instance with Categorical, or observe it."
     )
+
+
+def check_priors(trace: Any, transforms: Mapping[str, Any]) -> None:
+    """Refuse latents whose distribution cannot be that of one.
+
+    Arguments:
+        trace: A trace of the model.
+        transforms: The user's own transforms, by site.
+
+    Raises:
+        UnsupportedSiteError: If there is one.
+    """
+    for name, site in trace.nodes.items():
+        if is_latent(site) and not is_missing_part(site, trace.nodes):
+            check_latent(name, site["fn"], name in transforms)
 
 
 def support_kind(fn: Any) -> str:

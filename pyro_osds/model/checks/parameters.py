@@ -135,11 +135,18 @@ def _parameters(fn: Any) -> Iterator[tuple[str, Tensor, int]]:
     for name, constraint in constraints.items():
         value = fn.__dict__.get(name)
         if isinstance(value, Tensor):
-            yield name, value, getattr(constraint, "event_dim", 0)
+            yield name, value, _event_dim(constraint)
     for part in _PARTS:
         inner = getattr(fn, part, None)
         if inner is not None:
             yield from _parameters(unwrap(inner))
+
+
+def _event_dim(constraint: Any) -> int:
+    try:
+        return constraint.event_dim
+    except NotImplementedError:  # it depends on other parameters
+        return 0
 
 
 def _is_masked(is_nan: Tensor, event_dim: int, site: Any) -> bool:

@@ -11,7 +11,7 @@ from pyro.distributions.constraints import sphere
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from pyro_osds.model.distributions.atoms import has_atom
-from pyro_osds.model.distributions.supports import UnknownSupportError, bare
+from pyro_osds.model.distributions.supports import UnknownSupportError, bare, name_of
 from pyro_osds.model.distributions.transforms import to_support
 from pyro_osds.model.distributions.wrappers import unwrap
 
@@ -113,7 +113,7 @@ def _of_support(name: str, fn: Any, support: Any) -> str | None:
         if bare(support) is sphere:
             return _of_sphere(name, fn)
         return (
-            f"with the support {support}, which no known transform leads to from the real line. Pass one of your own, "
+            f"with the support {name_of(bare(support))}, which no known transform leads to from the real line. Pass one of your own, "
             f"OSDS(model, transforms={{{name!r}: from_support_to_real}}), or compute the value from latents with a "
             "simpler support."
         )

@@ -28,7 +28,7 @@ from pyro_osds.model.distributions.stable import replaced
 from pyro_osds.model.distributions.supports import UnknownSupportError, bare, inside
 from pyro_osds.model.distributions.wrappers import is_masked, is_wrapper, unwrap
 from pyro_osds.model.pyro_internals import mask_of
-from pyro_osds.runtime.torch_internals import is_batchedtensor, unexpanded_factor
+from pyro_osds.runtime.torch_internals import is_batchedtensor, unexpanded_factor, without_function_modes
 
 NAN_MASKED = (NanMaskedNormal, NanMaskedMultivariateNormal)
 """Distributions for which an observed value that is not finite is missing."""
@@ -79,21 +79,26 @@ def without_missing(site: Any) -> Any:
 
 def _replacement(fn: Any, value: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
     """The values to evaluate at, and, where the mask depends on latents, which of them count and are impossible."""
-    keep, base = kept(fn, mask), unwrap(fn)
-    if keep is None or is_batchedtensor(value) or isinstance(base, NAN_MASKED):
-        return value, None
-    impossible, on_bound = _bad(base, value)
-    is_known = not is_batchedtensor(keep)
-    # An entry on a bound may count, with the density that it has there.
-    gone = (impossible | on_bound) & ~keep if is_known else impossible
-    if not gone.any():
-        return value, None
-    replacement = torch.where(gone, inside(base, value).to(value.dtype), value)
-    if is_known:
-        return replacement, None
-    lost, event_dim = impossible & keep, len(fn.event_shape)
+    # Of constants, which a mode may be about to make part of a batch, Python knows the values.
+    with without_function_modes():
+        keep, base = kept(fn, mask), unwrap(fn)
+        if keep is None or isinstance(base, NAN_MASKED):
+            return value, None
+        impossible, on_bound = _bad(base, value)
+        is_known = not is_batchedtensor(keep)
+        if is_batchedtensor(impossible):
+            gone, is_known = impossible & ~keep, True
+        else:
+            # An entry on a bound may count, with the density that it has there.
+            gone = (impossible | on_bound) & ~keep if is_known else impossible
+            if not gone.any():
+                return value, None
+        replacement = torch.where(gone, inside(base, value).to(value.dtype), value)
+        if is_known:
+            return replacement, None
+        lost, event_dim = impossible & keep, len(fn.event_shape)
 
-    return replacement, lost.flatten(lost.dim() - event_dim).any(-1) if event_dim else lost
+        return replacement, lost.flatten(lost.dim() - event_dim).any(-1) if event_dim else lost
 
 
 def kept(fn: Any, mask: Any) -> Tensor | None:
@@ -144,12 +149,13 @@ def _bad(base: Any, value: Tensor) -> tuple[Tensor, Tensor]:
     try:
         support = base.support
         # Some checks fail at what is no number.
-        finite = torch.where(outside, inside(base, value).to(value.dtype), value) if outside.any() else value
+        is_needed = is_batchedtensor(outside) or bool(outside.any())
+        finite = torch.where(outside, inside(base, value).to(value.dtype), value) if is_needed else value
         within = support.check(finite)
     except (NotImplementedError, UnknownSupportError):
         return outside, none
     # A support that moves with a latent is looked after where densities end at it.
-    if is_batchedtensor(within):
+    if is_batchedtensor(within) and not is_batchedtensor(value):
         return outside, none
     outside = outside | ~within.reshape(within.shape + (1,) * event_dim)
     support = bare(support)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro.distributions import MaskedMixture
 from pyro.distributions.constraints import corr_matrix, ordered_vector, positive_ordered_vector, sphere
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, TransformedDistribution, constraints
@@ -22,6 +23,11 @@ def bare(support: Any) -> Any:
         support = support.base_constraint
 
     return support
+
+
+def name_of(support: Any) -> str:
+    """The name of a support's class, as its module calls it."""
+    return type(support).__name__.lstrip("_")
 
 
 def is_real(support: Any) -> bool:
@@ -94,6 +100,10 @@ def inside(fn: Any, value: Tensor) -> Tensor:
     """
     if isinstance(fn, torch.distributions.Multinomial):
         return _one_of(value) * fn.total_count
+    if isinstance(fn, MaskedMixture):
+        first, second = (inside(unwrap(part), value) for part in (fn.component0, fn.component1))
+        mask: Any = fn.mask
+        return torch.where(mask.reshape(mask.shape + (1,) * len(fn.event_shape)), second, first)
     if isinstance(fn, MixtureSameFamily) and not fn.support.is_discrete:
         return _inside(mixture_support(fn), value)
 
@@ -113,7 +123,7 @@ def _inside(support: Any, value: Tensor) -> Tensor:
     for kind, found in _VALUES:
         if type(support) is type(kind):
             return found(value)
-    raise UnknownSupportError(f"no value of the support {support} is known")
+    raise UnknownSupportError(f"no value of the support {name_of(support)} is known")
 
 
 def _zero(value: Tensor) -> Tensor:

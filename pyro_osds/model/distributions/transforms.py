@@ -68,7 +68,8 @@ def to_support(fn: Any, centered: bool = True) -> Any:
         # Whether there is an upper end depends on a parameter, and that may be a latent.
         return _independent(_to_ends(bare(plain.support)), len(fn.event_shape))
     if isinstance(plain, MixtureSameFamily):
-        return _to_constraint(mixture_support(plain), len(fn.event_shape))
+        support, more = mixture_support(plain), len(fn.event_shape) - len(plain.event_shape)
+        return _to_constraint(constraints.independent(support, more) if more else support, len(fn.event_shape))
     if isinstance(plain, MaskedMixture):
         return _to_mixed(plain, len(fn.event_shape))
 
@@ -98,11 +99,8 @@ def _to_constraint(support: Any, event_dim: int) -> Any:
     transform = biject_to(support)
     if type(transform) is CorrCholeskyTransform:
         return PartialCorrelations()
-    if type(stripped(transform)) is ExpTransform:
-        return _independent(Positive(), event_dim)
-    missing = event_dim - transform.codomain.event_dim
 
-    return _independent(transform, missing) if missing > 0 else transform
+    return _independent(Positive(), event_dim) if type(stripped(transform)) is ExpTransform else transform
 
 
 def _has_open_ends(support: Any) -> bool:
