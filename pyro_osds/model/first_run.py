@@ -48,7 +48,8 @@ def first_trace(
     trace = poutine.Trace()
     for _ in range(_TRIES):
         with constants, vmappable_pyro(), VmapCompat(), no_training_layers():
-            trace = _trace(InitMessenger(init_anywhere(init_strategy, transforms))(model), args, kwargs, transforms or {})
+            started = InitMessenger(init_anywhere(init_strategy, transforms))(model)
+            trace = _trace(started, args, kwargs, transforms or {})
         latents = (site["value"] for site in trace.nodes.values() if is_latent(site))
         if all(torch.as_tensor(value).isfinite().all() for value in latents):
             break
