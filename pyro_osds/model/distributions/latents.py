@@ -113,9 +113,9 @@ def _of_support(name: str, fn: Any, support: Any) -> str | None:
         if bare(support) is sphere:
             return _of_sphere(name, fn)
         return (
-            f"with the support {name_of(bare(support))}, which no known transform leads to from the real line. Pass one "
-            f"of your own, OSDS(model, transforms={{{name!r}: from_support_to_real}}), or compute the value from latents with a "
-            "simpler support."
+            f"with the support {name_of(bare(support))}, which no known transform leads to from the real line. Pass "
+            f"one of your own, OSDS(model, transforms={{{name!r}: from_support_to_real}}), or compute the value from "
+            "latents with a simpler support."
         )
 
     return None
