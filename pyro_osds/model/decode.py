@@ -9,9 +9,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import infer_discrete
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_osds.model.distributions.missing import without_missing
 from pyro_osds.model.enumeration import is_enumerable
+from pyro_osds.model.pyro_internals import Subsample
 from pyro_osds.model.source import first_line
 
 TEMPERATURES = (0, 1)
@@ -43,7 +46,7 @@ def decode(
         >>> decode(model, {}, ["z"], nesting=0)
         {'z': tensor(1.)}
     """
-    enumerated = poutine.infer_config(poutine.condition(run, data=dict(given)), config_fn=_enumerate)
+    enumerated = poutine.infer_config(poutine.condition(_leaving_out(run), data=dict(given)), config_fn=_enumerate)
     # A run whose observations count for nothing may have nothing left to enumerate; that is no mistake.
     inferred: Any = infer_discrete(
         enumerated, first_available_dim=-1 - nesting, temperature=temperature, strict_enumeration_warning=False
@@ -58,6 +61,23 @@ def decode(
         ) from error
 
     return {name: nodes[name]["value"] for name in names if name in nodes}
+
+
+def _leaving_out(run: Callable[[], Any]) -> Callable[[], Any]:
+    def model() -> Any:
+        # Pyro blocks what lies around its own handlers, so this is inside of them, and outside of the model's masks.
+        with _LeaveOut():
+            return run()
+
+    return model
+
+
+class _LeaveOut(Messenger):
+    """Puts something inside of the support where a mask takes an observation out: Pyro would look it up."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not isinstance(msg["fn"], Subsample):
+            msg["value"] = without_missing(msg)
 
 
 def _enumerate(site: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from pyro_osds.model.checks.determinism import TrainingLayerError, no_training_layers
 from pyro_osds.model.checks.observations import impossible, refusal
+from pyro_osds.model.checks.parameters import NanParameter, lasting, nan_parameters, refuse_missing
+from pyro_osds.model.checks.shapes import check_densities, check_shapes, compute_log_prob, failed_site
+from pyro_osds.model.distributions.latents import UnsupportedSiteError
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.source import first_line
-from pyro_osds.model.trace import init_anywhere, is_latent
+from pyro_osds.model.trace import check_priors, init_anywhere, is_latent
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 
 # Runs until one has a finite density, or an observation inside a support that moves with the latents.
@@ -27,6 +30,7 @@ def first_trace(
     kwargs: Mapping[str, Any],
     init_strategy: Callable[..., Any],
     constants: Constants,
+    transforms: Mapping[str, Any] | None = None,
 ) -> Any:
     """The trace of a first run that starts where all latents are numbers, if one of several does.
 
@@ -36,6 +40,7 @@ def first_trace(
         kwargs: Its keyword arguments.
         init_strategy: Pyro's init strategy.
         constants: Keeps the values that parameters have now.
+        transforms: The user's transforms by site.
 
     Raises:
         ValueError: If the model fails; with the sites that were reached.
@@ -43,7 +48,8 @@ def first_trace(
     trace = poutine.Trace()
     for _ in range(_TRIES):
         with constants, vmappable_pyro(), VmapCompat(), no_training_layers():
-            trace = _trace(InitMessenger(init_anywhere(init_strategy))(model), args, kwargs)
+            started = InitMessenger(init_anywhere(init_strategy, transforms))(model)
+            trace = _trace(started, args, kwargs, transforms or {})
         latents = (site["value"] for site in trace.nodes.values() if is_latent(site))
         if all(torch.as_tensor(value).isfinite().all() for value in latents):
             break
@@ -51,14 +57,21 @@ def first_trace(
     return trace
 
 
-def _trace(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _trace(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], transforms: Mapping[str, Any]) -> Any:
     tracer: Any = poutine.trace(model)
     try:
         trace = tracer.get_trace(*args, **kwargs)
-        trace.compute_log_prob()
+        check_priors(trace, transforms)
+        check_shapes(trace)
+        compute_log_prob(trace)
+        check_densities(trace)
     except TrainingLayerError:
         raise
+    except UnsupportedSiteError as error:
+        # A trace adds the shapes of all its sites to what goes through it.
+        raise UnsupportedSiteError(str(error).split("\nTrace Shapes:")[0]) from error
     except (RuntimeError, TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
+        failed_site(error)
         reached = [name for name, site in tracer.trace.nodes.items() if site["type"] == "sample"]
         where = f"after site {reached[-1]!r}" if reached else "before its first sample site"
         arguments = ", ".join(_describe(value) for value in (*args, *kwargs.values())) or "none"
@@ -93,6 +106,41 @@ def check_observations(trace: Any, model: Callable[[], Any]) -> None:
         tries += 1
     for name, seen in found.items():
         raise ValueError(refusal(name, seen))
+
+
+def check_parameters(
+    trace: Any, call: Callable[[], Any], model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[NanParameter]:
+    """Refuse parameters of distributions that are nan under every one of several prior draws, unless masked.
+
+    Arguments:
+        trace: The first run.
+        call: The model with its arguments.
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        Those that a mask takes out, which are wrong only where a gradient goes through them.
+
+    Raises:
+        ValueError: If there is one, and data are why.
+    """
+    found = nan_parameters(trace)
+    if not found:
+        return []
+    last = lasting(found, _prior_traces(call))
+    refuse_missing([parameter for parameter in last if not parameter.is_masked], model, args, kwargs)
+
+    return [parameter for parameter in last if parameter.is_masked]
+
+
+def _prior_traces(call: Callable[[], Any]) -> Iterator[Any]:
+    for _ in range(_TRIES):
+        try:
+            yield _prior_trace(call)
+        except NotImplementedError:  # an improper prior cannot be sampled: the first run decides
+            return
 
 
 def _prior_trace(model: Callable[[], Any]) -> Any:

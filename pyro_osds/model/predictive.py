@@ -11,6 +11,7 @@ about, so they have no part in it.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_osds.model.decode import decode
+from pyro_osds.model.distributions.edge_draws import correlations
+from pyro_osds.model.distributions.latents import quiet_draws
 from pyro_osds.model.pyro_internals import Subsample, is_numerical, is_shown
 from pyro_osds.model.source import first_line
 from pyro_osds.model.target import ModelTarget
@@ -137,7 +140,8 @@ def _predictive_runs(call: Callable[[], Any], rows: Sequence[Mapping[str, Tensor
 
 
 def _runs(call: Callable[[], Any], rows: Sequence[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
+    with poutine.block(), torch.no_grad(), pyro.validation_enabled(False), warnings.catch_warnings():
+        quiet_draws()
         for row in rows:
             run = PredictiveRun(row)
             try:
@@ -201,7 +205,8 @@ def _draw(msg: Any) -> Tensor:
             # Where one distribution stands for all values that were observed, each of them is drawn.
             batch = msg["value"].shape[: max(0, msg["value"].dim() - fn.event_dim)]
             fn = fn.expand(broadcast_shape(batch, fn.batch_shape)) if batch != fn.batch_shape else fn
-        return fn(*msg["args"], **msg["kwargs"])
+        exact = correlations(fn)
+        return fn(*msg["args"], **msg["kwargs"]) if exact is None else exact
     except (NotImplementedError, RuntimeError, ValueError, AssertionError) as error:
         why = type(error).__name__ + (f": {first_line(error)}" if str(error).strip() else "")
         raise ValueError(

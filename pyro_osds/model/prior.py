@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pyro_osds.model.distributions.densities import unconstrained_log_prob
 from pyro_osds.model.distributions.edge_draws import DrawUnconstrained, unconstrained_draw
+from pyro_osds.model.run import is_computed
 
 # Rows that single runs are compared with; where draws are mixed up, the first few differ already.
 _NUM_CHECKED = 3
@@ -161,5 +162,5 @@ def _log_density(site: Any, drawn: Any, to_value: ToValue | None, row: int | Non
 
 
 def _is_stochastic(site: Mapping[str, Any]) -> bool:
-    """Plates are sample sites, too, but without a distribution."""
-    return site["type"] == "sample" and isinstance(site["fn"], TorchDistributionMixin)
+    """Plates are sample sites, too, but without a distribution; what an unobserved ``Delta`` holds is computed."""
+    return site["type"] == "sample" and isinstance(site["fn"], TorchDistributionMixin) and not is_computed(site)

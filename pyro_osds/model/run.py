@@ -2,11 +2,13 @@ r"""One run of the user's model at one point ``u`` of the unconstrained space.
 
 .. math::
     \log \gamma(u) = \sum_{\text{latent } i} \Big[ \log p_i(z_i) + \log \Big| \frac{dz_i}{du_i} \Big| \Big]
-        + \sum_{\text{observed } j} \log p_j(y_j), \qquad z_i = T_i(u_i)
+        + \sum_{\text{observed } j} m_j \log p_j(y_j), \qquad z_i = T_i(u_i)
 
 :math:`T_i` maps the real line to the support of site *i*. It is looked up while the model runs, so a support may depend
 on other latents. Where :mod:`~pyro_osds.model.distributions.densities` has a latent's two terms in closed form,
-:math:`z_i` is never looked at: it may have been rounded to a bound of its support.
+:math:`z_i` is never looked at: it may have been rounded to a bound of its support. What a mask :math:`m` takes out of
+an observation is not looked at either (:mod:`~pyro_osds.model.distributions.missing`). An unobserved ``Delta`` is no
+latent: its value is computed, its log density counts as a factor.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform
 
+from pyro_osds.model.distributions.atoms import atom_log_density, is_atom, is_factor
 from pyro_osds.model.distributions.densities import unconstrained_log_prob
+from pyro_osds.model.distributions.missing import observed_log_prob
 from pyro_osds.model.distributions.wrappers import by_batch
 from pyro_osds.model.enumeration import is_changed, is_enumerable, pointwise, sum_out
 from pyro_osds.model.pyro_internals import Subsample, is_shown, mask_of
@@ -69,7 +73,7 @@ class ModelRun(Messenger):
         if is_missing_part(msg, {site["name"] for site in self.observed}):
             # Pyro masks what is observed out of the prior of what is not, which would leave it without a density.
             msg["mask"] = None
-        if is_enumerable(msg):
+        if is_enumerable(msg) or is_atom(msg["fn"]):
             return
         name = msg["name"]
         if name not in self.unconstrained:
@@ -112,14 +116,22 @@ class ModelRun(Messenger):
         if is_deterministic(msg):
             self.deterministics[msg["name"]] = msg["value"]
             return
-        log_prob = self._closed_forms.get(msg["name"])
-        if log_prob is None:
-            log_prob = msg["fn"].log_prob(msg["value"])
-        msg["log_prob"] = scale_and_mask(log_prob, msg["scale"], msg["mask"])
-        if msg["is_observed"]:
+        if is_computed(msg) and not is_factor(msg["fn"]):
+            self.deterministics[msg["name"]] = msg["value"]
+        msg["log_prob"] = scale_and_mask(self._log_prob(msg), msg["scale"], msg["mask"])
+        if msg["is_observed"] or is_computed(msg):
             self.observed.append(msg)
         elif is_enumerable(msg):
             self.discrete.append(msg)
+
+    def _log_prob(self, msg: Any) -> Tensor:
+        if msg["is_observed"]:
+            return observed_log_prob(msg["fn"], msg["value"], msg["mask"])
+        if is_computed(msg):
+            return atom_log_density(msg["fn"])
+        log_prob = self._closed_forms.get(msg["name"])
+
+        return msg["fn"].log_prob(msg["value"]) if log_prob is None else log_prob
 
     @property
     def closed_forms(self) -> frozenset[str]:
@@ -152,7 +164,7 @@ class ModelRun(Messenger):
 
     def log_likelihood(self) -> dict[str, Tensor]:
         """Pointwise log likelihood of the observed sites whose rows are independent; factors are none."""
-        sites = [site for site in self.observed if not site["infer"].get("is_auxiliary")]
+        sites = [s for s in self.observed if not (s["infer"].get("is_auxiliary") or is_computed(s))]
         rows = {site["name"]: pointwise(site, self.latents, self.discrete) for site in sites}
 
         return {name: value for name, value in rows.items() if value is not None}
@@ -200,6 +212,11 @@ def is_deterministic(site: Mapping[str, Any]) -> bool:
     shown = isinstance(fn, MaskedDistribution) and mask_of(fn) is False and isinstance(fn.base_dist, Delta)
 
     return site["is_observed"] and shown
+
+
+def is_computed(site: Mapping[str, Any]) -> bool:
+    """Whether an unobserved site has only one value: it is a deterministic value, and its density is a factor."""
+    return not site["is_observed"] and is_atom(site["fn"])
 
 
 def is_missing_part(site: Mapping[str, Any], names: Container[str]) -> bool:

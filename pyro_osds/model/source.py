@@ -6,6 +6,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _LIBRARY = (
     "site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], str(Path(__file__).parents[1]), "<",
@@ -32,3 +33,23 @@ def first_line(error: BaseException) -> str:
 
 def _in(filename: str, parts: Iterable[str]) -> bool:
     return any(part in filename for part in parts)
+
+
+def failed_message(error: BaseException) -> tuple[dict[str, Any] | None, set[str]]:
+    """The Pyro message that was being answered when an exception was raised, and the functions that it went through.
+
+    Arguments:
+        error: The exception.
+
+    Returns:
+        The innermost message of a sample site, or None; and the names of all functions on the way.
+    """
+    found, functions, step = None, set(), error.__traceback__
+    while step is not None:
+        functions.add(step.tb_frame.f_code.co_name)
+        msg = step.tb_frame.f_locals.get("msg")
+        if isinstance(msg, dict) and msg.get("type") == "sample":
+            found = msg
+        step = step.tb_next
+
+    return found, functions

@@ -20,16 +20,18 @@ from torch.distributions import Transform
 from pyro_osds.model.batching import Ladder, check_points
 from pyro_osds.model.checks.determinism import check_deterministic
 from pyro_osds.model.checks.observations import forgotten, observed_values, rounded_counts, scaled
+from pyro_osds.model.checks.parameters import refuse_missing
 from pyro_osds.model.checks.reach import reached
+from pyro_osds.model.checks.shapes import repeated
 from pyro_osds.model.coordinates import Coordinates
 from pyro_osds.model.decode import decode
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
-from pyro_osds.model.first_run import check_observations, first_trace
+from pyro_osds.model.first_run import check_observations, check_parameters, first_trace
 from pyro_osds.model.graph import block_size, large_block_size
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.readings import SiteReadings
-from pyro_osds.model.run import ModelRun, is_deterministic
+from pyro_osds.model.run import ModelRun, is_deterministic, is_missing_part
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
 from pyro_osds.model.trace import (
     check_latents,
@@ -103,13 +105,14 @@ class ModelTarget(SiteReadings, Target):
         self.init_strategy = init_strategy
         self.transforms = dict(transforms or {})
         self._constants = Constants()
-        trace = first_trace(model, args, self.kwargs, init_strategy, self._constants)
+        trace = first_trace(model, args, self.kwargs, init_strategy, self._constants, self.transforms)
         latents = [site for site in trace.nodes.values() if is_latent(site)]
         discrete = [site for site in latents if is_enumerable(site)]
         continuous = [site for site in latents if not is_enumerable(site)]
         check_latents(trace, continuous, self.transforms)
         check_plates(trace, max_plate_nesting)
         check_observations(trace, self._call)
+        masked = check_parameters(trace, self._call, model, args, self.kwargs)
         self.discrete_sites = tuple(site["name"] for site in discrete)
         self.nesting = max_plate_nesting if max_plate_nesting is not None else plate_nesting(trace)
         self.event_dims = {site["name"]: site["fn"].event_dim for site in continuous}
@@ -141,6 +144,8 @@ class ModelTarget(SiteReadings, Target):
         sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
         self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes)
         self.vectorized = self._ladder.vectorized
+        if masked and self._loses_gradient():
+            refuse_missing(masked, model, args, self.kwargs)
         self.notes = self._look_at_observations(trace)
 
     @property
@@ -310,8 +315,11 @@ class ModelTarget(SiteReadings, Target):
 
     def _look_at_observations(self, trace: Any) -> tuple[str, ...]:
         """What is suspicious about the observations, in sentences; the worst are warned of at once."""
-        counts = rounded_counts(trace)
-        names = [site.name for site in self.sites if not is_deterministic(trace.nodes[site.name])]
+        counts = [*rounded_counts(trace), *repeated(trace)]
+        some = [site.name for site in self.sites if site.stop > site.start]
+        # What is imputed has its prior, unless more is observed of it.
+        nodes = trace.nodes
+        names = [n for n in some if not (is_deterministic(nodes[n]) or is_missing_part(nodes[n], nodes))]
         rows = check_points(self.start)[1:_NUM_LOOKED_AT]
         found = reached(self._run_for_gradients, self.sites, self.discrete_sites, rows)
         unreached = [name for name in names if name not in found]
@@ -321,6 +329,16 @@ class ModelTarget(SiteReadings, Target):
             warn(note, ModelWarning)
 
         return (*counts, *notes, *scaled(trace))
+
+    def _loses_gradient(self) -> bool:
+        """Whether the log joint density is a number at the start, and its gradient is not."""
+        row = self.start.clone().requires_grad_()
+        total = sum(self._run_for_gradients(row).log_densities(row))
+        if not isinstance(total, Tensor) or not total.requires_grad:
+            return False
+        (gradient,) = torch.autograd.grad(total, row)
+
+        return bool(total.isfinite()) and bool(gradient.isnan().any())
 
     def _run_for_gradients(self, row: Tensor) -> ModelRun:
         with torch.enable_grad(), vmappable_pyro(), self._precision(), VmapCompat():

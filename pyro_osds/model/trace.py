@@ -11,27 +11,75 @@ from typing import Any
 import torch
 from pyro.distributions import ImproperUniform
 from torch import Tensor
-from torch.distributions import biject_to
 
+from pyro_osds.model.distributions.atoms import atom_log_density, is_atom, is_factor
+from pyro_osds.model.distributions.latents import UnsupportedSiteError, check_latent
+from pyro_osds.model.distributions.transforms import to_support
 from pyro_osds.model.pyro_internals import Subsample, is_shown, mask_of
-from pyro_osds.model.run import is_deterministic, is_missing_part
+from pyro_osds.model.run import is_computed, is_deterministic, is_missing_part
 
 
-def init_anywhere(strategy: Callable[..., Any]) -> Callable[..., Any]:
-    """Pyro's init strategies sample the prior; where an improper one cannot be sampled, a uniform value stands in."""
+def init_anywhere(strategy: Callable[..., Any], transforms: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+    """Pyro's init strategies sample the prior; where one cannot, a uniform value of the coordinates stands in.
+
+    Arguments:
+        strategy: Pyro's init strategy.
+        transforms: The user's own transforms to coordinates, by site.
+
+    Raises:
+        UnsupportedSiteError: While the model runs, at a site whose distribution is none for a latent.
+    """
 
     def init(site: Mapping[str, Any]) -> Tensor:
-        if site["fn"].support.is_discrete:  # refused later, with a better message
-            return site["fn"].sample()
+        fn, own = site["fn"], (transforms or {}).get(site["name"])
+        if is_atom(fn):
+            return fn.sample()
         try:
+            if getattr(fn, "has_enumerate_support", False) or fn.support.is_discrete:
+                return _draw(site)
             return strategy(site)
-        except NotImplementedError:
-            transform = biject_to(site["fn"].support)
-            shape = transform.inverse_shape(site["fn"].shape())
+        except (NotImplementedError, AttributeError) as error:
+            # Reparametrisers ask for values of sites that will be none, so only what has no value is refused here.
+            check_latent(site["name"], fn, own is not None)
+            if isinstance(error, AttributeError):
+                raise
+            transform = own.inv if own is not None else to_support(fn)
+            shape = transform.inverse_shape(fn.shape())
             # The radius of Pyro's init_to_uniform.
             return transform(torch.empty(shape).uniform_(-2.0, 2.0))
 
     return init
+
+
+def _draw(site: Mapping[str, Any]) -> Tensor:
+    """A value of a discrete latent. One that cannot be summed out is refused later, unless it cannot be drawn."""
+    try:
+        return site["fn"].sample()
+    except NotImplementedError:
+        raise UnsupportedSiteError(_not_enumerable(site)) from None
+
+
+def _not_enumerable(site: Mapping[str, Any]) -> str:
+    return (
+        f"Latent site {site['name']!r} is discrete ({type(site['fn']).__name__}) with values that cannot be "
+        "enumerated. Sum it out in the model, for instance GammaPoisson for a Poisson with a Gamma rate, give "
+        "it finitely many values, for instance with Categorical, or observe it."
+    )
+
+
+def check_priors(trace: Any, transforms: Mapping[str, Any]) -> None:
+    """Refuse latents whose distribution cannot be that of one.
+
+    Arguments:
+        trace: A trace of the model.
+        transforms: The user's own transforms, by site.
+
+    Raises:
+        UnsupportedSiteError: If there is one.
+    """
+    for name, site in trace.nodes.items():
+        if is_latent(site) and not is_missing_part(site, trace.nodes):
+            check_latent(name, site["fn"], name in transforms)
 
 
 def support_kind(fn: Any) -> str:
@@ -44,14 +92,18 @@ def support_kind(fn: Any) -> str:
 
 
 def is_latent(site: Mapping[str, Any]) -> bool:
-    """Whether a site is sampled: neither observed nor a plate's own bookkeeping."""
-    return site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], Subsample)
+    """Whether a site is sampled: neither observed, nor computed, nor a plate's own bookkeeping."""
+    is_free = site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], Subsample)
+
+    return is_free and not is_computed(site)
 
 
 def is_value(site: Mapping[str, Any]) -> bool:
     """Whether a site carries something a user reads: a latent, an observation or a deterministic value."""
     if site["type"] != "sample" or isinstance(site["fn"], Subsample):
         return False
+    if is_computed(site):
+        return not is_factor(site["fn"])
 
     return is_deterministic(site) or not site["infer"].get("is_auxiliary")
 
@@ -71,11 +123,7 @@ def check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any])
             )
     for site in latents:
         if site["fn"].support.is_discrete:
-            raise ValueError(
-                f"Latent site {site['name']!r} is discrete ({type(site['fn']).__name__}) with values that cannot be "
-                "enumerated. Sum it out in the model, for instance GammaPoisson for a Poisson with a Gamma rate, give "
-                "it finitely many values, for instance with Categorical, or observe it."
-            )
+            raise ValueError(_not_enumerable(site))
     unknown = transforms.keys() - {site["name"] for site in latents}
     if unknown:
         raise ValueError(f"transforms names the sites {sorted(unknown)}, which are not latent sites of the model.")
@@ -154,6 +202,8 @@ def has_bounded_likelihood(trace: Any) -> bool:
     """Whether all observations are discrete, each with a probability of at most one; a factor may be anything."""
     samples = [s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], Subsample)]
     plain = [site for site in samples if site["is_observed"] and not is_deterministic(site)]
+    if any(is_computed(site) and bool(atom_log_density(site["fn"]).ne(0).any()) for site in samples):
+        return False
 
     return all(not site["infer"].get("is_auxiliary") and site["fn"].support.is_discrete for site in plain)
 

@@ -35,6 +35,8 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from pyro_osds.model.distributions.latents import quiet_draws
+from pyro_osds.model.distributions.missing import nan_is_missing
 from pyro_osds.model.distributions.outside import cut_densities
 from pyro_osds.model.distributions.stable import stable_densities
 from pyro_osds.model.pyro_internals import safe_log_replaced
@@ -88,9 +90,11 @@ def vmappable_pyro() -> Iterator[None]:
         pyro.validation_enabled(False),
         stable_densities(),
         cut_densities(),
+        nan_is_missing(),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=_NO_RULE)
+        quiet_draws()
         yield
 
 

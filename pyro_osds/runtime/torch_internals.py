@@ -29,6 +29,7 @@ __all__ = [
     "is_mutable",
     "memory_of",
     "undecorated",
+    "unexpanded_factor",
     "unchanged_validation",
     "without_function_modes",
     "written_arguments",
@@ -145,3 +146,18 @@ def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
         'step'
     """
     return inspect.unwrap(function)
+
+
+def unexpanded_factor(fn: Any) -> Tensor:
+    """The Cholesky factor of a multivariate normal's covariance, with the batch dimensions that it was given.
+
+    Gone: the expanded one, so a covariance that all rows share is factorised for each of them.
+
+    Example:
+        >>> fn = torch.distributions.MultivariateNormal(torch.zeros(5, 2), torch.eye(2))
+        >>> unexpanded_factor(fn).shape, fn.scale_tril.shape
+        (torch.Size([2, 2]), torch.Size([5, 2, 2]))
+    """
+    factor = getattr(fn, "_unbroadcasted_scale_tril", None)
+
+    return fn.scale_tril if factor is None else factor

@@ -286,3 +286,15 @@ def test_bad_numbers(fitted, number):
 def test_infer_discrete_needs_the_data(fitted):
     with pytest.raises(ValueError, match="needs the observations of the run"):
         fitted.posterior_predictive(torch.ones(3), infer_discrete=True)
+
+
+def test_prior_draws_of_correlations_are_alike_in_all_rows():
+    # All correlations of LKJ(1.5) in three dimensions have variance 1 / 5; torch's own sampler gives two of them 1 / 4.
+    def model():
+        pyro.sample("factor", dist.LKJCholesky(3, torch.tensor(1.5)))
+
+    pyro.set_rng_seed(0)
+    factor = prior_predictive(model, 2000)["factor"].double()
+    squares = (factor @ factor.mT)[:, [1, 2, 2], [0, 0, 1]].square()
+    error = squares.std(0) / len(squares) ** 0.5
+    assert ((squares.mean(0) - 0.2).abs() < 4.0 * error).all()

@@ -141,3 +141,11 @@ def test_adam_is_wrapped_and_unwrapped():
     step = torch_internals.undecorated(torch.optim.Adam.step)
     assert step is not torch.optim.Adam.step and not hasattr(step, "__wrapped__")
     assert torch_internals.undecorated(step) is step
+
+
+def test_a_shared_covariance_has_one_factor():
+    fn = torch.distributions.MultivariateNormal(torch.zeros(5, 2), torch.eye(2)).expand([3, 5])
+    assert hasattr(fn, "_unbroadcasted_scale_tril")
+    assert torch_internals.unexpanded_factor(fn).shape == (2, 2)
+    # Without the private name, the expanded one stands in.
+    assert torch_internals.unexpanded_factor(type("Gone", (), {"scale_tril": torch.eye(2)})()).shape == (2, 2)

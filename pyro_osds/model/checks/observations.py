@@ -6,13 +6,15 @@ without observations is a prior, and may be meant as one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent
 
+from pyro_osds.model.distributions.missing import without_missing
+from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.run import is_deterministic
 from pyro_osds.model.trace import is_latent, is_value
 
@@ -40,7 +42,8 @@ def impossible(trace: Any) -> dict[str, tuple[Any, ...]]:
     """
     found = {}
     for name, site in observed_sites(trace).items():
-        value = torch.as_tensor(site["value"])
+        # What is masked out, by any mask, or missing for its distribution, may be anything.
+        value = torch.as_tensor(without_missing(site))
         wrong, why = _wrong(site["fn"], value)
         mask = site["mask"]
         if mask is not None:
@@ -48,8 +51,19 @@ def impossible(trace: Any) -> dict[str, tuple[Any, ...]]:
         if wrong.any():
             entries = torch.broadcast_to(value, (*wrong.shape, *value.shape[wrong.dim() :]))[wrong]
             place = tuple(wrong.nonzero()[0].tolist())
-            found[name] = entries.reshape(-1)[0].item(), place, int(wrong.sum()), wrong.numel(), why
+            flat = entries.reshape(-1)
+            shown = flat[(~flat.isfinite()).nonzero()[0, 0]] if (~flat.isfinite()).any() else flat[0]
+            found[name] = shown.item(), place, int(wrong.sum()), wrong.numel(), why, *_whole(site["fn"])
     return found
+
+
+def _whole(fn: Any) -> tuple[str, ...]:
+    """What a site's events are: nothing for single numbers, "independent" ones, or the name of their distribution."""
+    base = unwrap(fn)
+    if base.event_shape:
+        return (type(base).__name__,)
+
+    return ("independent",) if fn.event_shape else ()
 
 
 def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str]:
@@ -105,10 +119,10 @@ def refusal(name: str, seen: tuple[Any, ...]) -> str:
         >>> print(refusal("y", (float("inf"), (3,), 1, 30, "no observation is infinite")))
         Observed site 'y' has the value inf at index (3,) (1 of 30 values): no observation is infinite, so the posterior has no mass. Remove or transform that observation, or change the site's distribution.
     """  # noqa: E501 - one line is printed
-    value, place, count, total, why = seen
+    value, place, count, total, why, *whole = seen
     cure = "Remove or transform that observation, or change the site's distribution."
     if "missing" in why:
-        cure = "Leave such rows out, or mask them: fill in any number there, and give the site an obs_mask."
+        cure = _cure_of_missing(name, whole)
     if "on a bound" in why:
         cure = (
             "If rounding put it on the bound, pass the data in float64 or move it inside (clamp to 1e-6 and 1 - 1e-6, "
@@ -122,11 +136,36 @@ def refusal(name: str, seen: tuple[Any, ...]) -> str:
     )
 
 
+def _cure_of_missing(name: str, whole: Sequence[str]) -> str:
+    """How to leave missing values out, by what a mask can take out of the site."""
+    if not whole:
+        return (
+            f"Leave them out, by poutine.mask(mask=~y.isnan()) around the site, or have them imputed, by "
+            f"pyro.sample({name!r}, ..., obs=y, obs_mask=~y.isnan()); y itself may keep its nan."
+        )
+    if whole[0] == "MultivariateNormal":
+        return (
+            "Leave single entries out, by NanMaskedMultivariateNormal in the place of MultivariateNormal, or whole "
+            f"events, by poutine.mask(mask=~y.isnan().any(-1)) around the site or the same as obs_mask of "
+            f"pyro.sample({name!r}, ...); y itself may keep its nan."
+        )
+    if whole[0] == "independent":
+        return (
+            "Leave single entries out, by .mask(~y.isnan()) before .to_event(), or have whole events imputed, by "
+            f"pyro.sample({name!r}, ..., obs=y, obs_mask=~y.isnan().any(-1)); y itself may keep its nan."
+        )
+    return (
+        f"{whole[0]} has no density of a part of an event. Leave whole events out, by poutine.mask around the site, or "
+        f"have them imputed, by an obs_mask of pyro.sample({name!r}, ...); the mask has the batch shape, and y itself "
+        "may keep its nan. A series with gaps can be written step by step, with a site for each step that is there."
+    )
+
+
 def rounded_counts(trace: Any) -> list[str]:
     """Sentences on counts that single precision, or less, cannot hold."""
     notes = []
     for name, site in observed_sites(trace).items():
-        value = torch.as_tensor(site["value"])
+        value = torch.as_tensor(without_missing(site))
         if not value.is_floating_point() or value.dtype == torch.float64 or not site["fn"].support.is_discrete:
             continue
         largest = value.abs().max().item() if value.numel() else 0.0

@@ -25,11 +25,13 @@ FisherSnedecor      ``v = u + log(m / n)``   ``m/2 l(v) + n/2 l(-v) - log B(m/2,
 Pareto              ``v = u - log s``        ``log a + a l(-v) + l(v)``, ``u = log(x - s)``
 VonMises            ``x = c + pi tanh u/2``  ``k (cos(x - loc) - 1) - log i0e(k) + l(u) + l(-u)``
 LKJCholesky         ``z_ij = tanh u_ij``     ``sum b l(2 u) + b l(-2 u) - log B(b, b) + log 2``, ``b = eta + (D-2-j)/2``
+Wishart             log-Cholesky             :mod:`~pyro_osds.model.distributions.matrices`
+RelaxedOneHot       sticks                   ``sum_i log softmax_i(logits - t log x) - log x_i``, and constants
 ==================  =======================  ========================================================================
 
 So have LogNormal, LogisticNormal, RelaxedBernoulli and every ``TransformedDistribution`` by ``ExpTransform``,
 ``SigmoidTransform`` or ``StickBreakingTransform`` alone, whose density in ``u`` is that of their base; and affine maps
-of positive or bounded distributions, which have that of the distribution that they map.
+of positive or bounded distributions, which have that of the distribution that they map; and mixtures of any of these.
 """
 
 from __future__ import annotations
@@ -45,12 +47,15 @@ from torch import Tensor
 from torch.distributions import ComposeTransform, TransformedDistribution
 from torch.nn.functional import logsigmoid
 
+from pyro_osds.model.distributions.matrices import by_value, wishart
+from pyro_osds.model.distributions.mixed import Choice
 from pyro_osds.model.distributions.transforms import (
     ABOVE,
     BOUNDED,
     CIRCLE,
     CORRELATION,
     KINDS,
+    MATRIX,
     POSITIVE,
     SIMPLEX,
     Circle,
@@ -60,7 +65,7 @@ from pyro_osds.model.distributions.transforms import (
     stripped,
     triangle,
 )
-from pyro_osds.model.distributions.wrappers import is_masked, unwrap
+from pyro_osds.model.distributions.wrappers import by_batch, is_masked, unwrap
 
 
 def unconstrained_log_prob(fn: Any, transform: Any, u: Tensor) -> Tensor | None:
@@ -92,11 +97,11 @@ def unconstrained_log_prob(fn: Any, transform: Any, u: Tensor) -> Tensor | None:
     log_density = _closed_form(source, transform)
     if log_density is None:
         return None
-    value, shape, own = log_density(source, u), fn.shape(), len(source.event_shape)
+    value, shape, own = log_density(source, u), fn.batch_shape + fn.event_shape, len(source.event_shape)
     # An expanded distribution has the parameters of one, and a uniform one has none.
     # Numpy's function: torch's own imports symbolic algebra, a second at the first use.
     value = value.expand(np.broadcast_shapes(value.shape, shape[: len(shape) - own]))
-    event = fn.event_dim - own
+    event = len(fn.event_shape) - own
 
     return value.flatten(value.dim() - event).sum(-1) if event else value
 
@@ -164,7 +169,56 @@ def _closed_form(fn: Any, transform: Any) -> Callable[[Any, Tensor], Tensor] | N
     if kind == CIRCLE and type(fn) in _VON_MISES:
         return lambda fn, u: _von_mises(fn, u, transform)
 
-    return _pushed if is_pushed(fn, transform) else _CLOSED_FORMS.get((type(fn), kind))
+    if type(fn) in _MIXTURES:
+        return _mixture_of(fn, transform)
+    if type(fn) is dist.MaskedMixture:
+        return lambda fn, u: _masked_mixture(fn, u, transform)
+
+    found = _pushed if is_pushed(fn, transform) else _CLOSED_FORMS.get((type(fn), kind))
+
+    return by_value if found is None and kind == MATRIX else found
+
+
+def _mixture_of(fn: Any, transform: Any) -> Callable[[Any, Tensor], Tensor] | None:
+    """The log density of a mixture, of those of its components where they have one."""
+    component = fn.component_distribution
+    # Bounds of the mixture are no bounds of a component's.
+    if type(transform) is ComposeTransform or is_masked(component):
+        return None
+    if _closed_form(*resolve(component, transform)) is None:
+        return None
+
+    def log_density(fn: Any, u: Tensor) -> Tensor:
+        dim = len(fn.event_shape) or int(kind_of(transform) == SIMPLEX)
+        # Matrices have coordinates in one dimension.
+        dim = dim - 1 if kind_of(transform) in (MATRIX, CORRELATION) else dim
+        parts = unconstrained_log_prob(fn.component_distribution, transform, u.unsqueeze(-1 - dim))
+        assert parts is not None  # looked up above
+        return torch.logsumexp(parts + fn.mixture_distribution.logits.log_softmax(-1), -1)
+
+    return log_density
+
+
+def _masked_mixture(fn: Any, u: Tensor, transform: Any) -> Tensor:
+    """Each entry has the density of its own component, and the other one is not asked about it."""
+    components = fn.component0, fn.component1
+    if type(transform) is not Choice:
+        first, second = (_of_component(part, transform, u) for part in components)
+        return torch.where(fn.mask, second, first)
+    maps, parts = (transform.first, transform.second), transform.parts(u)
+    first, second = (_of_component(*each) for each in zip(components, maps, parts, strict=True))
+
+    return torch.where(fn.mask, second, first)
+
+
+def _of_component(fn: Any, transform: Any, u: Tensor) -> Tensor:
+    """The log density of ``u``, in closed form or by way of the value."""
+    log_density = unconstrained_log_prob(fn, transform, u)
+    if log_density is not None:
+        return log_density
+    value = transform(u)
+
+    return fn.log_prob(value) + by_batch(transform.log_abs_det_jacobian(u, value), value, len(fn.event_shape))
 
 
 def _pushed(fn: Any, u: Tensor) -> Tensor:
@@ -202,6 +256,17 @@ def _uniform(fn: Any, u: Tensor) -> Tensor:
 def _relaxed_bernoulli(fn: Any, u: Tensor) -> Tensor:
     v = fn.logits - u * fn.temperature
     return fn.temperature.log() + logsigmoid(v) + logsigmoid(-v)
+
+
+def _relaxed_one_hot(fn: Any, u: Tensor) -> Tensor:
+    sticks, temperature = Sticks(), fn.temperature
+    log_part = sticks.log_parts(u)
+    score = (fn.logits - temperature[..., None] * log_part).log_softmax(-1).sum(-1)
+    size = log_part.shape[-1]
+    constant = math.lgamma(size) + (size - 1) * temperature.log()
+
+    # The value itself is not needed for the log-determinant.
+    return score + constant - log_part.sum(-1) + sticks.log_abs_det_jacobian(u, log_part)
 
 
 def _dirichlet(fn: Any, u: Tensor) -> Tensor:
@@ -278,6 +343,7 @@ def both(name: str) -> tuple[type, type]:
 
 # Exact types: a subclass may have another density.
 _VON_MISES = both("VonMises")
+_MIXTURES = {*both("MixtureSameFamily")}
 _PUSHED = {*both("TransformedDistribution"), *both("LogNormal"), *both("LogisticNormal")}
 _CLOSED_FORMS: dict[tuple[type, str | None], Callable[[Any, Tensor], Tensor]] = {
     (fn, kind): log_density
@@ -297,7 +363,12 @@ _CLOSED_FORMS: dict[tuple[type, str | None], Callable[[Any, Tensor], Tensor]] = 
         ("FisherSnedecor", POSITIVE, _fisher_snedecor),
         ("Pareto", ABOVE, _pareto),
         ("LKJCholesky", CORRELATION, _lkj),
+        ("Wishart", MATRIX, wishart),
+        ("RelaxedOneHotCategorical", SIMPLEX, _relaxed_one_hot),
     )
     for fn in both(name)
 }
 _CLOSED_FORMS[dist.AffineBeta, BOUNDED] = _beta
+# As latents they are what they relax; only their draws are rounded.
+_CLOSED_FORMS[dist.RelaxedBernoulliStraightThrough, BOUNDED] = _relaxed_bernoulli
+_CLOSED_FORMS[dist.RelaxedOneHotCategoricalStraightThrough, SIMPLEX] = _relaxed_one_hot

@@ -9,6 +9,7 @@ other. A Beta variate is the share of one of two of them, a Dirichlet variate th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -16,10 +17,23 @@ import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import ComposeTransform, MixtureSameFamily
 from torch.nn.functional import logsigmoid
 
 from pyro_osds.model.distributions.densities import both, is_pushed, log1m_power, partial_shapes, resolve
-from pyro_osds.model.distributions.transforms import ABOVE, BOUNDED, CORRELATION, POSITIVE, SIMPLEX, Sticks, kind_of
+from pyro_osds.model.distributions.matrices import from_factor
+from pyro_osds.model.distributions.transforms import (
+    ABOVE,
+    BOUNDED,
+    CORRELATION,
+    MATRIX,
+    POSITIVE,
+    SIMPLEX,
+    Sticks,
+    kind_of,
+    to_support,
+)
+from pyro_osds.model.distributions.wrappers import unwrap
 
 _KEY = "_pyro_osds_unconstrained"
 
@@ -69,12 +83,50 @@ def draw_unconstrained(fn: Any, transform: Any) -> Tensor | None:
         (tensor(True), tensor(0.))
     """
     source, transform = resolve(fn, transform)
+    if isinstance(source, MixtureSameFamily):
+        return _of_mixture(_of_batch(source, fn), transform)
     draw = _of_base if is_pushed(source, transform) else _DRAWS.get((type(source), kind_of(transform)))
     if draw is None:
         return None
-    batch_shape = fn.shape()[: len(fn.shape()) - len(source.event_shape)]
 
-    return draw(source if source.batch_shape == batch_shape else source.expand(batch_shape))
+    return draw(_of_batch(source, fn))
+
+
+def _of_batch(source: Any, fn: Any) -> Any:
+    """A distribution without the wrappers of ``fn``, expanded as that is."""
+    shape = fn.batch_shape + fn.event_shape
+    batch_shape = shape[: len(shape) - len(source.event_shape)]
+
+    return source if source.batch_shape == batch_shape else source.expand(batch_shape)
+
+
+def _of_mixture(fn: Any, transform: Any) -> Tensor | None:
+    """A draw of one of the components, if these are drawn on the unconstrained side."""
+    # Bounds of the mixture are no bounds of a component's.
+    if type(transform) is ComposeTransform:
+        return None
+    draws = draw_unconstrained(fn.component_distribution, transform)
+    if draws is None:
+        return None
+    which = fn.mixture_distribution.sample().expand(fn.batch_shape)
+    dim = len(fn.batch_shape)
+    which = which.reshape(which.shape + (1,) * (draws.dim() - dim))
+
+    return torch.take_along_dim(draws, which, dim).squeeze(dim)
+
+
+def correlations(fn: Any) -> Tensor | None:
+    """A draw of an LKJ distribution, or None for others.
+
+    Torch's own sampler does not treat rows alike: for three of them with shape 1.5, the variances of the correlations
+    are 0.20, 0.25 and 0.25, and not all of them 0.2.
+    """
+    if not isinstance(unwrap(fn), (torch.distributions.LKJCholesky, dist.LKJ)):
+        return None
+    transform = to_support(fn)
+    u = draw_unconstrained(fn, transform)
+
+    return None if u is None else transform(u)
 
 
 def log_gamma_variate(shape: Tensor) -> Tensor:
@@ -148,6 +200,29 @@ def _lkj(fn: Any) -> Tensor:
     return 0.5 * (log_gamma_variate(b) - log_gamma_variate(b))
 
 
+def _wishart(fn: Any) -> Tensor:
+    # Bartlett: squares on the diagonal are chi-square variates, the others standard normal ones.
+    size, factor = fn.event_shape[-1], fn.scale_tril
+    shape = 0.5 * (fn.df[..., None] - torch.arange(size, dtype=factor.dtype, device=factor.device))
+    log_diagonal = 0.5 * (math.log(2.0) + log_gamma_variate(shape))
+    noise = torch.randn_like(factor).tril(-1) + log_diagonal.exp().diag_embed()
+    below, order = factor @ noise, torch.arange(size, device=factor.device)
+    one = torch.eye(size, dtype=factor.dtype, device=factor.device)
+    u = from_factor(torch.where(order[:, None] > order, below, one))
+    place = order * (order + 3) // 2
+
+    # The logarithms are exact where the diagonal itself would be zero.
+    return u.index_add(-1, place, factor.diagonal(dim1=-2, dim2=-1).log() + log_diagonal)
+
+
+def _relaxed_one_hot(fn: Any) -> Tensor:
+    gumbel = -_exponential_variate(fn.logits).log()
+    log_part = ((fn.logits + gumbel) / fn.temperature[..., None]).log_softmax(-1)
+    rest = log_part[..., 1:].flip(-1).logcumsumexp(-1).flip(-1)
+
+    return Sticks().from_logits(log_part[..., :-1] - rest)
+
+
 _DRAWS: dict[tuple[type, str | None], Callable[[Any], Tensor]] = {
     (fn, kind): draw
     for name, kind, draw in (
@@ -162,7 +237,11 @@ _DRAWS: dict[tuple[type, str | None], Callable[[Any], Tensor]] = {
         ("FisherSnedecor", POSITIVE, _fisher_snedecor),
         ("Pareto", ABOVE, _pareto),
         ("LKJCholesky", CORRELATION, _lkj),
+        ("Wishart", MATRIX, _wishart),
+        ("RelaxedOneHotCategorical", SIMPLEX, _relaxed_one_hot),
     )
     for fn in both(name)
 }
 _DRAWS[dist.AffineBeta, BOUNDED] = _beta
+_DRAWS[dist.RelaxedOneHotCategoricalStraightThrough, SIMPLEX] = _relaxed_one_hot
+_DRAWS[dist.RelaxedBernoulliStraightThrough, BOUNDED] = _of_base

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import MaskedMixture
 from torch import Tensor
 from torch.distributions import (
     AffineTransform,
@@ -20,19 +21,26 @@ from torch.distributions import (
     CorrCholeskyTransform,
     ExpTransform,
     IndependentTransform,
+    MixtureSameFamily,
     SigmoidTransform,
     StickBreakingTransform,
     Transform,
-    TransformedDistribution,
     biject_to,
     constraints,
 )
 from torch.nn.functional import logsigmoid
 
+from pyro_osds.model.distributions.matrices import LogCholesky
+from pyro_osds.model.distributions.mixed import Choice
+from pyro_osds.model.distributions.supports import UnknownSupportError, bare, is_pushed_off_the_line, mixture_support
 from pyro_osds.model.distributions.wrappers import unwrap
+from pyro_osds.runtime.torch_internals import is_batchedtensor
 
 BOUNDED, POSITIVE, ABOVE, SIMPLEX, CIRCLE = "sigmoid", "exp", "exp and a shift", "sticks", "circle"
-CORRELATION = "partial correlations"
+CORRELATION, MATRIX = "partial correlations", "Cholesky factor"
+
+# Older versions of torch have none.
+_GENERALISED_PARETO: tuple[type, ...] = tuple(filter(None, [getattr(torch.distributions, "GeneralizedPareto", None)]))
 
 
 def to_support(fn: Any, centered: bool = True) -> Any:
@@ -52,19 +60,73 @@ def to_support(fn: Any, centered: bool = True) -> Any:
     """
     plain, center = unwrap(fn), _angles(fn)
     if center is not None:
-        return _independent(Circle(center if centered else center.new_zeros(())), fn.event_dim)
-    transformed = TransformedDistribution
-    if isinstance(plain, transformed) and type(plain).support is transformed.support:
-        through_base = not _is_real(plain.base_dist.support)
-        if through_base and _is_real(plain.support):
-            return ComposeTransform([to_support(plain.base_dist), *plain.transforms])
-    if _bare(fn.support) is constraints.simplex:
-        return _independent(Sticks(), fn.event_dim - 1)
-    transform = biject_to(fn.support)
+        return _independent(Circle(center if centered else center.new_zeros(())), len(fn.event_shape))
+    # Correlation matrices go by their factors, whose density is known.
+    if is_pushed_off_the_line(plain) or type(plain) is dist.LKJ:
+        return ComposeTransform([to_support(plain.base_dist), *plain.transforms])
+    if isinstance(plain, _GENERALISED_PARETO):
+        # Whether there is an upper end depends on a parameter, and that may be a latent.
+        return _independent(_to_ends(bare(plain.support)), len(fn.event_shape))
+    if isinstance(plain, MixtureSameFamily):
+        support, more = mixture_support(plain), len(fn.event_shape) - len(plain.event_shape)
+        return _to_constraint(constraints.independent(support, more) if more else support, len(fn.event_shape))
+    if isinstance(plain, MaskedMixture):
+        return _to_mixed(plain, len(fn.event_shape))
+
+    return _to_constraint(fn.support, len(fn.event_shape))
+
+
+def _to_mixed(fn: Any, event_dim: int) -> Any:
+    """The transform to a masked mixture's support: the one of both components, or one for each entry."""
+    first, second = to_support(fn.component0), to_support(fn.component1)
+    if is_same(first, second):
+        return _independent(first, event_dim - first.codomain.event_dim)
+    if fn.event_shape:
+        raise UnknownSupportError("its two components have events with other supports")
+
+    return _independent(Choice(fn.mask, first, second), event_dim)
+
+
+def _to_constraint(support: Any, event_dim: int) -> Any:
+    """The transform to a support, for values with this many event dimensions."""
+    kind = bare(support)
+    if kind is constraints.simplex:
+        return _independent(Sticks(), event_dim - 1)
+    if kind in (constraints.positive_definite, constraints.positive_semidefinite):
+        return _independent(LogCholesky(), event_dim - 2)
+    if type(kind) is type(constraints.unit_interval) and _has_open_ends(kind):
+        return _independent(_to_ends(kind), event_dim)
+    transform = biject_to(support)
     if type(transform) is CorrCholeskyTransform:
         return PartialCorrelations()
 
-    return _independent(Positive(), fn.event_dim) if type(stripped(transform)) is ExpTransform else transform
+    return _independent(Positive(), event_dim) if type(stripped(transform)) is ExpTransform else transform
+
+
+def _has_open_ends(support: Any) -> bool:
+    """Whether some intervals have no upper end, as those of a generalised Pareto may."""
+    upper = support.upper_bound
+
+    return isinstance(upper, Tensor) and not is_batchedtensor(upper) and bool(upper.isinf().any())
+
+
+def _to_ends(support: Any) -> Choice:
+    """The transform to intervals with an upper end or without."""
+    lower, upper = support.lower_bound, support.upper_bound
+    is_open = upper.isinf()
+    closed = biject_to(constraints.interval(lower, torch.where(is_open, lower + 1.0, upper)))
+
+    return Choice(is_open, closed, ComposeTransform([Positive(), AffineTransform(lower, 1.0)]))
+
+
+def is_same(first: Any, second: Any) -> bool:
+    """Whether two ways to a support are the same map, without parameters."""
+    first, second = stripped(first), stripped(second)
+    kind = kind_of(first)
+    if kind is not None and type(first) is not ComposeTransform:
+        return kind != CIRCLE and kind == kind_of(second) and type(second) is not ComposeTransform
+
+    return all(type(part) is ComposeTransform and not part.parts for part in (first, second))
 
 
 class Positive(ExpTransform):
@@ -168,7 +230,8 @@ class Sticks(StickBreakingTransform):
     def log_parts(self, x: Tensor) -> Tensor:
         """Logarithms of the parts, ``(*, n) -> (*, n + 1)``."""
         logit = self.logits(x)
-        none = torch.zeros_like(logit[..., :1])
+        # One part alone has no stick to break.
+        none = logit.new_zeros((*logit.shape[:-1], 1))
         rest = torch.cat([none, logsigmoid(-logit).cumsum(-1)], -1)
 
         return rest + torch.cat([logsigmoid(logit), none], -1)
@@ -231,6 +294,10 @@ def _wrapped(angle: Tensor) -> Tensor:
 def _angles(fn: Any) -> Tensor | None:
     """Locations of a distribution of angles, of the shape of its values, else None."""
     plain = unwrap(fn)
+    if isinstance(plain, MixtureSameFamily):
+        # Each component has its own location, and all of them one cut.
+        angles = _angles(plain.component_distribution)
+        return None if angles is None else angles.new_zeros(()).expand(fn.shape())
     if isinstance(plain, torch.distributions.VonMises):
         return plain.loc.expand(fn.shape())
     if isinstance(plain, dist.SineBivariateVonMises):
@@ -241,17 +308,6 @@ def _angles(fn: Any) -> Tensor | None:
 
 def _independent(transform: Transform, event_dim: int) -> Transform:
     return IndependentTransform(transform, event_dim) if event_dim else transform
-
-
-def _bare(support: Any) -> Any:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-
-    return support
-
-
-def _is_real(support: Any) -> bool:
-    return _bare(support) is constraints.real
 
 
 def stripped(transform: Any) -> Any:
@@ -270,7 +326,7 @@ def stripped(transform: Any) -> Any:
 KINDS: dict[type, str] = {
     SigmoidTransform: BOUNDED, ExpTransform: POSITIVE, Positive: POSITIVE,
     StickBreakingTransform: SIMPLEX, Sticks: SIMPLEX, Circle: CIRCLE,
-    CorrCholeskyTransform: CORRELATION, PartialCorrelations: CORRELATION,
+    CorrCholeskyTransform: CORRELATION, PartialCorrelations: CORRELATION, LogCholesky: MATRIX,
 }  # fmt: skip
 
 

@@ -28,6 +28,11 @@ def unwrap(fn: Any) -> Any:
     return fn
 
 
+def is_wrapper(fn: Any) -> bool:
+    """Whether a distribution only adds event dimensions, a mask or plates to another one."""
+    return isinstance(fn, _WRAPPERS)
+
+
 def is_masked(fn: Any) -> bool:
     """Whether a mask around a distribution takes some of its density away."""
     while isinstance(fn, _WRAPPERS):

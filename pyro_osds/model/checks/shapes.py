@@ -1,0 +1,192 @@
+"""Do observations fit their plates, and log densities their observations? Read off the first run.
+
+Where shapes do not fit, torch broadcasts: a column of 10 values in a plate of 10 becomes 100 observations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_osds.model.distributions.latents import UnsupportedSiteError
+from pyro_osds.model.distributions.missing import without_missing
+from pyro_osds.model.distributions.supports import UnknownSupportError
+from pyro_osds.model.pyro_internals import Subsample
+from pyro_osds.model.run import is_deterministic
+from pyro_osds.model.source import failed_message, first_line, user_line
+
+
+def check_shapes(trace: Any) -> None:
+    """Refuse observations whose shape does not fit the site's distribution and plates.
+
+    Arguments:
+        trace: A trace of the model.
+
+    Raises:
+        UnsupportedSiteError: If there is one.
+    """
+    for name, site in trace.nodes.items():
+        if not _is_observed(site):
+            continue
+        value, fn = tuple(site["value"].shape), site["fn"]
+        event_dim = len(fn.event_shape)
+        try:
+            torch.broadcast_shapes(value, fn.batch_shape + fn.event_shape)
+        except RuntimeError:
+            raise UnsupportedSiteError(_not_fitting(name, site, value)) from None
+        if _is_outer(value[: len(value) - event_dim], tuple(fn.batch_shape), bool(_plates(site))):
+            raise UnsupportedSiteError(_not_fitting(name, site, value))
+
+
+def compute_log_prob(trace: Any) -> None:
+    """The log densities of a trace, in which what is masked out is not looked at.
+
+    Raises:
+        UnsupportedSiteError: If a masked observation cannot be left out by a value inside of the support.
+    """
+    values = {}
+    for name, site in trace.nodes.items():
+        if not _is_observed(site):
+            continue
+        try:
+            replacement = without_missing(site)
+        except UnknownSupportError as error:
+            raise UnsupportedSiteError(
+                f"Observed site {name!r} has masked entries outside of its support, and {first_line(error)}, by which "
+                "they could be left out. Fill in any value of the support there; the mask takes it out."
+            ) from error
+        if replacement is not site["value"]:
+            values[name], site["value"] = site["value"], replacement
+    try:
+        trace.compute_log_prob()
+    except NotImplementedError as error:
+        _refuse_without_density(trace)
+        raise error
+    finally:
+        for name, value in values.items():
+            trace.nodes[name]["value"] = value
+
+
+def _refuse_without_density(trace: Any) -> None:
+    """Name the site whose distribution has no log density."""
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or isinstance(site["fn"], Subsample):
+            continue
+        try:
+            site["fn"].log_prob(site["value"])
+        except NotImplementedError:
+            kind = type(site["fn"]).__name__
+            raise UnsupportedSiteError(
+                f"The distribution {kind} of site {name!r} has no log_prob, so there is no density. Give its class "
+                "one, or take another distribution: Pyro's reparametrisers (poutine.reparam with LinearHMMReparam or "
+                "StableReparam) make one of those that it has."
+            ) from None
+
+
+def check_densities(trace: Any) -> None:
+    """Refuse distributions whose log density has another shape than their batch of values.
+
+    Arguments:
+        trace: A trace with log densities computed.
+
+    Raises:
+        UnsupportedSiteError: If there is one.
+    """
+    for name, site in trace.nodes.items():
+        is_sampled = site["type"] == "sample" and not isinstance(site["fn"], Subsample)
+        if not is_sampled or not isinstance(site["value"], Tensor):
+            continue
+        fn, value = site["fn"], site["value"]
+        batch = value.shape[: max(0, value.dim() - len(fn.event_shape))]
+        expected, got = torch.broadcast_shapes(batch, fn.batch_shape), site["unscaled_log_prob"]
+        # A flat prior says so by one zero for all.
+        if got.shape == expected or (got.dim() == 0 and got == 0):
+            continue
+        raise UnsupportedSiteError(
+            f"The distribution {type(fn).__name__} of site {name!r} has a log_prob of shape {tuple(got.shape)} for "
+            f"values of shape {tuple(value.shape)}, of which {len(fn.event_shape)} dimensions are the event: one of "
+            f"shape {tuple(expected)} is needed, a number for each event. Sum its log_prob over the event dimensions "
+            "and no others, without keepdim, and declare these dimensions by event_shape."
+        )
+
+
+def repeated(trace: Any) -> list[str]:
+    """Sentences on single observations that count for all places of a plate."""
+    notes = []
+    for name, site in trace.nodes.items():
+        if not _is_observed(site) or site["infer"].get("is_auxiliary"):
+            continue
+        value, plates = site["value"].shape, _plates(site)
+        batch = value[: max(0, len(value) - len(site["fn"].event_shape))]
+        times = [frame.size for frame in plates if len(batch) < -frame.dim or batch[frame.dim] == 1]
+        size = torch.Size(times).numel()
+        if size > 1:
+            sizes = ", ".join(f"{frame.name!r} of {frame.size}" for frame in plates)
+            notes.append(
+                f"The observation of site {name!r} has the shape {tuple(value)} in plate {sizes}: each of its values "
+                f"counts {size} times. If that is meant, expand it to the plate; else take the site out of the plate."
+            )
+
+    return notes
+
+
+def failed_site(error: BaseException) -> None:
+    """Name the site at which Pyro could not expand a distribution to its plates, or a plate without rows.
+
+    Arguments:
+        error: What the model's run raised.
+
+    Raises:
+        UnsupportedSiteError: If that was it.
+    """
+    if isinstance(error, ZeroDivisionError) and "size cannot be zero" in str(error):
+        raise UnsupportedSiteError(
+            f"A plate of size 0 at {user_line(error)}: Pyro has none. Leave it out where there is nothing in it, "
+            "if len(y) > 0, for instance; tensors of shape (0,) may be observed without a plate."
+        ) from error
+    msg, functions = failed_message(error)
+    if msg is None or not isinstance(error, NotImplementedError) or "expand" not in functions:
+        return
+    fn = msg["fn"]
+    sizes = ", ".join(f"{frame.name!r} of {frame.size}" for frame in msg["cond_indep_stack"] if frame.vectorized)
+    raise UnsupportedSiteError(
+        f"The distribution {type(fn).__name__} of site {msg['name']!r} has the batch shape {tuple(fn.batch_shape)} and "
+        f"cannot be expanded to plate {sizes}: its class has no expand method of its own. Write def expand(self, "
+        "batch_shape, _instance=None) that returns one with expanded parameters, or give it parameters of the plate's "
+        "size."
+    ) from error
+
+
+def _is_observed(site: Any) -> bool:
+    is_sampled = site["type"] == "sample" and not isinstance(site["fn"], Subsample)
+
+    return is_sampled and site["is_observed"] and isinstance(site["value"], Tensor) and not is_deterministic(site)
+
+
+def _plates(site: Any) -> list[Any]:
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+def _is_outer(value: tuple[int, ...], batch: tuple[int, ...], in_plate: bool) -> bool:
+    """Whether values and distributions lie along different dimensions, so that each is paired with each."""
+    rank = max(len(value), len(batch))
+    value, batch = (1,) * (rank - len(value)) + value, (1,) * (rank - len(batch)) + batch
+    of_value = {size for size, other in zip(value, batch, strict=True) if size > 1 and other == 1}
+    of_batch = {other for size, other in zip(value, batch, strict=True) if size == 1 and other > 1}
+
+    return bool(of_value and of_batch) and (in_plate or bool(of_value & of_batch))
+
+
+def _not_fitting(name: str, site: Any, value: tuple[int, ...]) -> str:
+    fn = site["fn"]
+    sizes = " and ".join(f"{frame.name!r} of {frame.size} along dimension {frame.dim}" for frame in _plates(site))
+    where = f" in plate {sizes}" if sizes else ""
+
+    return (
+        f"The observation of site {name!r} has the shape {value}, and its distribution {type(fn).__name__} the batch "
+        f"shape {tuple(fn.batch_shape)} and the event shape {tuple(fn.event_shape)}{where}: they do not fit. Values "
+        "need the batch shape and then the event shape; reshape the observation (squeeze or transpose it), or correct "
+        "the plate's size or the distribution's .to_event()."
+    )
