@@ -22,7 +22,7 @@ from pyro.distributions.util import broadcast_shape
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_osds.model.decode import decode
+from pyro_osds.model.discrete.decode import decode
 from pyro_osds.model.pyro_internals import Subsample, is_numerical, is_shown
 from pyro_osds.model.source import first_line
 from pyro_osds.model.target import ModelTarget

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pyro
 import pyro.ops.special
 from pyro.ops.integrator import _EXCEPTION_HANDLERS
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
@@ -80,6 +81,50 @@ def enumerated_dim(site: Mapping[str, Any]) -> int | None:
         -2
     """
     return site["infer"].get("_enumerate_dim")
+
+
+def packed_log_prob(site: Mapping[str, Any]) -> tuple[Any, str]:
+    """A site's log density in a packed trace, and one letter for each of its dimensions. Gone: an error in each fit.
+
+    Example:
+        >>> import torch
+        >>> from pyro import poutine
+        >>> trace = poutine.trace(lambda: pyro.sample("x", pyro.distributions.Normal(0.0, 1.0))).get_trace()
+        >>> trace.compute_log_prob()
+        >>> trace.pack_tensors()
+        >>> packed_log_prob(trace.nodes["x"])[1]
+        ''
+    """
+    log_prob = site["packed"]["log_prob"]
+
+    return log_prob, log_prob._pyro_dims
+
+
+def enumerated_symbol(site: Mapping[str, Any]) -> str | None:
+    """The letter of the dimension along which a discrete latent of a packed trace takes its values.
+
+    Gone: no discrete latent is found to be beyond its reach, so the test for it comes first.
+
+    Example:
+        >>> enumerated_symbol({"infer": {"_enumerate_symbol": "b"}})
+        'b'
+    """
+    return site["infer"].get("_enumerate_symbol")
+
+
+def is_in_markov_scope(site: Mapping[str, Any], reader: Mapping[str, Any]) -> bool:
+    """Whether ``pyro.markov`` lets one site depend on another. Gone: an error names no chain.
+
+    Example:
+        >>> first, later = {"name": "a", "infer": {"_markov_scope": {}, "_markov_depth": 1}}, {"infer": {}}
+        >>> is_in_markov_scope(first, later), is_in_markov_scope(later, first)
+        (False, True)
+    """
+    if site["infer"].get("_markov_scope") is None:
+        return True
+    scope = reader["infer"].get("_markov_scope") or {}
+
+    return scope.get(site["name"]) == site["infer"].get("_markov_depth")
 
 
 def mask_of(fn: Any) -> Any:

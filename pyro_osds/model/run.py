@@ -24,7 +24,8 @@ from torch.distributions import Transform
 
 from pyro_osds.model.distributions.densities import unconstrained_log_prob
 from pyro_osds.model.distributions.wrappers import by_batch
-from pyro_osds.model.enumeration import is_changed, is_enumerable, pointwise, sum_out
+from pyro_osds.model.discrete.enumeration import is_changed, pointwise, sum_out
+from pyro_osds.model.discrete.supports import is_enumerable
 from pyro_osds.model.pyro_internals import Subsample, is_shown, mask_of
 
 _NO_DENSITY = "so there is no density of fixed dimension"

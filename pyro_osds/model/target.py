@@ -22,8 +22,9 @@ from pyro_osds.model.checks.determinism import check_deterministic
 from pyro_osds.model.checks.observations import forgotten, observed_values, rounded_counts, scaled
 from pyro_osds.model.checks.reach import reached
 from pyro_osds.model.coordinates import Coordinates
-from pyro_osds.model.decode import decode
-from pyro_osds.model.enumeration import Enumerate, is_enumerable
+from pyro_osds.model.discrete.decode import decode
+from pyro_osds.model.discrete.enumeration import Enumerate
+from pyro_osds.model.discrete.supports import is_enumerable
 from pyro_osds.model.first_run import check_observations, first_trace
 from pyro_osds.model.graph import block_size, large_block_size
 from pyro_osds.model.parameters import Constants

@@ -15,7 +15,8 @@ from torch.distributions import biject_to
 
 from pyro_osds import OSDS
 from pyro_osds.model import ModelTarget
-from pyro_osds.model.enumeration import Enumerate, is_enumerable, pointwise, sum_out
+from pyro_osds.model.discrete.enumeration import Enumerate, pointwise, sum_out
+from pyro_osds.model.discrete.supports import is_enumerable
 
 Y = torch.tensor([-1.5, 0.3, 2.0])
 

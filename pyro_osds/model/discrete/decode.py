@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer import infer_discrete
 from torch import Tensor
 
-from pyro_osds.model.enumeration import is_enumerable
+from pyro_osds.model.discrete.supports import is_enumerable
 from pyro_osds.model.source import first_line
 
 TEMPERATURES = (0, 1)
