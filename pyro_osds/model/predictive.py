@@ -93,7 +93,9 @@ class Predictive:
         """One draw of the discrete latents given the continuous ones, by forward filtering and backward sampling."""
         model = self._call if given_data else _hidden(self._call)
 
-        return decode(model, row, self.target.discrete_sites, self.target.nesting)
+        names, jointly = self.target.discrete_sites, self.target.jointly_summed
+
+        return decode(model, row, names, self.target.nesting, jointly=jointly)
 
 
 def prior_predictive(call: Callable[[], Any], num_draws: int) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import pyro
 import pyro.ops.special
 from pyro.ops.integrator import _EXCEPTION_HANDLERS
+from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.subsample_messenger import _Subsample
 
@@ -110,6 +111,36 @@ def enumerated_symbol(site: Mapping[str, Any]) -> str | None:
         'b'
     """
     return site["infer"].get("_enumerate_symbol")
+
+
+@contextlib.contextmanager
+def longer_history(more: int) -> Iterator[list[int]]:
+    """All ``pyro.markov`` contexts see further back for a while; to find out whether that is what a model needs.
+
+    Gone: entering raises where the name is, so that an error does not say which history would do.
+
+    Arguments:
+        more: By how many steps.
+
+    Returns:
+        A list with the largest history that was seen, these steps included; zero without any.
+    """
+    before, longest = MarkovMessenger._pyro_sample, [0]
+
+    def see_further(self: Any, msg: Any) -> None:
+        history = self.history
+        self.history = history + more
+        longest[0] = max(longest[0], self.history)
+        try:
+            before(self, msg)
+        finally:
+            self.history = history
+
+    MarkovMessenger._pyro_sample = see_further  # type: ignore[method-assign]
+    try:
+        yield longest
+    finally:
+        MarkovMessenger._pyro_sample = before  # type: ignore[method-assign]
 
 
 def is_in_markov_scope(site: Mapping[str, Any], reader: Mapping[str, Any]) -> bool:

@@ -24,6 +24,8 @@ from pyro_osds.model.checks.reach import reached
 from pyro_osds.model.coordinates import Coordinates
 from pyro_osds.model.discrete.decode import decode
 from pyro_osds.model.discrete.enumeration import Enumerate
+from pyro_osds.model.discrete.joint import Joint
+from pyro_osds.model.discrete.plan import joint_sum
 from pyro_osds.model.discrete.supports import is_enumerable
 from pyro_osds.model.first_run import check_observations, first_trace
 from pyro_osds.model.graph import block_size, large_block_size
@@ -35,7 +37,6 @@ from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
 from pyro_osds.model.trace import (
     check_latents,
     check_plates,
-    check_stray_dims,
     has_bounded_likelihood,
     improper_sites,
     is_latent,
@@ -43,6 +44,7 @@ from pyro_osds.model.trace import (
     joint_like,
     plate_nesting,
     site_dims,
+    stray_dims,
     support_kind,
 )
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
@@ -132,11 +134,12 @@ class ModelTarget(SiteReadings, Target):
         scaled = any(torch.as_tensor(site["scale"]).ne(1).any() for site in latents)
         self.can_sample_prior = not self.improper_sites and not scaled
         self.has_bounded_likelihood = has_bounded_likelihood(trace)
+        self._joint: Joint | None = None
         if discrete:
             self._check_enumeration(trace)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             run = self._run(self.start)
-        self.num_terms, self._closed_forms = run.num_terms, run.closed_forms
+        self.num_terms, self._closed_forms = run.num_terms * len(self._joint or (0,)), run.closed_forms
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
         check_deterministic(self._terms, check_points(self.start)[:2])
         sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
@@ -158,6 +161,11 @@ class ModelTarget(SiteReadings, Target):
     def has_latents_below_discrete(self) -> bool:
         """Whether the prior of a continuous latent depends on a discrete one."""
         return bool(self.coordinates.below_discrete)
+
+    @property
+    def jointly_summed(self) -> tuple[str, ...]:
+        """Discrete latents that are summed over all their joint values, because their elements interact."""
+        return () if self._joint is None else tuple(self._joint.values)
 
     # ---- densities ----
 
@@ -191,7 +199,7 @@ class ModelTarget(SiteReadings, Target):
 
     def infer_discrete(self, values: Mapping[str, Tensor], temperature: int = 1) -> dict[str, Tensor]:
         """Values of the discrete latents, given one value ``(*shape,)`` at every continuous latent site."""
-        return decode(self._call, values, self.discrete_sites, self.nesting, temperature)
+        return decode(self._call, values, self.discrete_sites, self.nesting, temperature, self.jointly_summed)
 
     def plain_coordinates(self, z: Tensor) -> Tensor:
         """The same points in the coordinates that Pyro gives its latents, ``(B, D) -> (B, D)``."""
@@ -267,15 +275,23 @@ class ModelTarget(SiteReadings, Target):
     # ---- running the model ----
 
     def _single(self, row: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(row).log_densities(row)
+        if self._joint is None:
+            return self._run(row).log_densities(row)
+
+        return self._joint.densities(lambda given: self._run(row, given), row)
 
     def _terms(self, row: Tensor) -> dict[str, Tensor]:
         with vmappable_pyro(), VmapCompat():
             return self._run(row).terms()
 
-    def _run(self, row: Tensor) -> ModelRun:
-        run = ModelRun(split(self.sites, row), self.coordinates.to_value, self._shapes, self.transforms)
-        enumerate_all = Enumerate(self.nesting) if self.discrete_sites else contextlib.nullcontext()
+    def _run(self, row: Tensor, given: Mapping[str, Tensor] | None = None) -> ModelRun:
+        """One run, with all discrete latents enumerated but for those that have a value each."""
+        joint = self._joint
+        if given is None:
+            given = {} if joint is None else joint.at(0)
+        tied = frozenset() if joint is None else joint.tied
+        run = ModelRun(split(self.sites, row), self.coordinates.to_value, self._shapes, self.transforms, tied)
+        enumerate_all = Enumerate(self.nesting, given) if self.discrete_sites else contextlib.nullcontext()
         with run, enumerate_all:
             self._call()
         run.check_complete()
@@ -294,15 +310,20 @@ class ModelTarget(SiteReadings, Target):
         return self.call(*self.args, **self.kwargs)
 
     def _check_enumeration(self, trace: Any) -> None:
-        """Refuse dimensions that are nobody's, and note which sites have a distribution for each discrete value."""
-        check_stray_dims(trace)
+        """Find out how discrete latents are summed, and which sites have a distribution for each of their values."""
         # Until it is known which those are, they are all taken for such.
         self.coordinates = replace(self.coordinates, below_discrete=frozenset(self._shapes))
+        points = check_points(self.start)[:_NUM_LOOKED_AT]
+
+        def check_same(terms: Callable[[Tensor], Mapping[str, Tensor]]) -> None:
+            check_deterministic(terms, points[:1])
+
+        self._joint = joint_sum(self._run, points, trace.nodes, self.discrete_sites, stray_dims(trace), check_same)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             run = self._run(self.start)
         shapes = {site["name"]: site["fn"].shape() for site in run.latents}
-        below = frozenset(name for name, shape in shapes.items() if shape != self._shapes[name])
-        self.coordinates = replace(self.coordinates, below_discrete=below)
+        below = {name for name, shape in shapes.items() if shape != self._shapes[name] or name in run.tied}
+        self.coordinates = replace(self.coordinates, below_discrete=frozenset(below))
         with torch.no_grad():
             self.start = self._flatten(trace.nodes)
 

@@ -96,7 +96,8 @@ def single_values(site: Mapping[str, Any], widened: bool = False) -> Tensor:
         if widened:
             # Values that were left out between those that were stated are beyond them, too.
             stated = torch.arange(lowest(fn), 2 * int(stated.max()) + 2)
-        return stated.to(site["value"].dtype if isinstance(site["value"], Tensor) else torch.get_default_dtype())
+        given = [part for part in vars(fn).values() if isinstance(part, Tensor) and part.is_floating_point()]
+        return stated.to(given[0] if given else torch.zeros(()))
     try:
         values = fn.enumerate_support(expand=False)
     except NotImplementedError:

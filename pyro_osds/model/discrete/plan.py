@@ -1,0 +1,353 @@
+"""Which discrete latents are summed by elimination, and which jointly; what neither can sum is refused.
+
+The model runs once with everything enumerated and once, for a few joint values at once, without. Where both agree
+(``factors``), that is all. Otherwise what is to blame is looked for (``interactions``) and summed over its joint values
+(``joint``), if there are not too many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_osds.model.discrete.assignments import (
+    Discrete,
+    all_indices,
+    discrete_of,
+    num_joint,
+    one_by_one,
+    over_assignments,
+    some_indices,
+    values_at,
+)
+from pyro_osds.model.discrete.enumeration import is_changed, sum_out
+from pyro_osds.model.discrete.factors import beyond_plates, differing, same
+from pyro_osds.model.discrete.interactions import HISTORY, Interaction, interactions
+from pyro_osds.model.discrete.joint import Joint
+from pyro_osds.model.discrete.refusals import MovingSupportError, refusal, support_refusal
+from pyro_osds.model.pyro_internals import enumerated_dim, longer_history
+from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
+from pyro_osds.runtime.chunks import chunk_sizes
+from pyro_osds.runtime.precision import in_double
+from pyro_osds.stats.thresholds import MAX_JOINT, MAX_JOINT_SLOWLY, MAX_JOINT_TERMS
+
+# Joint values of plain runs at once; without vmap, a run each.
+_NUM_LOOKED_AT, _NUM_LOOKED_AT_SLOWLY, _MAX_AT_ONCE = 64, 12, 512
+# Joint values of those that are summed jointly at which the elimination of the others is looked at.
+_NUM_GIVEN = 3
+# By which share two equal densities may differ in double precision, and in single.
+_ROUNDING, _SINGLE_ROUNDING = 1e-6, 1e-3
+# Steps of history that are tried to see whether they would do.
+_MAX_MORE_HISTORY = 3
+
+
+class _BeyondReach(Exception):
+    """Elimination is wrong here."""
+
+
+@dataclass
+class Plan:
+    """Looks for discrete latents that elimination does not sum rightly.
+
+    Arguments:
+        run: Runs the model at a point, with a value for each of some discrete latents and all others enumerated.
+        rows: A few points ``(S, D)``; where densities are finite at the first, it is looked at alone.
+        is_double: Whether runs are in double precision.
+        nodes: All sites of a plain run, by name.
+        names: The discrete latents.
+        stray: What is to be said of dimensions of no plate, if there are some, so that nothing can be enumerated.
+        check_same: Called with what reads densities, before the model is called wrong: are they the same each time?
+    """
+
+    run: Callable[[Tensor, Mapping[str, Tensor]], Any]
+    rows: Tensor
+    is_double: bool
+    nodes: Mapping[str, Any]
+    names: Sequence[str]
+    stray: str
+    check_same: Callable[[Callable[[Tensor], Mapping[str, Tensor]]], None]
+    sites: dict[str, Discrete] = field(default_factory=dict)
+    vectorized: bool = True
+
+    def __post_init__(self) -> None:
+        self.sites = {name: discrete_of(self.nodes[name]) for name in self.names}
+        self.rounding = _ROUNDING if self.is_double else _SINGLE_ROUNDING
+        self.row = self.rows[0]
+
+    def joint(self) -> Joint | None:
+        """The discrete latents that are summed jointly; None where elimination is right for all of them.
+
+        Raises:
+            ValueError: If there are too many joint values, or a support depends on them.
+        """
+        error = None
+        if not self.stray:
+            error = self._tried({})
+            if error is None:
+                return None
+        self.check_same(self._terms)
+        self._learn_supports()
+        found = interactions(self._plain, tuple(self.sites.values()), self.nodes, self.rounding)
+        jointly = self._which(found)
+        self._check_affordable(jointly, found, error)
+        joint = self._made(jointly)
+
+        return self._with_dependence(joint)
+
+    def can_run(self) -> bool:
+        """Whether the model runs in this precision."""
+        try:
+            self._terms(self.row)
+        except Exception:  # noqa: BLE001 - whatever it has against it, it is run as it is written
+            return False
+
+        return True
+
+    # ---- is elimination right? ----
+
+    def _tried(self, given: Mapping[str, Tensor]) -> Exception | None:
+        """Why elimination is not right, or has failed, with some values given; None where it is right."""
+        try:
+            self._check(given)
+        except MovingSupportError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever fails, plain runs are looked at next
+            return error
+
+        return None
+
+    def _check(self, given: Mapping[str, Tensor]) -> None:
+        for self.row in self.rows:
+            run = self.run(self.row, given)
+            sites = [*run.latents, *run.discrete, *run.observed]
+            self._learn_values(run.discrete, given)
+            pairs = beyond_plates(sites)
+            if pairs:
+                raise _BeyondReach(pairs)
+            rest = [site for name, site in self.sites.items() if name not in given]
+            is_all = num_joint(rest) <= _NUM_LOOKED_AT
+            indices = all_indices(rest) if is_all else some_indices(rest, self._num_looked_at())
+            plain = self._plain(self._full(values_at(rest, indices), given))
+            names = differing(sites, plain, indices, self.rounding)
+            if names:
+                raise _BeyondReach(names)
+            total = torch.stack([rows.flatten(1).sum(1) for rows in plain.values()]).sum(0)
+            eliminated = sum_out(sites)
+            if is_all and not same(eliminated, torch.logsumexp(total, 0), self.rounding):
+                raise _BeyondReach("the sum")
+            if total.isfinite().any():
+                return
+
+    def _num_looked_at(self) -> int:
+        return _NUM_LOOKED_AT if self.vectorized else _NUM_LOOKED_AT_SLOWLY
+
+    def _full(self, values: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of all discrete latents, of which those that are given are the same in each row."""
+        count = len(next(iter(values.values()), torch.zeros(1)))
+
+        return {**values, **{name: value.expand(count, *value.shape) for name, value in given.items()}}
+
+    def _plain(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log densities by site of plain runs, ``(M, *batch_shape)``, some at once."""
+        chunks = []
+        start, total = 0, len(next(iter(values.values())))
+        for size in chunk_sizes(total, _MAX_AT_ONCE):
+            part = {name: value[start : start + size] for name, value in values.items()}
+            chunks.append(self._at_once(part))
+            start += size
+
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+    def _at_once(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        def read(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return _log_probs(self.run(self.row, given))
+
+        if self.vectorized:
+            try:
+                return over_assignments(read, values)
+            except Exception:  # noqa: BLE001 - whatever vmap cannot run, a loop can
+                self.vectorized = False
+        return one_by_one(read, values)
+
+    def _terms(self, row: Tensor) -> dict[str, Tensor]:
+        """Log densities by site of one plain run."""
+        given = values_at(self.sites.values(), some_indices(self.sites.values(), 3))
+
+        return _log_probs(self.run(row, {name: value[2] for name, value in given.items()}))
+
+    # ---- what has to be summed jointly ----
+
+    def _learn_values(self, discrete: Sequence[Any], given: Mapping[str, Tensor]) -> None:
+        """Take over supports that are larger where parents have all their values than where they have one."""
+        for site in discrete:
+            dim = enumerated_dim(site)
+            known = self.sites[site["name"]]
+            if (
+                site["name"] in given
+                or dim is None
+                or site["value"].shape[dim - site["fn"].event_dim] == known.num_values
+            ):
+                continue
+            self.sites[known.name] = replace(known, values=discrete_of(site).values)
+
+    def _learn_supports(self) -> None:
+        """The same from plain runs, until all parents have had their largest value."""
+        for _ in range(len(self.sites) + 1):
+            before = num_joint(self.sites.values())
+            given = {site.name: site.at(torch.full(site.elements, site.num_values - 1)) for site in self.sites.values()}
+            for seen in self.run(self.row, given).discrete:
+                known, now = self.sites[seen["name"]], discrete_of(seen)
+                if now.num_values > known.num_values:
+                    self.sites[known.name] = replace(known, values=now.values)
+            if num_joint(self.sites.values()) == before:
+                return
+
+    def _which(self, found: Sequence[Interaction]) -> tuple[Discrete, ...]:
+        """As few discrete latents as leave a right elimination of the others."""
+        everything = tuple(self.sites.values())
+        names = {seen.discrete for seen in found}
+        if self.stray or not names or len(names) == len(everything):
+            return everything
+        some = tuple(site for site in everything if site.name in names)
+        values = values_at(some, some_indices(some, _NUM_GIVEN))
+        for i in range(_NUM_GIVEN):
+            if self._tried({name: value[i] for name, value in values.items()}) is not None:
+                return everything
+
+        return some
+
+    def _check_affordable(
+        self, jointly: Sequence[Discrete], found: Sequence[Interaction], error: Exception | None
+    ) -> None:
+        """Refuse what has too many joint values."""
+        count = num_joint(jointly)
+        num_terms = count * sum(log_prob.numel() for log_prob in self._terms(self.row).values())
+        most = MAX_JOINT if self.vectorized else MAX_JOINT_SLOWLY
+        if count <= most and num_terms <= MAX_JOINT_TERMS:
+            return
+        if self.stray:
+            raise ValueError(self.stray)
+        raise ValueError(refusal(jointly, found, num_terms, self.vectorized, error, self._history(found)))
+
+    def _history(self, found: Sequence[Interaction]) -> int | None:
+        """The ``history=`` of ``pyro.markov`` with which elimination is right; None where none was found."""
+        if not any(seen.kind == HISTORY for seen in found):
+            return None
+        for more in range(1, _MAX_MORE_HISTORY + 1):
+            with longer_history(more) as longest:
+                if self._tried({}) is None:
+                    return longest[0]
+
+        return None
+
+    # ---- how it is summed ----
+
+    def _made(self, jointly: Sequence[Discrete]) -> Joint:
+        """The sum over joint values, by one run for all where that agrees with single runs."""
+        values = values_at(jointly, all_indices(jointly))
+        some = [index * (num_joint(jointly) - 1) // 5 for index in range(6)]
+        few = Joint({name: value[some] for name, value in values.items()}, False)
+        expected = self._densities(few)
+        for batched_factories in (False, True):
+            joint = Joint(values, True, batched_factories)
+            try:
+                got = [part[some] for part in self._densities(joint)]
+            except Exception:  # noqa: BLE001 - whatever vmap cannot run, a loop can
+                continue
+            if all(same(*pair, self.rounding).all() for pair in zip(got, expected, strict=True)):
+                return joint
+        self.vectorized = False
+        self._check_affordable(jointly, (), None)
+
+        return Joint(values, False)
+
+    def _densities(self, joint: Joint) -> Any:
+        return joint.read(lambda given: self.run(self.row, given), lambda seen: seen.log_terms(self.row))
+
+    def _with_dependence(self, joint: Joint) -> Joint:
+        """What depends on the joint values: at two points, and at all of them."""
+        tied: set[str] = set()
+        has_plain_prior = True
+        for row in self.rows[:2]:
+            run = self.run(row, joint.at(0))
+            latents = {site["name"] for site in run.latents}
+            seen = joint.read(lambda given, row=row: self.run(row, given), _everything)
+            varying = {key for key, rows in seen.items() if not same(rows[:1], rows, self.rounding).all()}
+            for kind, name in varying:
+                if kind == "value":
+                    raise MovingSupportError(support_refusal(name))
+                tied.add(name)
+            rest = [site for site in run.discrete if site["name"] not in joint.values]
+            for site in (*run.latents, *run.observed):
+                parents = {parent["name"] for parent in rest if enumerated_dim(parent) in _wide_dims(site)}
+                tied |= {site["name"]} if parents & tied else set()
+                has_plain_prior &= not (parents and site["name"] in latents)
+            has_plain_prior &= not (tied & latents) and not any(map(is_changed, run.discrete))
+
+        return replace(joint, tied=frozenset(tied), has_plain_prior=has_plain_prior)
+
+
+def _log_probs(run: Any) -> dict[str, Tensor]:
+    return {site["name"]: site["log_prob"] for site in (*run.latents, *run.discrete, *run.observed)}
+
+
+def _everything(run: Any) -> dict[tuple[str, str], Tensor]:
+    """Log densities, values of continuous latents and of deterministic sites."""
+    log_probs = {("density", name): value for name, value in _log_probs(run).items()}
+    values = {("value", name): value for name, value in run.values.items()}
+    shown = {("shown", name): torch.as_tensor(value).double() for name, value in run.deterministics.items()}
+
+    return {**log_probs, **values, **shown}
+
+
+def _wide_dims(site: Any) -> set[int]:
+    """Dimensions, counted from the right, in which a log density is not constant."""
+    shape = site["log_prob"].shape
+
+    return {-dim for dim in range(1, len(shape) + 1) if shape[-dim] > 1}
+
+
+def joint_sum(
+    run: Callable[[Tensor, Mapping[str, Tensor]], Any],
+    rows: Tensor,
+    nodes: Mapping[str, Any],
+    names: Sequence[str],
+    stray: str,
+    check_same: Callable[[Callable[[Tensor], Mapping[str, Tensor]]], None],
+) -> Joint | None:
+    """The discrete latents that have to be summed jointly; None where elimination is right for all of them.
+
+    Arguments:
+        run: Runs the model at a point, with a value for each of some discrete latents and all others enumerated.
+        rows: A few points ``(S, D)``.
+        nodes: All sites of a plain run, by name.
+        names: The discrete latents.
+        stray: What is to be said of dimensions of no plate, if there are some.
+        check_same: As for :class:`Plan`.
+
+    Raises:
+        ValueError: If there are too many joint values, a support depends on them, or the density is random.
+    """
+    joint = _joint_in_double(run, rows, nodes, names, stray, check_same)
+    if joint is None:
+        return None
+    # In double precision they were double, too.
+    values = {name: value.to(nodes[name]["value"].dtype) for name, value in joint.values.items()}
+
+    return replace(joint, values=values)
+
+
+def _joint_in_double(run: Any, rows: Tensor, *args: Any) -> Joint | None:
+    """In double precision, or as the model is written where it insists on that."""
+    with torch.no_grad(), vmappable_pyro():
+        if rows.device.type != "mps":  # has no double precision
+            with in_double(), VmapCompat():
+                plan = Plan(run, rows, True, *args)
+                if plan.can_run():
+                    return plan.joint()
+        with VmapCompat():
+            return Plan(run, rows, False, *args).joint()
