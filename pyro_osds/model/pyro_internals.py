@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pyro
 import pyro.ops.special
 from pyro.ops.integrator import _EXCEPTION_HANDLERS
 from pyro.poutine.markov_messenger import MarkovMessenger

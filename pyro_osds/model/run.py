@@ -22,11 +22,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_osds.model.distributions.densities import unconstrained_log_prob
-from pyro_osds.model.distributions.wrappers import by_batch
 from pyro_osds.model.discrete.enumeration import is_changed, pointwise, sum_out
 from pyro_osds.model.discrete.refusals import MovingSupportError, support_refusal
 from pyro_osds.model.discrete.supports import is_enumerable
+from pyro_osds.model.distributions.densities import unconstrained_log_prob
+from pyro_osds.model.distributions.wrappers import by_batch
 from pyro_osds.model.pyro_internals import Subsample, enumerated_dim, is_shown, mask_of
 
 _NO_DENSITY = "so there is no density of fixed dimension"
@@ -143,9 +143,8 @@ class ModelRun(Messenger):
         if not self.discrete:
             log_prior = _sum([site["log_prob"] for site in self.latents] + self.log_abs_det, like)
             return log_prior, _sum([site["log_prob"] for site in self.observed], like)
-        below = [site for site in self.latents if site["log_prob"].dim() > _nesting(site)]
-        above = [site["log_prob"] for site in self.latents if site["log_prob"].dim() <= _nesting(site)]
-        log_prior = _sum(above + self.log_abs_det, like)
+        above, below = self.above_and_below()
+        log_prior = _sum([site["log_prob"] for site in above] + self.log_abs_det, like)
         # Summed out, the discrete latents are one, unless somebody changed their densities.
         changed = any(map(is_changed, self.discrete))
         mixture = sum_out([*self.discrete, *below]).to(like.dtype) if below or changed else like.new_zeros(())
@@ -153,16 +152,21 @@ class ModelRun(Messenger):
 
         return log_prior + mixture, joint - mixture
 
+    def above_and_below(self) -> tuple[list[Any], list[Any]]:
+        """The continuous latents whose density is the same for all values of enumerated ones, and the others."""
+        is_below = [site["log_prob"].dim() > _nesting(site) for site in self.latents]
+        pairs = list(zip(self.latents, is_below, strict=True))
+
+        return [site for site, below in pairs if not below], [site for site, below in pairs if below]
+
     def log_terms(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Three log densities where some discrete latents have one value each: of latents, with discrete ones, of all.
 
         The first is that of the continuous latents alone, if it depends on no discrete one.
         """
         is_summed = any(enumerated_dim(site) is not None for site in self.discrete)
-        is_below = [is_summed and site["log_prob"].dim() > _nesting(site) for site in self.latents]
-        below = [site for site, below in zip(self.latents, is_below, strict=True) if below]
-        above = [site["log_prob"] for site, below in zip(self.latents, is_below, strict=True) if not below]
-        latents = _sum(above + self.log_abs_det, like)
+        above, below = self.above_and_below() if is_summed else (self.latents, [])
+        latents = _sum([site["log_prob"] for site in above] + self.log_abs_det, like)
         priors, everything = [*self.discrete, *below], [*self.discrete, *below, *self.observed]
         if is_summed:
             return latents, latents + sum_out(priors).to(like.dtype), latents + sum_out(everything).to(like.dtype)

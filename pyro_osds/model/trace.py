@@ -107,7 +107,7 @@ def plate_nesting(trace: Any) -> int:
 
 
 def stray_dims(trace: Any) -> str:
-    """What is to be said of dimensions that belong to no plate: beside discrete latents nobody could tell what they are.
+    """What is to be said of dimensions that belong to no plate: beside discrete latents nobody can tell what they are.
 
     Returns:
         The sentence with its cure; empty where there are none.

@@ -103,10 +103,12 @@ def _joint_values(
         with Enumerate(nesting, assigned):
             trace = poutine.trace(conditioned).get_trace()
         trace.compute_log_prob()
-        samples = [site for site in trace.nodes.values() if site["type"] == "sample"]
-        samples = [site for site in samples if not isinstance(site["fn"], Subsample)]
-        is_summed = any(is_enumerable(site) and site["name"] not in assigned for site in samples)
-        return (sum_out(samples) if is_summed else sum(site["log_prob"].sum() for site in samples),)
+        nodes: Any = trace.nodes
+        sites = [site for site in nodes.values() if site["type"] == "sample"]
+        sites = [site for site in sites if not isinstance(site["fn"], Subsample)]
+        is_summed = any(is_enumerable(site) and site["name"] not in assigned for site in sites)
+        total = sum_out(sites) if is_summed else torch.stack([site["log_prob"].sum() for site in sites]).sum()
+        return (total,)
 
     try:
         (log_weight,) = over_assignments(read, values)

@@ -134,6 +134,8 @@ def _is_mixed(site: Discrete, moved: Tensor) -> bool:
     """Whether an element of the reader depends on an element in another place of the plates."""
     rank = max(moved.dim() - 1, len(site.elements))
     rows = aligned(moved, rank)
+    if not site.elements:
+        return False
     places = torch.stack(torch.meshgrid(*[torch.arange(size) for size in site.elements], indexing="ij"), -1)
     for element, place in enumerate(places.reshape(-1, len(site.elements)).tolist()):
         for axis, here in enumerate(place, rank - len(site.elements)):

@@ -46,7 +46,11 @@ _MAX_MORE_HISTORY = 3
 
 
 class _BeyondReach(Exception):
-    """Elimination is wrong here."""
+    """Elimination is wrong here, or fails."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.error = error or self
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Plan:
         is_double: Whether runs are in double precision.
         nodes: All sites of a plain run, by name.
         names: The discrete latents.
-        stray: What is to be said of dimensions of no plate, if there are some, so that nothing can be enumerated.
+        stray: What is to be said of dimensions of no plate, if there are some, where nothing can be summed.
         check_same: Called with what reads densities, before the model is called wrong: are they the same each time?
     """
 
@@ -84,11 +88,9 @@ class Plan:
         Raises:
             ValueError: If there are too many joint values, or a support depends on them.
         """
-        error = None
-        if not self.stray:
-            error = self._tried({})
-            if error is None:
-                return None
+        error = self._tried({})
+        if error is None:
+            return None
         self.check_same(self._terms)
         self._learn_supports()
         found = interactions(self._plain, tuple(self.sites.values()), self.nodes, self.rounding)
@@ -113,34 +115,45 @@ class Plan:
         """Why elimination is not right, or has failed, with some values given; None where it is right."""
         try:
             self._check(given)
-        except MovingSupportError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever fails, plain runs are looked at next
-            return error
+        except _BeyondReach as found:
+            return found.error
 
         return None
 
     def _check(self, given: Mapping[str, Tensor]) -> None:
-        for self.row in self.rows:
-            run = self.run(self.row, given)
-            sites = [*run.latents, *run.discrete, *run.observed]
+        rest = tuple(name for name in self.sites if name not in given)
+        for row in self.rows:
+            self.row = row
+            run, sites, eliminated = self._eliminated(given)
             self._learn_values(run.discrete, given)
-            pairs = beyond_plates(sites)
-            if pairs:
-                raise _BeyondReach(pairs)
-            rest = [site for name, site in self.sites.items() if name not in given]
-            is_all = num_joint(rest) <= _NUM_LOOKED_AT
-            indices = all_indices(rest) if is_all else some_indices(rest, self._num_looked_at())
-            plain = self._plain(self._full(values_at(rest, indices), given))
+            discrete = [self.sites[name] for name in rest]
+            is_all = num_joint(discrete) <= _NUM_LOOKED_AT
+            indices = all_indices(discrete) if is_all else some_indices(discrete, self._num_looked_at())
+            plain = self._plain(self._full(values_at(discrete, indices), given))
             names = differing(sites, plain, indices, self.rounding)
-            if names:
-                raise _BeyondReach(names)
-            total = torch.stack([rows.flatten(1).sum(1) for rows in plain.values()]).sum(0)
-            eliminated = sum_out(sites)
-            if is_all and not same(eliminated, torch.logsumexp(total, 0), self.rounding):
-                raise _BeyondReach("the sum")
+            above = {site["name"]: site["log_prob"] for site in run.above_and_below()[0]}
+            names += [name for name in above if not same(plain[name], above[name], self.rounding).all()]
+            total = torch.stack([_by_row(plain[site["name"]]) for site in sites]).sum(0)
+            if names or (is_all and not same(eliminated, torch.logsumexp(total, 0), self.rounding)):
+                raise _BeyondReach
             if total.isfinite().any():
                 return
+
+    def _eliminated(self, given: Mapping[str, Tensor]) -> tuple[Any, list[Any], Tensor]:
+        """An enumerated run at the present point, the sites that are summed out, and their sum."""
+        try:
+            run = self.run(self.row, given)
+            sites = [*run.discrete, *run.above_and_below()[1], *run.observed]
+            is_beyond, eliminated = bool(beyond_plates(sites)), sum_out(sites)
+        except MovingSupportError:
+            raise
+        except Exception as error:
+            # Whatever the model, or Pyro, has against it, plain runs are looked at next.
+            raise _BeyondReach(error) from error
+        if is_beyond:
+            raise _BeyondReach
+
+        return run, sites, eliminated
 
     def _num_looked_at(self) -> int:
         return _NUM_LOOKED_AT if self.vectorized else _NUM_LOOKED_AT_SLOWLY
@@ -210,7 +223,7 @@ class Plan:
         """As few discrete latents as leave a right elimination of the others."""
         everything = tuple(self.sites.values())
         names = {seen.discrete for seen in found}
-        if self.stray or not names or len(names) == len(everything):
+        if not names or len(names) == len(everything):
             return everything
         some = tuple(site for site in everything if site.name in names)
         values = values_at(some, some_indices(some, _NUM_GIVEN))
@@ -291,6 +304,11 @@ class Plan:
         return replace(joint, tied=frozenset(tied), has_plain_prior=has_plain_prior)
 
 
+def _by_row(rows: Tensor) -> Tensor:
+    """Sums of all but the first dimension."""
+    return rows.reshape(len(rows), -1).sum(1)
+
+
 def _log_probs(run: Any) -> dict[str, Tensor]:
     return {site["name"]: site["log_prob"] for site in (*run.latents, *run.discrete, *run.observed)}
 
@@ -326,7 +344,7 @@ def joint_sum(
         rows: A few points ``(S, D)``.
         nodes: All sites of a plain run, by name.
         names: The discrete latents.
-        stray: What is to be said of dimensions of no plate, if there are some.
+        stray: As for :class:`Plan`.
         check_same: As for :class:`Plan`.
 
     Raises:
