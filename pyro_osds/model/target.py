@@ -9,6 +9,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from pyro_osds.model.discrete.decode import decode
 from pyro_osds.model.discrete.enumeration import Enumerate
 from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.plan import joint_sum
-from pyro_osds.model.discrete.supports import is_enumerable
+from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
 from pyro_osds.model.first_run import check_observations, first_trace
 from pyro_osds.model.graph import block_size, large_block_size
 from pyro_osds.model.parameters import Constants
@@ -54,6 +55,10 @@ from pyro_osds.target import Target
 
 # Points at which it is asked what depends on what: a gradient may vanish at one of them.
 _NUM_LOOKED_AT = 4
+# Joint values at which it is asked: an indicator that is zero hides what it multiplies.
+_NUM_SPREAD = 8
+# Draws at which sums beyond stated bounds are evaluated at once, and how many terms they may have together.
+_MOST_TOGETHER, _MAX_TERMS = 64, 2**19
 # Fewer draws of the prior are not worth the runs that one run for all is checked by.
 _MIN_TOGETHER = 32
 
@@ -135,6 +140,7 @@ class ModelTarget(SiteReadings, Target):
         self.can_sample_prior = not self.improper_sites and not scaled
         self.has_bounded_likelihood = has_bounded_likelihood(trace)
         self._joint: Joint | None = None
+        self._is_bounded = any(is_bounded(site) for site in discrete)
         if discrete:
             self._check_enumeration(trace)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
@@ -166,6 +172,28 @@ class ModelTarget(SiteReadings, Target):
     def jointly_summed(self) -> tuple[str, ...]:
         """Discrete latents that are summed over all their joint values, because their elements interact."""
         return () if self._joint is None else tuple(self._joint.values)
+
+    def beyond_bounds(self, z: Tensor) -> Tensor | None:
+        """Nats that values beyond the stated bounds of counts would add to the log density, ``(S, D) -> (S,)``.
+
+        As many values again as were stated are added, or as many as can be summed. None where no bound was stated, or
+        none can be looked beyond.
+        """
+        joint = self._joint
+        if not self._is_bounded or (joint is not None and joint.widened is None):
+            return None
+
+        def read(row: Tensor) -> tuple[Tensor]:
+            if joint is None or joint.widened is None:
+                wide = self._run(row, widened=True).log_densities(row)
+            else:
+                wider = replace(joint, values=joint.widened)
+                wide = wider.densities(lambda given: self._run(row, given, widened=True), row)
+            return (sum(wide, row.new_zeros(())) - sum(self._single(row), row.new_zeros(())),)
+
+        with torch.no_grad():
+            size = max(1, min(_MOST_TOGETHER, _MAX_TERMS // self.num_terms))
+            return torch.cat([self._ladder.map(read, part.to(self.dtype))[0] for part in z.split(size)])
 
     # ---- densities ----
 
@@ -235,9 +263,9 @@ class ModelTarget(SiteReadings, Target):
     def not_finite_sites(self, z: Tensor) -> list[str]:
         """Names of the sites whose log density is not finite at one point ``(D,)``."""
         with torch.no_grad(), self._precision():
-            terms = self._terms(z.to(self.dtype))
+            terms = self._terms(z.to(self.dtype), at_all=True)
 
-        return [name for name, term in terms.items() if not term.isfinite()]
+        return [name for name, term in terms.items() if not term.isfinite().any()]
 
     def other_coordinates(self, z: Tensor) -> tuple[ModelTarget, Tensor, Tensor]:
         r"""The same posterior with its location-scale sites standardised, or no longer so.
@@ -280,18 +308,21 @@ class ModelTarget(SiteReadings, Target):
 
         return self._joint.densities(lambda given: self._run(row, given), row)
 
-    def _terms(self, row: Tensor) -> dict[str, Tensor]:
+    def _terms(self, row: Tensor, at_all: bool = False) -> dict[str, Tensor]:
+        """The log density of each site, of the first joint value of what is summed jointly or of all, ``(A,)``."""
         with vmappable_pyro(), VmapCompat():
+            if at_all and self._joint is not None:
+                return self._joint.read(lambda given: self._run(row, given), ModelRun.terms)
             return self._run(row).terms()
 
-    def _run(self, row: Tensor, given: Mapping[str, Tensor] | None = None) -> ModelRun:
-        """One run, with all discrete latents enumerated but for those that have a value each."""
+    def _run(self, row: Tensor, given: Mapping[str, Tensor] | None = None, widened: bool = False) -> ModelRun:
+        """One run, with all discrete latents enumerated, to stated bounds or beyond, but for those that are given."""
         joint = self._joint
         if given is None:
             given = {} if joint is None else joint.at(0)
         tied = frozenset() if joint is None else joint.tied
         run = ModelRun(split(self.sites, row), self.coordinates.to_value, self._shapes, self.transforms, tied)
-        enumerate_all = Enumerate(self.nesting, given) if self.discrete_sites else contextlib.nullcontext()
+        enumerate_all = Enumerate(self.nesting, given, widened) if self.discrete_sites else contextlib.nullcontext()
         with run, enumerate_all:
             self._call()
         run.check_complete()
@@ -335,7 +366,10 @@ class ModelTarget(SiteReadings, Target):
         counts = rounded_counts(trace)
         names = [site.name for site in self.sites if not is_deterministic(trace.nodes[site.name])]
         rows = check_points(self.start)[1:_NUM_LOOKED_AT]
-        found = reached(self._run_for_gradients, self.sites, self.discrete_sites, rows)
+        found: set[str] = set()
+        for given in [None] if self._joint is None else self._joint.spread(_NUM_SPREAD):
+            run = partial(self._run_for_gradients, given=given)
+            found |= reached(run, self.sites, self.discrete_sites, rows)
         unreached = [name for name in names if name not in found]
         notes, is_mistake = forgotten(trace, unreached, (*self.args, *self.kwargs.values()))
         self.mistakes = tuple(notes) if is_mistake else ()
@@ -344,6 +378,6 @@ class ModelTarget(SiteReadings, Target):
 
         return (*counts, *notes, *scaled(trace))
 
-    def _run_for_gradients(self, row: Tensor) -> ModelRun:
+    def _run_for_gradients(self, row: Tensor, given: Mapping[str, Tensor] | None) -> ModelRun:
         with torch.enable_grad(), vmappable_pyro(), self._precision(), VmapCompat():
-            return self._run(row)
+            return self._run(row, given)

@@ -31,6 +31,7 @@ class Joint:
         batched_factories: Whether new tensors of a run belong to the batch from the start.
         tied: Sites whose density depends on these discrete latents, and deterministic ones whose value does.
         has_plain_prior: Whether the prior of the continuous latents depends on no discrete one.
+        widened: The joint values with some that lie beyond stated bounds; None where there are none, or too many.
     """
 
     values: Mapping[str, Tensor]
@@ -38,9 +39,18 @@ class Joint:
     batched_factories: bool = False
     tied: frozenset[str] = frozenset()
     has_plain_prior: bool = False
+    widened: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
+
+    def spread(self, count: int) -> list[dict[str, Tensor]]:
+        """Some joint values: the first, the last, and others between them."""
+        last = len(self) - 1
+        # Steps that share no factor with the numbers of values, so that each element changes.
+        between = [int(last * (0.5 + 0.618034 * i) % (last + 1)) for i in range(count - 2)]
+
+        return [self.at(index) for index in dict.fromkeys((0, last, *between))]
 
     def at(self, index: int) -> dict[str, Tensor]:
         """One joint value, by site."""

@@ -29,6 +29,7 @@ from pyro_osds.model.discrete.factors import beyond_plates, differing, same
 from pyro_osds.model.discrete.interactions import HISTORY, Interaction, interactions
 from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.refusals import MovingSupportError, refusal, support_refusal
+from pyro_osds.model.discrete.supports import is_bounded
 from pyro_osds.model.pyro_internals import enumerated_dim, longer_history
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.chunks import chunk_sizes
@@ -41,6 +42,8 @@ _NUM_LOOKED_AT, _NUM_LOOKED_AT_SLOWLY, _MAX_AT_ONCE = 64, 12, 512
 _NUM_GIVEN = 3
 # By which share two equal densities may differ in double precision, and in single.
 _ROUNDING, _SINGLE_ROUNDING = 1e-6, 1e-3
+# How many times as many joint values are summed at a few draws, to see what lies beyond a bound.
+_WIDER = 4
 # Steps of history that are tried to see whether they would do.
 _MAX_MORE_HISTORY = 3
 
@@ -98,7 +101,7 @@ class Plan:
         self._check_affordable(jointly, found, error)
         joint = self._made(jointly)
 
-        return self._with_dependence(joint)
+        return replace(self._with_dependence(joint), widened=self._widened(jointly))
 
     def can_run(self) -> bool:
         """Whether the model runs in this precision."""
@@ -278,6 +281,29 @@ class Plan:
 
         return Joint(values, False)
 
+    def _widened(self, jointly: Sequence[Discrete]) -> dict[str, Tensor] | None:
+        """Joint values with as many beyond the stated bounds as can be summed now and then; None without any."""
+        if not any(is_bounded(self.nodes[site.name]) for site in jointly):
+            return None
+        wider = [
+            replace(site, values=discrete_of(self.nodes[site.name], widened=True).values)
+            if is_bounded(self.nodes[site.name])
+            else site
+            for site in jointly
+        ]
+        num_terms = sum(log_prob.numel() for log_prob in self._terms(self.row).values())
+        most = _WIDER * min(MAX_JOINT if self.vectorized else MAX_JOINT_SLOWLY, MAX_JOINT_TERMS // num_terms)
+        while num_joint(wider) > most:
+            # One value less of all, until there is one more than was stated.
+            wider = [
+                replace(now, values=now.values[:-1]) if now.num_values > site.num_values + 1 else now
+                for now, site in zip(wider, jointly, strict=True)
+            ]
+            if all(now.num_values <= site.num_values + 1 for now, site in zip(wider, jointly, strict=True)):
+                break
+
+        return values_at(wider, all_indices(wider)) if num_joint(wider) <= most else None
+
     def _densities(self, joint: Joint) -> Any:
         return joint.read(lambda given: self.run(self.row, given), lambda seen: seen.log_terms(self.row))
 
@@ -353,10 +379,12 @@ def joint_sum(
     joint = _joint_in_double(run, rows, nodes, names, stray, check_same)
     if joint is None:
         return None
-    # In double precision they were double, too.
-    values = {name: value.to(nodes[name]["value"].dtype) for name, value in joint.values.items()}
 
-    return replace(joint, values=values)
+    def as_drawn(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # In double precision they were double, too.
+        return {name: value.to(nodes[name]["value"].dtype) for name, value in values.items()}
+
+    return replace(joint, values=as_drawn(joint.values), widened=None if joint.widened is None else as_drawn(joint.widened))
 
 
 def _joint_in_double(run: Any, rows: Tensor, *args: Any) -> Joint | None:
