@@ -39,7 +39,7 @@ def model_reasons(target: Any, z: Tensor, log_weight: Tensor) -> list[Reason]:
     weight = torch.softmax(log_weight.double(), 0).nan_to_num(0.0)
     mistakes = [Reason(text, draws=False, mendable=False) for text in target.mistakes]
     with torch.no_grad():
-        found = [*_above_zero(target, z, weight), *_saturated(target, z, weight), *_truncated(target, z, weight)]
+        found = [*_above_zero(target, z, weight), *_saturated(target, z, weight), *truncated(target, z, weight)]
 
     return [*mistakes, *found]
 
@@ -117,8 +117,14 @@ def _saturated(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
     return reasons
 
 
-def _truncated(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
-    """Bounds of latent counts that leave something out: what the log evidence would be with twice the values, nats."""
+def truncated(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
+    """Bounds of latent counts that leave something out: what the log evidence would be with twice the values, nats.
+
+    Arguments:
+        target: The model's posterior, in the coordinates of its sites.
+        z: Draws in these coordinates, ``(S, D)``.
+        weight: Their weights, ``(S,)``.
+    """
     weight = weight[:_NUM_BEYOND]
     added = target.beyond_bounds(z[:_NUM_BEYOND])
     if added is None:

@@ -18,6 +18,8 @@ from pyro_osds.model.pyro_internals import is_in_markov_scope
 
 # Joint values at which elements are changed, and elements of a site that are.
 _NUM_BASES, _MAX_ELEMENTS = 4, 64
+# Elements that are held against one of them, to see whether both are read together.
+_MAX_OTHERS = 32
 
 HISTORY, PLATE, ELEMENTS, VECTOR = "history", "plate", "elements", "vector"
 
@@ -37,6 +39,7 @@ class Interaction:
             plate.
         num_read: On how many of its elements one element of the reader depends at most.
         num_elements: How many elements it has.
+        is_sum: Whether the reader's log density is a sum over the elements, as that of an event of independent ones is.
     """
 
     discrete: str
@@ -44,6 +47,7 @@ class Interaction:
     kind: str
     num_read: int
     num_elements: int
+    is_sum: bool = False
 
 
 def interactions(
@@ -67,6 +71,44 @@ def interactions(
         found += [seen for name in moved if (seen := _interaction(site, nodes, name, moved[name])) is not None]
 
     return found
+
+
+def is_sum_over(evaluate: Evaluate, sites: Sequence[Discrete], site: Discrete, reader: str, rounding: float) -> bool:
+    r"""Whether a log density depends on the elements of a discrete latent one by one, as a sum would.
+
+    .. math:: f(x_i', x_j') - f(x_i', x_j) - f(x_i, x_j') + f(x_i, x_j) = 0
+
+    Arguments:
+        evaluate: Runs the model.
+        sites: The discrete latents.
+        site: The one in question.
+        reader: The site whose log density it is.
+        rounding: By what share of their size, or of one, two equal densities may differ.
+    """
+    total = site.elements.numel()
+    if total < 2 or site.num_values < 2:
+        return False
+    others = torch.linspace(1, total - 1, min(total - 1, _MAX_OTHERS)).round().long()
+    base = {name: rows[2:] for name, rows in some_indices(sites, 3).items()}
+    # The base, with the first element changed, with each of the others, and with both.
+    changed = {name: rows.repeat_interleave(2 + 2 * len(others), 0) for name, rows in base.items()}
+    flat = changed[site.name].reshape(-1, total)
+    flat[1] = _next(flat[1], 0, site)
+    for row, other in enumerate(others.tolist()):
+        flat[2 + row] = _next(flat[0], other, site)
+        flat[2 + len(others) + row] = _next(flat[1], other, site)
+    density = evaluate(values_at(sites, changed))[reader]
+    before, first, rest = density[:1], density[1:2], density[2:].reshape(2, len(others), *density.shape[1:])
+
+    return bool(same(rest[1] - first, rest[0] - before, rounding * (1.0 + density.abs().max().item())).all())
+
+
+def _next(row: Tensor, element: int, site: Discrete) -> Tensor:
+    """The same indices with another value of one element."""
+    row = row.clone()
+    row[element] = (row[element] + 1) % site.num_values
+
+    return row
 
 
 def _moved(

@@ -26,9 +26,9 @@ from pyro_osds.model.discrete.assignments import (
 )
 from pyro_osds.model.discrete.enumeration import is_changed, sum_out
 from pyro_osds.model.discrete.factors import beyond_plates, differing, same
-from pyro_osds.model.discrete.interactions import HISTORY, Interaction, interactions
+from pyro_osds.model.discrete.interactions import HISTORY, Interaction, interactions, is_sum_over
 from pyro_osds.model.discrete.joint import Joint
-from pyro_osds.model.discrete.refusals import MovingSupportError, refusal, support_refusal
+from pyro_osds.model.discrete.refusals import MovingSupportError, refusal, support_refusal, worst
 from pyro_osds.model.discrete.supports import is_bounded
 from pyro_osds.model.pyro_internals import enumerated_dim, longer_history
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
@@ -245,8 +245,13 @@ class Plan:
         most = MAX_JOINT if self.vectorized else MAX_JOINT_SLOWLY
         if count <= most and num_terms <= MAX_JOINT_TERMS:
             return
-        if self.stray:
+        if self.stray and not found:
             raise ValueError(self.stray)
+        seen = worst(found)
+        if seen is not None and seen.num_read > 1 and seen.discrete != seen.reader:
+            sites = tuple(self.sites.values())
+            is_sum = is_sum_over(self._plain, sites, self.sites[seen.discrete], seen.reader, self.rounding)
+            found = [replace(seen, is_sum=is_sum)]
         raise ValueError(refusal(jointly, found, num_terms, self.vectorized, error, self._history(found)))
 
     def _history(self, found: Sequence[Interaction]) -> int | None:
@@ -384,7 +389,9 @@ def joint_sum(
         # In double precision they were double, too.
         return {name: value.to(nodes[name]["value"].dtype) for name, value in values.items()}
 
-    return replace(joint, values=as_drawn(joint.values), widened=None if joint.widened is None else as_drawn(joint.widened))
+    return replace(
+        joint, values=as_drawn(joint.values), widened=None if joint.widened is None else as_drawn(joint.widened)
+    )
 
 
 def _joint_in_double(run: Any, rows: Tensor, *args: Any) -> Joint | None:

@@ -13,6 +13,10 @@ from pyro_osds.stats.thresholds import MAX_JOINT, MAX_JOINT_SLOWLY, MAX_JOINT_TE
 _MAX_STEPS = 50
 
 
+_MANY_TERMS = "Take fewer elements or fewer rows, or a statistic of the rows that is sufficient."
+_FEWER = "fewer elements, fewer values, or continuous latents in their place, such as RelaxedBernoulli"
+
+
 class MovingSupportError(ValueError):
     """The support of a continuous latent depends on a discrete one."""
 
@@ -48,15 +52,15 @@ def refusal(
         error: What elimination failed with.
         history: The ``history=`` of ``pyro.markov`` that was found to be right.
     """
-    seen = _worst(found)
+    seen = worst(found)
     sizes = {site.name: site.num_values for site in jointly}
 
-    return f"{_what(seen, jointly, error)} {_too_many(jointly, num_terms, vectorized)} " + _cure(
-        seen, sizes, vectorized, history
-    )
+    cure = _MANY_TERMS if vectorized and num_joint(jointly) <= MAX_JOINT else _cure(seen, sizes, vectorized, history)
+
+    return f"{_what(seen, jointly, error)} {_too_many(jointly, num_terms, vectorized)} {cure}"
 
 
-def _worst(found: Sequence[Interaction]) -> Interaction | None:
+def worst(found: Sequence[Interaction]) -> Interaction | None:
     """The one to tell: of those that another site is in, that which reads most."""
     between = [seen for seen in found if seen.kind != VECTOR]
 
@@ -102,15 +106,12 @@ def _too_many(jointly: Sequence[Discrete], num_terms: int, vectorized: bool) -> 
 
 
 def _cure(seen: Interaction | None, sizes: dict[str, int], vectorized: bool, history: int | None) -> str:
-    fewer = "fewer elements, fewer values, or continuous latents in their place, such as RelaxedBernoulli"
     if history is not None:
         return f"Say pyro.markov(..., history={history})."
     if seen is None and not vectorized:
-        return (
-            "Use values by indexing (table[k]) or torch.where instead of by if, and declare dimensions by pyro.plate."
-        )
+        return "Read values by indexing (table[k]) or torch.where instead of if, and declare dimensions by pyro.plate."
     if seen is None:
-        return f"Declare every dimension by pyro.plate, read values inside of their plates, or take {fewer}."
+        return f"Declare every dimension by pyro.plate, read values inside of their plates, or take {_FEWER}."
     if seen.kind == HISTORY:
         return (
             "Let the state of the chain carry what is read later, such as a count so far or the first state, as more "
@@ -118,20 +119,33 @@ def _cure(seen: Interaction | None, sizes: dict[str, int], vectorized: bool, his
         )
     if seen.kind == VECTOR:
         return "Declare them by pyro.plate, without .to_event()."
+    if seen.is_sum:
+        return (
+            f"Its log density is a sum over these elements: declare them by pyro.plate, without .to_event(), and put "
+            f"{seen.reader!r} into that plate, with an element for each of theirs."
+        )
+
+    return _cure_of_elements(seen, sizes.get(seen.discrete, 2))
+
+
+def _cure_of_elements(seen: Interaction, num_values: int) -> str:
+    """What helps where elements of a plate are read from elsewhere."""
     is_sequential = seen.num_elements <= _MAX_STEPS
-    loop = f"write the plate as a sequential one, `for i in pyro.plate(...)`, with a site {seen.reader!r} for each i"
     if seen.num_read <= 1:
-        inside = f"Put {seen.reader!r} into the plate of {seen.discrete!r}, the elements of each group in a row"
-        return f"{inside}, or {loop}." if is_sequential else f"{inside}."
-    if sizes.get(seen.discrete, 2) ** seen.num_read > MAX_JOINT:
-        return f"They are read all together, which no way of writing plates changes: take {fewer}."
+        inside = f"Put {seen.reader!r} into the plate of {seen.discrete!r}, what belongs to an element beside it"
+        loop = (
+            f", or write the plate as a loop, `for i in pyro.plate(...)`, with a site like {seen.reader!r} for each i"
+        )
+        return f"{inside}{loop if is_sequential else ''}."
+    if num_values**seen.num_read > MAX_JOINT:
+        return f"They are read all together, which no way of writing plates changes: take {_FEWER}."
     if is_sequential:
         return (
-            "Write the plate as a sequential one, `for i in pyro.plate(...)`, with a site of its own for each element "
-            f"of {seen.reader!r}: sums then go over those that are read together."
+            "Write the plate as a loop, `for i in pyro.plate(...)`, with a site of its own for each element of "
+            f"{seen.reader!r}: sums then go over those that are read together."
         )
 
     return (
         f"Where neighbours are read together, write a chain by pyro.markov(..., history={seen.num_read - 1}); "
-        f"otherwise take {fewer}."
+        f"otherwise take {_FEWER}."
     )
