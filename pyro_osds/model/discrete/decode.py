@@ -91,7 +91,9 @@ def _joint_values(
     """All joint values ``(A, *shape)`` by site, and the log density at each, ``(A,)``, summed over all others."""
     conditioned = poutine.condition(run, data=dict(given))
     nodes = poutine.trace(conditioned).get_trace().nodes
-    sites = _with_largest_supports(conditioned, [discrete_of(nodes[name]) for name in jointly if name in nodes])
+    sites = _with_largest_supports(
+        conditioned, [discrete_of(nodes[name]) for name in jointly if name in nodes], nesting
+    )
     if num_joint(sites) > MAX_JOINT:
         raise ValueError(
             f"The discrete latents {list(jointly)} have {num_joint(sites):,} joint values with these arguments, of "
@@ -118,11 +120,11 @@ def _joint_values(
     return values, log_weight
 
 
-def _with_largest_supports(run: Callable[[], Any], sites: list[Any]) -> list[Any]:
+def _with_largest_supports(run: Callable[[], Any], sites: list[Any], nesting: int) -> list[Any]:
     """The same sites with the values that they have where all have their last value, such as a number of trials."""
     for _ in sites:
         last = {site.name: site.at(torch.full(site.elements, site.num_values - 1)) for site in sites}
-        with Enumerate(0, last):
+        with Enumerate(nesting, last):
             nodes = poutine.trace(run).get_trace().nodes
         seen = [discrete_of(nodes[site.name]) for site in sites]
         sites, before = [max(pair, key=lambda site: site.num_values) for pair in zip(sites, seen, strict=True)], sites

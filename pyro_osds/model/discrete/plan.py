@@ -24,11 +24,12 @@ from pyro_osds.model.discrete.assignments import (
     some_indices,
     values_at,
 )
-from pyro_osds.model.discrete.enumeration import is_changed, sum_out
+from pyro_osds.model.discrete.dependence import log_probs, with_dependence
+from pyro_osds.model.discrete.enumeration import sum_out
 from pyro_osds.model.discrete.factors import beyond_plates, differing, same
 from pyro_osds.model.discrete.interactions import HISTORY, Interaction, interactions, is_sum_over
 from pyro_osds.model.discrete.joint import Joint
-from pyro_osds.model.discrete.refusals import MovingSupportError, refusal, support_refusal, worst
+from pyro_osds.model.discrete.refusals import MovingSupportError, refusal, worst
 from pyro_osds.model.discrete.supports import is_bounded
 from pyro_osds.model.pyro_internals import enumerated_dim, longer_history
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
@@ -101,7 +102,7 @@ class Plan:
         self._check_affordable(jointly, found, error)
         joint = self._made(jointly)
 
-        return replace(self._with_dependence(joint), widened=self._widened(jointly))
+        return replace(with_dependence(joint, self.run, self.rows[:2], self.rounding), widened=self._widened(jointly))
 
     def can_run(self) -> bool:
         """Whether the model runs in this precision."""
@@ -180,7 +181,7 @@ class Plan:
 
     def _at_once(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         def read(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return _log_probs(self.run(self.row, given))
+            return log_probs(self.run(self.row, given))
 
         if self.vectorized:
             try:
@@ -193,7 +194,7 @@ class Plan:
         """Log densities by site of one plain run."""
         given = values_at(self.sites.values(), some_indices(self.sites.values(), 3))
 
-        return _log_probs(self.run(row, {name: value[2] for name, value in given.items()}))
+        return log_probs(self.run(row, {name: value[2] for name, value in given.items()}))
 
     # ---- what has to be summed jointly ----
 
@@ -312,52 +313,10 @@ class Plan:
     def _densities(self, joint: Joint) -> Any:
         return joint.read(lambda given: self.run(self.row, given), lambda seen: seen.log_terms(self.row))
 
-    def _with_dependence(self, joint: Joint) -> Joint:
-        """What depends on the joint values: at two points, and at all of them."""
-        tied: set[str] = set()
-        has_plain_prior = True
-        for row in self.rows[:2]:
-            run = self.run(row, joint.at(0))
-            latents = {site["name"] for site in run.latents}
-            seen = joint.read(lambda given, row=row: self.run(row, given), _everything)
-            varying = {key for key, rows in seen.items() if not same(rows[:1], rows, self.rounding).all()}
-            for kind, name in varying:
-                if kind == "value":
-                    raise MovingSupportError(support_refusal(name))
-                tied.add(name)
-            rest = [site for site in run.discrete if site["name"] not in joint.values]
-            for site in (*run.latents, *run.observed):
-                parents = {parent["name"] for parent in rest if enumerated_dim(parent) in _wide_dims(site)}
-                tied |= {site["name"]} if parents & tied else set()
-                has_plain_prior &= not (parents and site["name"] in latents)
-            has_plain_prior &= not (tied & latents) and not any(map(is_changed, run.discrete))
-
-        return replace(joint, tied=frozenset(tied), has_plain_prior=has_plain_prior)
-
 
 def _by_row(rows: Tensor) -> Tensor:
     """Sums of all but the first dimension."""
     return rows.reshape(len(rows), -1).sum(1)
-
-
-def _log_probs(run: Any) -> dict[str, Tensor]:
-    return {site["name"]: site["log_prob"] for site in (*run.latents, *run.discrete, *run.observed)}
-
-
-def _everything(run: Any) -> dict[tuple[str, str], Tensor]:
-    """Log densities, values of continuous latents and of deterministic sites."""
-    log_probs = {("density", name): value for name, value in _log_probs(run).items()}
-    values = {("value", name): value for name, value in run.values.items()}
-    shown = {("shown", name): torch.as_tensor(value).double() for name, value in run.deterministics.items()}
-
-    return {**log_probs, **values, **shown}
-
-
-def _wide_dims(site: Any) -> set[int]:
-    """Dimensions, counted from the right, in which a log density is not constant."""
-    shape = site["log_prob"].shape
-
-    return {-dim for dim in range(1, len(shape) + 1) if shape[-dim] > 1}
 
 
 def joint_sum(
