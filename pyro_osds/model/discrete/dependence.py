@@ -62,11 +62,11 @@ def log_probs(run: Any) -> dict[str, Tensor]:
 
 def _everything(run: Any) -> dict[tuple[str, str], Tensor]:
     """Log densities, values of continuous latents and of deterministic sites."""
-    log_probs = {("density", name): value for name, value in log_probs(run).items()}
+    densities = {("density", name): value for name, value in log_probs(run).items()}
     values = {("value", name): value for name, value in run.values.items()}
     shown = {("shown", name): torch.as_tensor(value).double() for name, value in run.deterministics.items()}
 
-    return {**log_probs, **values, **shown}
+    return {**densities, **values, **shown}
 
 
 def _wide_dims(site: Any) -> set[int]:
