@@ -94,8 +94,9 @@ def single_values(site: Mapping[str, Any], widened: bool = False) -> Tensor:
         given = site["infer"][SUPPORT]
         stated = given if isinstance(given, Tensor) else torch.arange(lowest(fn), given + 1)
         if widened:
-            # Values that were left out between those that were stated are beyond them, too.
-            stated = torch.arange(lowest(fn), 2 * int(stated.max()) + 2)
+            # What a list leaves out between its values, it means to leave out.
+            top = int(stated.max())
+            stated = torch.cat([stated, torch.arange(top + 1, 2 * top + 2).to(stated)])
         given = [part for part in vars(fn).values() if isinstance(part, Tensor) and part.is_floating_point()]
         return stated.to(given[0] if given else torch.zeros(()))
     try:
