@@ -220,3 +220,13 @@ def test_a_bound_without_continuous_latents():
     with pytest.warns(UnreliableEvidenceWarning, match="2.6. nats higher"):
         osds.run()
     assert not osds.evidence.reliable and "bounds of latent counts" in str(osds.evidence.reasons[0])
+
+
+def test_a_site_that_comes_and_goes():
+    def model():
+        x, k = shift(), pyro.sample("k", dist.Bernoulli(0.4))
+        if k > 0:
+            pyro.sample("extra", dist.Normal(x, 1.0), obs=torch.tensor(0.5))
+        rows(x)
+
+    refused(model, "'extra' comes and goes", "poutine.mask")

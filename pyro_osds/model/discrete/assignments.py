@@ -149,6 +149,12 @@ def one_by_one(read: Read, values: Mapping[str, Tensor]) -> Any:
         with VmapCompat():
             results.append(read({name: value[i] for name, value in values.items()}))
     if isinstance(results[0], dict):
+        changed = sorted({str(name) for result in results for name in result.keys() ^ results[0].keys()})
+        if changed:
+            raise ValueError(
+                f"Site {changed[0]!r} comes and goes with the values of discrete latents, which are summed out. Make "
+                "the site unconditional, and mask it with poutine.mask where it is not to count."
+            )
         return {name: torch.stack([result[name] for result in results]) for name in results[0]}
 
     return tuple(torch.stack(column) for column in zip(*results, strict=True))
