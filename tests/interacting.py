@@ -221,6 +221,29 @@ def counts_in_total():
     pyro.sample("total", dist.Poisson(0.1 + 0.5 * n.sum(-1)), obs=torch.tensor(4.0))
 
 
+def neighbours_in_a_plate():
+    x = shift()
+    with pyro.plate("elements", 5):
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        pyro.sample("y", dist.Normal(x * z + torch.roll(z, 1, -1), 1.0), obs=Y[:5])
+
+
+def same_places_in_another_plate():
+    x = shift()
+    with pyro.plate("elements", 3):
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+    with pyro.plate("others", 3):
+        pyro.sample("y", dist.Normal(x + z, 1.0), obs=Y[:3])
+
+
+def count_of_a_statistic():
+    x = shift()
+    with pyro.plate("elements", 4):
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+    k = pyro.sample("k", dist.Bernoulli(0.1 + 0.2 * z.sum(-1)))
+    pyro.sample("y", dist.Normal(x + 3 * k, 1.0), obs=Y[0])
+
+
 MODELS = {
     **{f"spike and slab, {s}": spike_and_slab(s) for s in ("matmul", "plain", "event", "no plate")},
     **{f"clusters, {s}": clusters(s) for s in ("index", "inside", "vindex", "one-hot")},
@@ -231,6 +254,7 @@ MODELS = {
         model.__name__: model
         for model in (
             sequential_spike_and_slab, block_model, two_way_blocks, python_if, indicators_and_outliers, latent_below,
+            neighbours_in_a_plate, same_places_in_another_plate, count_of_a_statistic,
             under_a_parent, scaled_and_masked, number_of_trials, nested_counts, counts_in_total,
         )
     },
