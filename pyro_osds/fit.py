@@ -386,7 +386,7 @@ class Fit:
         found = self.recipe.found
         hopeless = hopeless_objections(self.leap, self.model_target, found)
 
-        return hopeless if found is None else (*hopeless, *model_objections(self.leap, self.target, self.given, found))
+        return (*hopeless, *model_objections(self.leap, self.target, self.given, found))
 
     # ---- from the sampler's coordinates to the user's sites ----
 

@@ -290,6 +290,10 @@ class OrderedTarget(TargetWrapper):
         """Which points, components in order, have a value that was rounded to a bound, ``{name: (S,)}``."""
         return self.target.saturated_sites(self.in_order(z))
 
+    def beyond_bounds(self, z: Tensor) -> Tensor | None:
+        """Nats that values beyond stated bounds would add, of points with components in order, ``(S,)``."""
+        return self.target.beyond_bounds(self.in_order(z))
+
     def has_closed_form(self, name: str) -> bool:
         """Whether a site's density is computed in its unconstrained coordinate."""
         return self.target.has_closed_form(name)

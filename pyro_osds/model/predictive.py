@@ -23,7 +23,7 @@ from pyro.distributions.util import broadcast_shape
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_osds.model.decode import decode
+from pyro_osds.model.discrete.decode import decode
 from pyro_osds.model.distributions.edge_draws import correlations
 from pyro_osds.model.distributions.latents import quiet_draws
 from pyro_osds.model.pyro_internals import Subsample, is_numerical, is_shown
@@ -96,7 +96,9 @@ class Predictive:
         """One draw of the discrete latents given the continuous ones, by forward filtering and backward sampling."""
         model = self._call if given_data else _hidden(self._call)
 
-        return decode(model, row, self.target.discrete_sites, self.target.nesting)
+        names, jointly = self.target.discrete_sites, self.target.jointly_summed
+
+        return decode(model, row, names, self.target.nesting, jointly=jointly)
 
 
 def prior_predictive(call: Callable[[], Any], num_draws: int) -> dict[str, Tensor]:

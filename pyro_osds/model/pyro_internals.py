@@ -12,6 +12,7 @@ from typing import Any
 
 import pyro.ops.special
 from pyro.ops.integrator import _EXCEPTION_HANDLERS
+from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.subsample_messenger import _Subsample
 
@@ -80,6 +81,80 @@ def enumerated_dim(site: Mapping[str, Any]) -> int | None:
         -2
     """
     return site["infer"].get("_enumerate_dim")
+
+
+def packed_log_prob(site: Mapping[str, Any]) -> tuple[Any, str]:
+    """A site's log density in a packed trace, and one letter for each of its dimensions. Gone: an error in each fit.
+
+    Example:
+        >>> import torch
+        >>> from pyro import poutine
+        >>> trace = poutine.trace(lambda: pyro.sample("x", pyro.distributions.Normal(0.0, 1.0))).get_trace()
+        >>> trace.compute_log_prob()
+        >>> trace.pack_tensors()
+        >>> packed_log_prob(trace.nodes["x"])[1]
+        ''
+    """
+    log_prob = site["packed"]["log_prob"]
+
+    return log_prob, log_prob._pyro_dims
+
+
+def enumerated_symbol(site: Mapping[str, Any]) -> str | None:
+    """The letter of the dimension along which a discrete latent of a packed trace takes its values.
+
+    Gone: no discrete latent is found to be beyond its reach, so the test for it comes first.
+
+    Example:
+        >>> enumerated_symbol({"infer": {"_enumerate_symbol": "b"}})
+        'b'
+    """
+    return site["infer"].get("_enumerate_symbol")
+
+
+@contextlib.contextmanager
+def longer_history(more: int) -> Iterator[list[int]]:
+    """All ``pyro.markov`` contexts see further back for a while; to find out whether that is what a model needs.
+
+    Gone: entering raises where the name is, so that an error does not say which history would do.
+
+    Arguments:
+        more: By how many steps.
+
+    Returns:
+        A list with the largest history that was seen, these steps included; zero without any.
+    """
+    before, longest = MarkovMessenger._pyro_sample, [0]
+
+    def see_further(self: Any, msg: Any) -> None:
+        history = self.history
+        self.history = history + more
+        longest[0] = max(longest[0], self.history)
+        try:
+            before(self, msg)
+        finally:
+            self.history = history
+
+    MarkovMessenger._pyro_sample = see_further  # type: ignore[method-assign]
+    try:
+        yield longest
+    finally:
+        MarkovMessenger._pyro_sample = before  # type: ignore[method-assign]
+
+
+def is_in_markov_scope(site: Mapping[str, Any], reader: Mapping[str, Any]) -> bool:
+    """Whether ``pyro.markov`` lets one site depend on another. Gone: an error names no chain.
+
+    Example:
+        >>> first, later = {"name": "a", "infer": {"_markov_scope": {}, "_markov_depth": 1}}, {"infer": {}}
+        >>> is_in_markov_scope(first, later), is_in_markov_scope(later, first)
+        (False, True)
+    """
+    if site["infer"].get("_markov_scope") is None:
+        return True
+    scope = reader["infer"].get("_markov_scope") or {}
+
+    return scope.get(site["name"]) == site["infer"].get("_markov_depth")
 
 
 def mask_of(fn: Any) -> Any:

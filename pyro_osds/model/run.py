@@ -24,12 +24,14 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform
 
+from pyro_osds.model.discrete.enumeration import is_changed, pointwise, sum_out
+from pyro_osds.model.discrete.refusals import MovingSupportError, support_refusal
+from pyro_osds.model.discrete.supports import is_enumerable
 from pyro_osds.model.distributions.atoms import atom_log_density, is_atom, is_factor
 from pyro_osds.model.distributions.densities import unconstrained_log_prob
 from pyro_osds.model.distributions.missing import observed_log_prob
 from pyro_osds.model.distributions.wrappers import by_batch
-from pyro_osds.model.enumeration import is_changed, is_enumerable, pointwise, sum_out
-from pyro_osds.model.pyro_internals import Subsample, is_shown, mask_of
+from pyro_osds.model.pyro_internals import Subsample, enumerated_dim, is_shown, mask_of
 
 _NO_DENSITY = "so there is no density of fixed dimension"
 
@@ -44,6 +46,7 @@ class ModelRun(Messenger):
         to_value: The transform from there to a site's support, given the site.
         shapes: Shapes of the values by site.
         transformed: Sites with a transform of the user's own, which no closed form knows.
+        tied: Sites that discrete latents tie together which are summed jointly: no row of them has a density alone.
     """
 
     def __init__(
@@ -52,12 +55,14 @@ class ModelRun(Messenger):
         to_value: Callable[[Mapping[str, Any]], Transform],
         shapes: Mapping[str, torch.Size],
         transformed: Container[str] = (),
+        tied: Container[str] = (),
     ) -> None:
         super().__init__()
         self.unconstrained = unconstrained
         self.to_value = to_value
         self.shapes = shapes
         self.transformed = transformed
+        self.tied = tied
         self.latents: list[Any] = []
         self.discrete: list[Any] = []
         self.observed: list[Any] = []
@@ -98,11 +103,8 @@ class ModelRun(Messenger):
     def _check_shape(self, msg: Any, value: Tensor) -> None:
         name, expected, shape = msg["name"], self.shapes[msg["name"]], msg["fn"].shape()
         if value.shape != expected:
-            raise ValueError(
-                f"The support of site {name!r} has another shape, {tuple(value.shape)}, than its values, "
-                f"{tuple(expected)}: it depends on a discrete latent, which is summed out. Give the site a support "
-                "that holds for all values of the discrete latent, for instance by scaling a fixed one."
-            )
+            shapes = f"has another shape, {tuple(value.shape)}, than its values, {tuple(expected)}"
+            raise MovingSupportError(support_refusal(name, shapes))
         if shape[len(shape) - len(expected) :] != expected:
             raise ValueError(
                 f"Site {name!r} had the shape {tuple(expected)} when the model was first run and now has "
@@ -114,7 +116,8 @@ class ModelRun(Messenger):
         if isinstance(msg["fn"], Subsample):
             return
         if is_deterministic(msg):
-            self.deterministics[msg["name"]] = msg["value"]
+            if msg["name"] not in self.tied:
+                self.deterministics[msg["name"]] = msg["value"]
             return
         if is_computed(msg) and not is_factor(msg["fn"]):
             self.deterministics[msg["name"]] = msg["value"]
@@ -152,9 +155,8 @@ class ModelRun(Messenger):
         if not self.discrete:
             log_prior = _sum([site["log_prob"] for site in self.latents] + self.log_abs_det, like)
             return log_prior, _sum([site["log_prob"] for site in self.observed], like)
-        below = [site for site in self.latents if site["log_prob"].dim() > _nesting(site)]
-        above = [site["log_prob"] for site in self.latents if site["log_prob"].dim() <= _nesting(site)]
-        log_prior = _sum(above + self.log_abs_det, like)
+        above, below = self.above_and_below()
+        log_prior = _sum([site["log_prob"] for site in above] + self.log_abs_det, like)
         # Summed out, the discrete latents are one, unless somebody changed their densities.
         changed = any(map(is_changed, self.discrete))
         mixture = sum_out([*self.discrete, *below]).to(like.dtype) if below or changed else like.new_zeros(())
@@ -162,9 +164,32 @@ class ModelRun(Messenger):
 
         return log_prior + mixture, joint - mixture
 
+    def above_and_below(self) -> tuple[list[Any], list[Any]]:
+        """The continuous latents whose density is the same for all values of enumerated ones, and the others."""
+        is_below = [site["log_prob"].dim() > _nesting(site) for site in self.latents]
+        pairs = list(zip(self.latents, is_below, strict=True))
+
+        return [site for site, below in pairs if not below], [site for site, below in pairs if below]
+
+    def log_terms(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Three log densities where some discrete latents have one value each: of latents, with discrete ones, of all.
+
+        The first is that of the continuous latents alone, if it depends on no discrete one.
+        """
+        is_summed = any(enumerated_dim(site) is not None for site in self.discrete)
+        above, below = self.above_and_below() if is_summed else (self.latents, [])
+        latents = _sum([site["log_prob"] for site in above] + self.log_abs_det, like)
+        priors, everything = [*self.discrete, *below], [*self.discrete, *below, *self.observed]
+        if is_summed:
+            return latents, latents + sum_out(priors).to(like.dtype), latents + sum_out(everything).to(like.dtype)
+        prior, joint = ([site["log_prob"] for site in sites] for sites in (priors, everything))
+
+        return latents, latents + _sum(prior, like), latents + _sum(joint, like)
+
     def log_likelihood(self) -> dict[str, Tensor]:
         """Pointwise log likelihood of the observed sites whose rows are independent; factors are none."""
         sites = [s for s in self.observed if not (s["infer"].get("is_auxiliary") or is_computed(s))]
+        sites = [site for site in sites if site["name"] not in self.tied]
         rows = {site["name"]: pointwise(site, self.latents, self.discrete) for site in sites}
 
         return {name: value for name, value in rows.items() if value is not None}
@@ -175,7 +200,8 @@ class ModelRun(Messenger):
         rows = {}
         for site in self.latents:
             others = [other for other in self.latents if other is not site]
-            value = None if is_missing_part(site, observed) else pointwise(site, others, self.discrete)
+            left_out = site["name"] in self.tied or is_missing_part(site, observed)
+            value = None if left_out else pointwise(site, others, self.discrete)
             if value is not None:
                 rows[site["name"]] = value
 

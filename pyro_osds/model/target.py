@@ -9,6 +9,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,11 @@ from pyro_osds.model.checks.parameters import refuse_missing
 from pyro_osds.model.checks.reach import reached
 from pyro_osds.model.checks.shapes import repeated
 from pyro_osds.model.coordinates import Coordinates
-from pyro_osds.model.decode import decode
-from pyro_osds.model.enumeration import Enumerate, is_enumerable
+from pyro_osds.model.discrete.decode import decode
+from pyro_osds.model.discrete.enumeration import Enumerate
+from pyro_osds.model.discrete.joint import Joint
+from pyro_osds.model.discrete.plan import joint_sum
+from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
 from pyro_osds.model.first_run import check_observations, check_parameters, first_trace
 from pyro_osds.model.graph import block_size, large_block_size
 from pyro_osds.model.parameters import Constants
@@ -36,7 +40,6 @@ from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
 from pyro_osds.model.trace import (
     check_latents,
     check_plates,
-    check_stray_dims,
     has_bounded_likelihood,
     improper_sites,
     is_latent,
@@ -44,6 +47,7 @@ from pyro_osds.model.trace import (
     joint_like,
     plate_nesting,
     site_dims,
+    stray_dims,
     support_kind,
 )
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
@@ -53,6 +57,10 @@ from pyro_osds.target import Target
 
 # Points at which it is asked what depends on what: a gradient may vanish at one of them.
 _NUM_LOOKED_AT = 4
+# Joint values at which it is asked: an indicator that is zero hides what it multiplies.
+_NUM_SPREAD = 8
+# Draws at which sums beyond stated bounds are evaluated at once, and how many terms they may have together.
+_MOST_TOGETHER, _MAX_TERMS = 64, 2**19
 # Fewer draws of the prior are not worth the runs that one run for all is checked by.
 _MIN_TOGETHER = 32
 
@@ -134,11 +142,13 @@ class ModelTarget(SiteReadings, Target):
         scaled = any(torch.as_tensor(site["scale"]).ne(1).any() for site in latents)
         self.can_sample_prior = not self.improper_sites and not scaled
         self.has_bounded_likelihood = has_bounded_likelihood(trace)
+        self._joint: Joint | None = None
+        self._is_bounded = any(is_bounded(site) for site in discrete)
         if discrete:
             self._check_enumeration(trace)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             run = self._run(self.start)
-        self.num_terms, self._closed_forms = run.num_terms, run.closed_forms
+        self.num_terms, self._closed_forms = run.num_terms * len(self._joint or (0,)), run.closed_forms
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
         check_deterministic(self._terms, check_points(self.start)[:2])
         sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
@@ -162,6 +172,33 @@ class ModelTarget(SiteReadings, Target):
     def has_latents_below_discrete(self) -> bool:
         """Whether the prior of a continuous latent depends on a discrete one."""
         return bool(self.coordinates.below_discrete)
+
+    @property
+    def jointly_summed(self) -> tuple[str, ...]:
+        """Discrete latents that are summed over all their joint values, because their elements interact."""
+        return () if self._joint is None else tuple(self._joint.values)
+
+    def beyond_bounds(self, z: Tensor) -> Tensor | None:
+        """Nats that values beyond the stated bounds of counts would add to the log density, ``(S, D) -> (S,)``.
+
+        As many values again as were stated are added, or as many as can be summed. None where no bound was stated, or
+        none can be looked beyond.
+        """
+        joint = self._joint
+        if not self._is_bounded or (joint is not None and joint.widened is None):
+            return None
+
+        def read(row: Tensor) -> tuple[Tensor]:
+            if joint is None or joint.widened is None:
+                wide = self._run(row, widened=True).log_densities(row)
+            else:
+                wider = replace(joint, values=joint.widened)
+                wide = wider.densities(lambda given: self._run(row, given, widened=True), row)
+            return (sum(wide, row.new_zeros(())) - sum(self._single(row), row.new_zeros(())),)
+
+        with torch.no_grad():
+            size = max(1, min(_MOST_TOGETHER, _MAX_TERMS // self.num_terms))
+            return torch.cat([self._ladder.map(read, part.to(self.dtype))[0] for part in z.split(size)])
 
     # ---- densities ----
 
@@ -195,7 +232,7 @@ class ModelTarget(SiteReadings, Target):
 
     def infer_discrete(self, values: Mapping[str, Tensor], temperature: int = 1) -> dict[str, Tensor]:
         """Values of the discrete latents, given one value ``(*shape,)`` at every continuous latent site."""
-        return decode(self._call, values, self.discrete_sites, self.nesting, temperature)
+        return decode(self._call, values, self.discrete_sites, self.nesting, temperature, self.jointly_summed)
 
     def plain_coordinates(self, z: Tensor) -> Tensor:
         """The same points in the coordinates that Pyro gives its latents, ``(B, D) -> (B, D)``."""
@@ -231,9 +268,9 @@ class ModelTarget(SiteReadings, Target):
     def not_finite_sites(self, z: Tensor) -> list[str]:
         """Names of the sites whose log density is not finite at one point ``(D,)``."""
         with torch.no_grad(), self._precision():
-            terms = self._terms(z.to(self.dtype))
+            terms = self._terms(z.to(self.dtype), at_all=True)
 
-        return [name for name, term in terms.items() if not term.isfinite()]
+        return [name for name, term in terms.items() if not term.isfinite().any()]
 
     def other_coordinates(self, z: Tensor) -> tuple[ModelTarget, Tensor, Tensor]:
         r"""The same posterior with its location-scale sites standardised, or no longer so.
@@ -271,15 +308,26 @@ class ModelTarget(SiteReadings, Target):
     # ---- running the model ----
 
     def _single(self, row: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(row).log_densities(row)
+        if self._joint is None:
+            return self._run(row).log_densities(row)
 
-    def _terms(self, row: Tensor) -> dict[str, Tensor]:
+        return self._joint.densities(lambda given: self._run(row, given), row)
+
+    def _terms(self, row: Tensor, at_all: bool = False) -> dict[str, Tensor]:
+        """The log density of each site, of the first joint value of what is summed jointly or of all, ``(A,)``."""
         with vmappable_pyro(), VmapCompat():
+            if at_all and self._joint is not None:
+                return self._joint.read(lambda given: self._run(row, given), ModelRun.terms)
             return self._run(row).terms()
 
-    def _run(self, row: Tensor) -> ModelRun:
-        run = ModelRun(split(self.sites, row), self.coordinates.to_value, self._shapes, self.transforms)
-        enumerate_all = Enumerate(self.nesting) if self.discrete_sites else contextlib.nullcontext()
+    def _run(self, row: Tensor, given: Mapping[str, Tensor] | None = None, widened: bool = False) -> ModelRun:
+        """One run, with all discrete latents enumerated, to stated bounds or beyond, but for those that are given."""
+        joint = self._joint
+        if given is None:
+            given = {} if joint is None else joint.at(0)
+        tied = frozenset() if joint is None else joint.tied
+        run = ModelRun(split(self.sites, row), self.coordinates.to_value, self._shapes, self.transforms, tied)
+        enumerate_all = Enumerate(self.nesting, given, widened) if self.discrete_sites else contextlib.nullcontext()
         with run, enumerate_all:
             self._call()
         run.check_complete()
@@ -298,15 +346,20 @@ class ModelTarget(SiteReadings, Target):
         return self.call(*self.args, **self.kwargs)
 
     def _check_enumeration(self, trace: Any) -> None:
-        """Refuse dimensions that are nobody's, and note which sites have a distribution for each discrete value."""
-        check_stray_dims(trace)
+        """Find out how discrete latents are summed, and which sites have a distribution for each of their values."""
         # Until it is known which those are, they are all taken for such.
         self.coordinates = replace(self.coordinates, below_discrete=frozenset(self._shapes))
+        points = check_points(self.start)[:_NUM_LOOKED_AT]
+
+        def check_same(terms: Callable[[Tensor], Mapping[str, Tensor]]) -> None:
+            check_deterministic(terms, points[:1])
+
+        self._joint = joint_sum(self._run, points, trace.nodes, self.discrete_sites, stray_dims(trace), check_same)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             run = self._run(self.start)
         shapes = {site["name"]: site["fn"].shape() for site in run.latents}
-        below = frozenset(name for name, shape in shapes.items() if shape != self._shapes[name])
-        self.coordinates = replace(self.coordinates, below_discrete=below)
+        below = {name for name, shape in shapes.items() if shape != self._shapes[name] or name in run.tied}
+        self.coordinates = replace(self.coordinates, below_discrete=frozenset(below))
         with torch.no_grad():
             self.start = self._flatten(trace.nodes)
 
@@ -321,7 +374,10 @@ class ModelTarget(SiteReadings, Target):
         nodes = trace.nodes
         names = [n for n in some if not (is_deterministic(nodes[n]) or is_missing_part(nodes[n], nodes))]
         rows = check_points(self.start)[1:_NUM_LOOKED_AT]
-        found = reached(self._run_for_gradients, self.sites, self.discrete_sites, rows)
+        found: set[str] = set()
+        for given in [None] if self._joint is None else self._joint.spread(_NUM_SPREAD):
+            run = partial(self._run_for_gradients, given=given)
+            found |= reached(run, self.sites, self.discrete_sites, rows)
         unreached = [name for name in names if name not in found]
         notes, is_mistake = forgotten(trace, unreached, (*self.args, *self.kwargs.values()))
         self.mistakes = tuple(notes) if is_mistake else ()
@@ -333,13 +389,13 @@ class ModelTarget(SiteReadings, Target):
     def _loses_gradient(self) -> bool:
         """Whether the log joint density is a number at the start, and its gradient is not."""
         row = self.start.clone().requires_grad_()
-        total = sum(self._run_for_gradients(row).log_densities(row))
+        total = sum(self._run_for_gradients(row, None).log_densities(row))
         if not isinstance(total, Tensor) or not total.requires_grad:
             return False
         (gradient,) = torch.autograd.grad(total, row)
 
         return bool(total.isfinite()) and bool(gradient.isnan().any())
 
-    def _run_for_gradients(self, row: Tensor) -> ModelRun:
+    def _run_for_gradients(self, row: Tensor, given: Mapping[str, Tensor] | None) -> ModelRun:
         with torch.enable_grad(), vmappable_pyro(), self._precision(), VmapCompat():
-            return self._run(row)
+            return self._run(row, given)

@@ -12,6 +12,7 @@ import torch
 from pyro.distributions import ImproperUniform
 from torch import Tensor
 
+from pyro_osds.model.discrete.supports import check_support, is_bounded
 from pyro_osds.model.distributions.atoms import atom_log_density, is_atom, is_factor
 from pyro_osds.model.distributions.latents import UnsupportedSiteError, check_latent
 from pyro_osds.model.distributions.transforms import to_support
@@ -62,8 +63,9 @@ def _draw(site: Mapping[str, Any]) -> Tensor:
 def _not_enumerable(site: Mapping[str, Any]) -> str:
     return (
         f"Latent site {site['name']!r} is discrete ({type(site['fn']).__name__}) with values that cannot be "
-        "enumerated. Sum it out in the model, for instance GammaPoisson for a Poisson with a Gamma rate, give "
-        "it finitely many values, for instance with Categorical, or observe it."
+        f"enumerated. State a bound, pyro.sample({site['name']!r}, ..., infer={{'support': 100}}), to sum over its "
+        "values up to there, sum it out in the model, for instance GammaPoisson for a Poisson with a Gamma rate, or "
+        "observe it."
     )
 
 
@@ -121,6 +123,9 @@ def check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any])
                 f"Plate {name!r} subsamples {len(site['value'])} of {site['fn'].size} rows: the density would change "
                 "at every evaluation. Remove subsample_size; whole data sets are evaluated in one batch."
             )
+    for site in trace.nodes.values():
+        if is_latent(site) and is_bounded(site):
+            check_support(site)
     for site in latents:
         if site["fn"].support.is_discrete:
             raise ValueError(_not_enumerable(site))
@@ -149,19 +154,25 @@ def plate_nesting(trace: Any) -> int:
     return max((-frame.dim for stack in stacks for frame in stack if frame.vectorized), default=0)
 
 
-def check_stray_dims(trace: Any) -> None:
-    """Refuse dimensions that belong to no plate: beside discrete latents nobody could tell what they are."""
+def stray_dims(trace: Any) -> str:
+    """What is to be said of dimensions that belong to no plate: beside discrete latents nobody can tell what they are.
+
+    Returns:
+        The sentence with its cure; empty where there are none.
+    """
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or isinstance(site["fn"], Subsample):
             continue
         shape = tuple(site["log_prob"].shape)
         plates = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
         if any(size > 1 and axis - len(shape) not in plates for axis, size in enumerate(shape)):
-            raise ValueError(
+            return (
                 f"Site {name!r} has a log density of shape {shape}, with a dimension that belongs to no plate. "
                 "Beside discrete latents every dimension must: put the site into a pyro.plate, or declare the "
                 "dimension with .to_event()."
             )
+
+    return ""
 
 
 def site_dims(site: Mapping[str, Any]) -> tuple[str, ...]:

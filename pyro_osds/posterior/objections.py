@@ -9,7 +9,7 @@ import torch
 
 from pyro_osds.explore.survey import Survey
 from pyro_osds.posterior.evidence import Reason
-from pyro_osds.posterior.plausibility import model_reasons, undefined_reasons
+from pyro_osds.posterior.plausibility import model_reasons, truncated, undefined_reasons
 from pyro_osds.stats.weights import weigh
 from pyro_osds.target import Target
 from pyro_osds.train.velocity import VelocityLeap
@@ -30,24 +30,39 @@ def hopeless_objections(leap: Any, target: Target, found: Survey | None) -> tupl
     return (*_endless(target, found), *_without_volume(leap))
 
 
-def model_objections(leap: Any, target: Target, given: Target, found: Survey) -> tuple[Reason, ...]:
+def model_objections(leap: Any, target: Target, given: Target, found: Survey | None) -> tuple[Reason, ...]:
     """What a few draws of the flow show about the model itself; the caller's random numbers stay as they are.
 
     Arguments:
         leap: The trained leap.
         target: The target that it leaps to.
         given: The user's posterior.
-        found: What exploration found.
+        found: What exploration found, if there was something to explore.
     """
     model = target.unordered
     if not model.is_model:
         return ()
+    if found is None:
+        return _point_objections(model)
     count = _NUM_LOOKED_AT if model.vectorized else _NUM_LOOKED_AT_SLOWLY
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         draws = weigh(leap, target, count)
     reasons = model_reasons(model, target.to_target(draws.z), draws.log_weight)
 
     return (*reasons, *undefined_reasons(given, found.undefined_share, found.undefined_at))
+
+
+def _point_objections(given: Target) -> tuple[Reason, ...]:
+    """What speaks against a model without continuous latents, whose log evidence is a sum.
+
+    Arguments:
+        given: The user's posterior.
+    """
+    if given.dim:
+        return ()
+    point = torch.zeros(1, 0, dtype=given.dtype, device=given.device)
+
+    return tuple(truncated(given, point, torch.ones(1, dtype=given.dtype, device=given.device)))
 
 
 def _endless(target: Target, found: Survey | None) -> tuple[Reason, ...]:

@@ -12,11 +12,20 @@ import torch
 from torch import Tensor
 
 from pyro_osds.posterior.evidence import Reason
-from pyro_osds.stats.thresholds import MAX_LOG_PROBABILITY, MAX_SATURATED, MAX_UNDEFINED, SAME_LIKELIHOOD
+from pyro_osds.stats.thresholds import (
+    MAX_LOG_PROBABILITY,
+    MAX_SATURATED,
+    MAX_TRUNCATED,
+    MAX_UNDEFINED,
+    SAME_LIKELIHOOD,
+)
 
 # Coordinates from which on values are rounded to a bound: beyond 36 for those between bounds, beyond 700 for those
 # above one; and two places before that, where the likelihood has to be the same already if it is beyond.
 _BEFORE = {30.0: (27.0, 30.0), 700.0: (600.0, 660.0)}
+
+# Draws at which sums with more values are evaluated: a run each.
+_NUM_BEYOND = 256
 
 
 def model_reasons(target: Any, z: Tensor, log_weight: Tensor) -> list[Reason]:
@@ -30,7 +39,9 @@ def model_reasons(target: Any, z: Tensor, log_weight: Tensor) -> list[Reason]:
     weight = torch.softmax(log_weight.double(), 0).nan_to_num(0.0)
     mistakes = [Reason(text, draws=False, mendable=False) for text in target.mistakes]
     with torch.no_grad():
-        return [*mistakes, *_above_zero(target, z, weight), *_saturated(target, z, weight)]
+        found = [*_above_zero(target, z, weight), *_saturated(target, z, weight), *truncated(target, z, weight)]
+
+    return [*mistakes, *found]
 
 
 def undefined_reasons(target: Any, share: float, point: Tensor) -> list[Reason]:
@@ -104,6 +115,33 @@ def _saturated(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
         )
 
     return reasons
+
+
+def truncated(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
+    """Bounds of latent counts that leave something out: what the log evidence would be with twice the values, nats.
+
+    Arguments:
+        target: The model's posterior, in the coordinates of its sites.
+        z: Draws in these coordinates, ``(S, D)``.
+        weight: Their weights, ``(S,)``.
+    """
+    weight = weight[:_NUM_BEYOND]
+    added = target.beyond_bounds(z[:_NUM_BEYOND])
+    if added is None:
+        return []
+    share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+    nats = torch.where(share > 0, share * added.to(share).exp(), 0.0).sum().log().item()
+    if nats <= MAX_TRUNCATED:
+        return []
+
+    return [
+        Reason(
+            f"The bounds of latent counts (infer={{'support': ...}}) leave mass out: with values beyond them the log "
+            f"evidence would be {nats:.3g} nats higher. Raise the bounds; or, if no value beyond them can be, give the "
+            "site a distribution that has no others, such as Categorical.",
+            mendable=False,
+        )
+    ]
 
 
 def _change(target: Any, name: str, z: Tensor, weight: Tensor) -> float:

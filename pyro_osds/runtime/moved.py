@@ -78,6 +78,8 @@ _MOVED = {
     "warm": "explore.warm_start",
     "model.determinism": "model.checks.determinism",
     "model.observations": "model.checks.observations",
+    "model.enumeration": "model.discrete.enumeration",
+    "model.decode": "model.discrete.decode",
     "model.ladder": "model.batching",
     "model.capture": "model.graph",
     "model.compat": "model.vmap",

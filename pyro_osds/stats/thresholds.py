@@ -90,6 +90,23 @@ SAME_LIKELIHOOD = 0.01
 MAX_LOG_PROBABILITY = 1e-3
 """Nats by which rounding may lift the log probability of a discrete observation above zero."""
 
+# ---- discrete latents ----
+
+MAX_JOINT = 4096
+"""Joint values of discrete latents that are summed one by one where elimination cannot: twelve indicators, or six sites
+of four values. A density then costs as much as that of so many times the data; ten times as many would take hours."""
+
+MAX_JOINT_SLOWLY = 64
+"""The same where each is a run of the model of its own, of a millisecond: a density is to take less than a tenth of a
+second."""
+
+MAX_JOINT_TERMS = 2**21
+"""Densities of single values in such a sum: in double precision, sixteen points at once, a block, hold 256 MiB for each
+operation whose result is kept for gradients."""
+
+MAX_TRUNCATED = 0.01
+"""Nats of log evidence that values beyond a stated bound may add without a word: a tenth of :data:`MAX_STD_ERROR`."""
+
 # ---- two estimates of one log evidence ----
 
 MAX_SIGMAS = 3.0

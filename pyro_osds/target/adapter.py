@@ -78,6 +78,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "from_samples": _METHOD,
     "unconstrain": _METHOD,
     "saturated_sites": _METHOD,
+    "beyond_bounds": _METHOD,
     "has_closed_form": _METHOD,
     "not_finite_sites": _METHOD,
     "log_likelihood": _METHOD,

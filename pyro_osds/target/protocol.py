@@ -145,6 +145,10 @@ class Target(Protocol):
         """Which draws have a value that was rounded to a bound, ``(S, D)`` to ``{name: (S,)}``. Default: not known."""
         return {}
 
+    def beyond_bounds(self, z: Tensor) -> Tensor | None:
+        """Nats that values beyond stated bounds would add, ``(S, D) -> (S,)``. Default: None, nothing is bounded."""
+        return None
+
     def has_closed_form(self, name: str) -> bool:
         """Whether a site's density is computed in its unconstrained coordinate. Default: no."""
         return False

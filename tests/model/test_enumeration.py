@@ -15,7 +15,8 @@ from torch.distributions import biject_to
 
 from pyro_osds import OSDS
 from pyro_osds.model import ModelTarget
-from pyro_osds.model.enumeration import Enumerate, is_enumerable, pointwise, sum_out
+from pyro_osds.model.discrete.enumeration import Enumerate, pointwise, sum_out
+from pyro_osds.model.discrete.supports import is_enumerable
 
 Y = torch.tensor([-1.5, 0.3, 2.0])
 
@@ -488,24 +489,37 @@ def test_draws_have_continuous_sites_only(targets):
 
 
 def test_a_stray_dimension_is_named():
-    # Site and shape, and what to do.
+    # Site and shape, and what to do, where there are too many assignments to sum.
     def model():
+        with pyro.plate("rows", 20):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            pyro.sample("y", dist.Normal(k, 1.0), obs=torch.zeros(20))
+        pyro.sample("seen", dist.Normal(torch.zeros(2, 3), 1.0), obs=torch.zeros(2, 3))
+
+    with pytest.raises(
+        ValueError, match=r"'seen' has a log density of shape \(2, 3\).* no plate.*pyro\.plate.*to_event"
+    ):
+        ModelTarget(model)
+
+
+def test_stray_dimensions_of_few_assignments(float64):
+    # Of a latent and of an observation: two assignments, each with all of its dimensions.
+    def latent():
         x = pyro.sample("x", dist.Normal(torch.zeros(4), 1.0))
         k = pyro.sample("k", dist.Bernoulli(0.3))
         pyro.sample("y", dist.Normal(x.sum() + k, 1.0), obs=torch.tensor(0.5))
 
-    with pytest.raises(ValueError, match=r"'x' has a log density of shape \(4,\).* no plate.*pyro\.plate.*to_event"):
-        ModelTarget(model)
-
-
-def test_a_stray_dimension_of_an_observation_is_named():
-    # As common as that of a latent.
-    def model():
+    def observation():
         k = pyro.sample("k", dist.Bernoulli(0.3))
-        pyro.sample("y", dist.Normal(k, 1.0).expand([3]), obs=Y)
+        pyro.sample("y", dist.Normal(k, 1.0).expand([3]), obs=Y.double())
 
-    with pytest.raises(ValueError, match=r"'y' has a log density of shape \(3,\)"):
-        ModelTarget(model)
+    z = torch.randn(2, 4)
+    either = [dist.Normal(z.sum(1) + k, 1.0).log_prob(torch.tensor(0.5)).exp() for k in (0, 1)]
+    expected = dist.Normal(0.0, 1.0).log_prob(z).sum(1) + (0.7 * either[0] + 0.3 * either[1]).log()
+    torch.testing.assert_close(ModelTarget(latent).log_prob(z), expected)
+    rows = [dist.Normal(k, 1.0).log_prob(Y.double()).sum().exp() for k in (0.0, 1.0)]
+    log_evidence = ModelTarget(observation).log_prob(torch.zeros(1, 0)).item()
+    assert log_evidence == pytest.approx((0.7 * rows[0] + 0.3 * rows[1]).log().item())
 
 
 def test_a_support_that_depends_on_a_discrete_latent_is_refused():

@@ -31,6 +31,39 @@ def test_enumerated_dimensions():
     assert pyro_internals.enumerated_dim(nodes["k"]) == -2 and pyro_internals.enumerated_dim(nodes["x"]) is None
 
 
+def test_packed_log_probs():
+    # A letter for each dimension; that of a discrete latent is its own.
+    enumerated = poutine.enum(model, first_available_dim=-2)
+    trace = poutine.trace(enumerated).get_trace()
+    trace.compute_log_prob()
+    trace.pack_tensors()
+    log_prob, letters = pyro_internals.packed_log_prob(trace.nodes["k"])
+    symbol = pyro_internals.enumerated_symbol(trace.nodes["k"])
+    assert log_prob.shape[letters.index(symbol)] == 2 and len(letters) == log_prob.dim() <= 2
+    assert pyro_internals.enumerated_symbol(trace.nodes["x"]) is None
+
+
+def chain():
+    for t in pyro.markov(range(4)):
+        pyro.sample(f"k_{t}", dist.Bernoulli(0.5))
+    pyro.sample("after", dist.Bernoulli(0.5))
+
+
+def test_what_a_chain_lets_see():
+    nodes = poutine.trace(chain).get_trace().nodes
+    seen = [pyro_internals.is_in_markov_scope(nodes[f"k_{t}"], nodes["k_2"]) for t in (0, 1)]
+    assert seen == [False, True] and not pyro_internals.is_in_markov_scope(nodes["k_3"], nodes["after"])
+    assert pyro_internals.is_in_markov_scope(nodes["after"], nodes["k_3"])
+
+
+def test_a_chain_that_sees_further():
+    with pyro_internals.longer_history(1) as longest:
+        nodes = poutine.trace(chain).get_trace().nodes
+    assert longest == [2] and pyro_internals.is_in_markov_scope(nodes["k_0"], nodes["k_2"])
+    again = poutine.trace(chain).get_trace().nodes
+    assert not pyro_internals.is_in_markov_scope(again["k_0"], again["k_2"])
+
+
 def test_allotted_dimensions_are_put_back():
     before = pyro_internals.allotted_dims()
     _ENUM_ALLOCATOR.set_first_available_dim(-7)

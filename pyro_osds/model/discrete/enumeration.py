@@ -12,7 +12,7 @@ Source: Obermeyer et al. 2019 (1902.03210).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,18 +23,25 @@ from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
+from pyro_osds.model.discrete.supports import is_enumerable, listed
 from pyro_osds.model.pyro_internals import allotted_dims, enumerated_dim, restore_allotted_dims
 
 
 class Enumerate(EnumMessenger):
-    """All discrete latents take all their values at once, whatever the model asks for.
+    """All discrete latents take all their values at once, whatever the model asks for, but for those that are given.
 
     Arguments:
         max_plate_nesting: How many dimensions from the right belong to plates.
+        given: One value for each of some discrete latents, which have that one only.
+        widened: Whether bounds of counts are twice as high as they were stated.
     """
 
-    def __init__(self, max_plate_nesting: int) -> None:
+    def __init__(
+        self, max_plate_nesting: int, given: Mapping[str, Tensor] | None = None, widened: bool = False
+    ) -> None:
         super().__init__(first_available_dim=-1 - max_plate_nesting)
+        self._given = given or {}
+        self._widened = widened
         self._outer: dict[str, Any] = {}
 
     def __enter__(self) -> Any:
@@ -49,14 +56,17 @@ class Enumerate(EnumMessenger):
         return super().__exit__(*exception)
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_enumerable(msg) and not msg["done"]:
+        if msg["done"] or not is_enumerable(msg):
+            super()._pyro_sample(msg)
+        elif msg["name"] in self._given:
+            # Pyro still has to learn how deep in pyro.markov the site is.
+            msg["infer"]["enumerate"] = None
+            super()._pyro_sample(msg)
+            msg["value"], msg["done"] = self._given[msg["name"]], True
+        else:
             msg["infer"] |= {"enumerate": "parallel", "num_samples": None}
-        super()._pyro_sample(msg)
-
-
-def is_enumerable(site: Any) -> bool:
-    """Whether a site is a discrete latent with finitely many values."""
-    return not site["is_observed"] and getattr(site["fn"], "has_enumerate_support", False)
+            msg["fn"] = listed(msg, self._widened)
+            super()._pyro_sample(msg)
 
 
 def sum_out(sites: Iterable[Any]) -> Tensor:
@@ -64,6 +74,25 @@ def sum_out(sites: Iterable[Any]) -> Tensor:
 
     Arguments:
         sites: Sites of one enumerated run, each with its ``log_prob``.
+
+    Raises:
+        ValueError: If a density has a dimension that belongs neither to a plate nor to a discrete latent.
+    """
+    trace = packed(sites)
+    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    for site in trace.nodes.values():
+        plates = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+        factors.setdefault(plates, []).append(site["packed"]["log_prob"])
+    enumerated = set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
+    with shared_intermediates() as cache:
+        return contract_to_tensor(factors, enumerated, cache=cache)
+
+
+def packed(sites: Iterable[Any]) -> Any:
+    """A trace of some sites of one enumerated run, each with its log density by plates and discrete latents.
+
+    Arguments:
+        sites: The sites, each with its ``log_prob``; they stay as they are.
 
     Raises:
         ValueError: If a density has a dimension that belongs neither to a plate nor to a discrete latent.
@@ -77,13 +106,8 @@ def sum_out(sites: Iterable[Any]) -> Tensor:
             site["name"], **{**site, "infer": infer, "log_prob": log_prob, "unscaled_log_prob": log_prob[...]}
         )
     trace.pack_tensors()
-    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-    for site in trace.nodes.values():
-        plates = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-        factors.setdefault(plates, []).append(site["packed"]["log_prob"])
-    enumerated = set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
-    with shared_intermediates() as cache:
-        return contract_to_tensor(factors, enumerated, cache=cache)
+
+    return trace
 
 
 def pointwise(site: Any, latents: Iterable[Any], discrete: Sequence[Any]) -> Tensor | None:

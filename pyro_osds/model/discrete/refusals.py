@@ -1,0 +1,151 @@
+"""What is said where discrete latents cannot be summed out: which sites, why, and the cure that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyro_osds.model.discrete.assignments import Discrete, num_joint
+from pyro_osds.model.discrete.interactions import ELEMENTS, HISTORY, PLATE, VECTOR, Interaction
+from pyro_osds.model.source import first_line
+from pyro_osds.stats.thresholds import MAX_JOINT, MAX_JOINT_SLOWLY, MAX_JOINT_TERMS
+
+# Each step of a sequential plate takes a tensor dimension, of which torch has 64.
+_MAX_STEPS = 50
+
+
+_MANY_TERMS = "Take fewer elements or fewer rows, or a statistic of the rows that is sufficient."
+_FEWER = "fewer elements, fewer values, or continuous latents in their place, such as RelaxedBernoulli"
+
+
+class MovingSupportError(ValueError):
+    """The support of a continuous latent depends on a discrete one."""
+
+
+def support_refusal(name: str, shapes: str = "") -> str:
+    """The sentence for a support that depends on a discrete latent.
+
+    Arguments:
+        name: The continuous latent.
+        shapes: What was seen of it.
+    """
+    return (
+        f"The support of site {name!r} {shapes or 'moves'}: it depends on a discrete latent, which is summed out. Give "
+        "the site a support that holds for all values of the discrete latent, for instance by scaling a fixed one."
+    )
+
+
+def refusal(
+    jointly: Sequence[Discrete],
+    found: Sequence[Interaction],
+    num_terms: int,
+    vectorized: bool,
+    error: Exception | None,
+    history: int | None,
+) -> str:
+    """The sentences for discrete latents that interact and have too many joint values.
+
+    Arguments:
+        jointly: What would have to be summed jointly.
+        found: What elimination does not see.
+        num_terms: Densities of single values that the sum would have.
+        vectorized: Whether one run can be made for many joint values.
+        error: What elimination failed with.
+        history: The ``history=`` of ``pyro.markov`` that was found to be right.
+    """
+    seen = worst(found)
+    sizes = {site.name: site.num_values for site in jointly}
+
+    cure = _MANY_TERMS if vectorized and num_joint(jointly) <= MAX_JOINT else _cure(seen, sizes, vectorized, history)
+
+    return f"{_what(seen, jointly, error)} {_too_many(jointly, num_terms, vectorized)} {cure}"
+
+
+def worst(found: Sequence[Interaction]) -> Interaction | None:
+    """The one to tell: of those that another site is in, that which reads most."""
+    between = [seen for seen in found if seen.kind != VECTOR]
+
+    return max(between or found, key=lambda seen: seen.num_read, default=None)
+
+
+def _what(seen: Interaction | None, jointly: Sequence[Discrete], error: Exception | None) -> str:
+    if seen is None:
+        why = f" ({type(error).__name__}: {first_line(error)})" if error is not None and str(error) else ""
+        return f"The discrete latents {[site.name for site in jointly]} cannot be summed out one after the other{why}."
+    what = f"discrete latent {seen.discrete!r}"
+
+    return {
+        HISTORY: f"Site {seen.reader!r} depends on {what}, which lies further back than pyro.markov lets it see.",
+        PLATE: (
+            f"Site {seen.reader!r} depends on {what} from outside of its plate, each of its elements on up to "
+            f"{seen.num_read} of {seen.num_elements}."
+        ),
+        ELEMENTS: (
+            f"Site {seen.reader!r} depends on {what} across elements of the plate, each of its own on up to "
+            f"{seen.num_read} of {seen.num_elements}."
+        ),
+        VECTOR: f"{what.capitalize()} has {seen.num_elements} elements that belong to no plate.",
+    }[seen.kind]
+
+
+def _too_many(jointly: Sequence[Discrete], num_terms: int, vectorized: bool) -> str:
+    names = ", ".join(repr(site.name) for site in jointly[:3]) + (", ..." if len(jointly) > 3 else "")
+    count = num_joint(jointly)
+    shown = f"{count:,}" if count < 10**9 else f"10^{len(str(count)) - 1}"
+    if not vectorized and MAX_JOINT_SLOWLY < count <= MAX_JOINT:
+        return (
+            f"Summed together, {names} have {shown} joint values, and without torch.func.vmap at most "
+            f"{MAX_JOINT_SLOWLY} can be summed."
+        )
+    if count <= MAX_JOINT:
+        return (
+            f"Summed together, {names} have {shown} joint values with {num_terms:,} densities of single values, of "
+            f"which {MAX_JOINT_TERMS:,} can be summed."
+        )
+
+    return f"Summed together, {names} have {shown} joint values, of which {MAX_JOINT:,} can be summed."
+
+
+def _cure(seen: Interaction | None, sizes: dict[str, int], vectorized: bool, history: int | None) -> str:
+    if history is not None:
+        return f"Say pyro.markov(..., history={history})."
+    if seen is None and not vectorized:
+        return "Read values by indexing (table[k]) or torch.where instead of if, and declare dimensions by pyro.plate."
+    if seen is None:
+        return f"Declare every dimension by pyro.plate, read values inside of their plates, or take {_FEWER}."
+    if seen.kind == HISTORY:
+        return (
+            "Let the state of the chain carry what is read later, such as a count so far or the first state, as more "
+            "values of the state."
+        )
+    if seen.kind == VECTOR:
+        return "Declare them by pyro.plate, without .to_event()."
+    if seen.is_sum:
+        return (
+            f"Its log density is a sum over these elements: declare them by pyro.plate, without .to_event(), and put "
+            f"{seen.reader!r} into that plate, with an element for each of theirs."
+        )
+
+    return _cure_of_elements(seen, sizes.get(seen.discrete, 2))
+
+
+def _cure_of_elements(seen: Interaction, num_values: int) -> str:
+    """What helps where elements of a plate are read from elsewhere."""
+    is_sequential = seen.num_elements <= _MAX_STEPS
+    if seen.num_read <= 1:
+        inside = f"Put {seen.reader!r} into the plate of {seen.discrete!r}, what belongs to an element beside it"
+        loop = (
+            f", or write the plate as a loop, `for i in pyro.plate(...)`, with a site like {seen.reader!r} for each i"
+        )
+        return f"{inside}{loop if is_sequential else ''}."
+    if num_values**seen.num_read > MAX_JOINT:
+        return f"They are read all together, which no way of writing plates changes: take {_FEWER}."
+    if is_sequential:
+        return (
+            "Write the plate as a loop, `for i in pyro.plate(...)`, with a site of its own for each element of "
+            f"{seen.reader!r}: sums then go over those that are read together."
+        )
+
+    return (
+        f"Where neighbours are read together, write a chain by pyro.markov(..., history={seen.num_read - 1}); "
+        f"otherwise take {_FEWER}."
+    )
