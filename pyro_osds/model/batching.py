@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_osds.model.foreign.saved import KeepSaved, is_about_changes
 from pyro_osds.model.graph import (
     BLOCK_SIZE,
     LARGE_BLOCK_SIZE,
@@ -100,7 +101,8 @@ class Ladder:
         # The foot of the ladder: what all backends have to agree with.
         self.vectorized = self._may_capture = False
         self.is_double = bool(is_double)
-        self._expected = with_scores(self.densities)(self._points)
+        self._keeps_saved = False
+        self._expected = self._first_look()
         if is_double is None:
             self._raise_precision()
         self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
@@ -152,6 +154,21 @@ class Ladder:
             return self._by_graph(Graph(run, self._block_size), z, scores)
 
         return self._in_python(z)
+
+    def _first_look(self) -> tuple[Tensor, ...]:
+        """Densities and scores by the loop; a model that changes in place what its gradient needs is noticed here."""
+        try:
+            return with_scores(self.densities)(self._points)
+        except RuntimeError as error:
+            if not is_about_changes(error):
+                raise
+        self._keeps_saved = True
+
+        return with_scores(self.densities)(self._points)
+
+    def saved(self) -> contextlib.AbstractContextManager[Any]:
+        """What has to be in force while the model runs and gradients are taken: nothing, unless it changes in place."""
+        return KeepSaved() if self._keeps_saved and torch.is_grad_enabled() else contextlib.nullcontext()
 
     def _raise_precision(self) -> None:
         """Run in double precision from now on, if the density is the same there but for rounding."""
@@ -234,7 +251,7 @@ class Ladder:
     def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         """Any function of one point, over the rows of ``z``: tensors, tuples or mappings of them, stacked."""
         precision = in_double() if self.is_double else contextlib.nullcontext()
-        with vmappable_pyro(), precision:
+        with vmappable_pyro(), precision, self.saved():
             # A point at which linear algebra fails has no density, as in Pyro's own samplers.
             read_one = _or_nan(read) if read is self.single else read
             if not self.vectorized:

@@ -12,6 +12,7 @@ from pyro.infer import infer_discrete
 from torch import Tensor
 
 from pyro_osds.model.enumeration import is_enumerable
+from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.source import first_line
 
 TEMPERATURES = (0, 1)
@@ -43,14 +44,15 @@ def decode(
         >>> decode(model, {}, ["z"], nesting=0)
         {'z': tensor(1.)}
     """
-    enumerated = poutine.infer_config(poutine.condition(run, data=dict(given)), config_fn=_enumerate)
+    # The model may go on to change what it gets.
+    enumerated = poutine.infer_config(poutine.condition(run, data=Copies(given)), config_fn=_enumerate)
     # A run whose observations count for nothing may have nothing left to enumerate; that is no mistake.
     inferred: Any = infer_discrete(
         enumerated, first_available_dim=-1 - nesting, temperature=temperature, strict_enumeration_warning=False
     )
     try:
         with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
-            nodes = poutine.trace(inferred).get_trace().nodes
+            nodes = trace_of(inferred).get_trace().nodes
     except ValueError as error:
         raise ValueError(
             f"The discrete latents {list(names)} cannot be drawn given the continuous ones: {first_line(error)}. "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_osds.model.checks.determinism import TrainingLayerError, no_training_layers
 from pyro_osds.model.checks.observations import impossible, refusal
+from pyro_osds.model.foreign.moments import trace_of
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.source import first_line
 from pyro_osds.model.trace import init_anywhere, is_latent
@@ -52,7 +53,7 @@ def first_trace(
 
 
 def _trace(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    tracer: Any = poutine.trace(model)
+    tracer = trace_of(model)
     try:
         trace = tracer.get_trace(*args, **kwargs)
         trace.compute_log_prob()
@@ -97,7 +98,7 @@ def check_observations(trace: Any, model: Callable[[], Any]) -> None:
 
 def _prior_trace(model: Callable[[], Any]) -> Any:
     with torch.no_grad(), vmappable_pyro(), VmapCompat():
-        return poutine.trace(model).get_trace()
+        return trace_of(model).get_trace()
 
 
 def _describe(value: Any) -> str:

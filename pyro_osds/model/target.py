@@ -25,6 +25,8 @@ from pyro_osds.model.coordinates import Coordinates
 from pyro_osds.model.decode import decode
 from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.first_run import check_observations, first_trace
+from pyro_osds.model.foreign.moments import Copies, trace_of
+from pyro_osds.model.foreign.state import State
 from pyro_osds.model.graph import block_size, large_block_size
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
@@ -103,7 +105,9 @@ class ModelTarget(SiteReadings, Target):
         self.init_strategy = init_strategy
         self.transforms = dict(transforms or {})
         self._constants = Constants()
-        trace = first_trace(model, args, self.kwargs, init_strategy, self._constants)
+        self._copies_values = False
+        self._state = State(model, args, self.kwargs)
+        trace = first_trace(self._watched, args, self.kwargs, init_strategy, self._constants)
         latents = [site for site in trace.nodes.values() if is_latent(site)]
         discrete = [site for site in latents if is_enumerable(site)]
         continuous = [site for site in latents if not is_enumerable(site)]
@@ -134,10 +138,12 @@ class ModelTarget(SiteReadings, Target):
         if discrete:
             self._check_enumeration(trace)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
-            run = self._run(self.start)
+            run = self._run(self.start.clone())
+        self._copies_values = run.changes_values
         self.num_terms, self._closed_forms = run.num_terms, run.closed_forms
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
-        check_deterministic(self._terms, check_points(self.start)[:2])
+        check_deterministic(self._terms, check_points(self.start)[:2], self._state)
+        self._state.settle()
         sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
         self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes)
         self.vectorized = self._ladder.vectorized
@@ -220,7 +226,7 @@ class ModelTarget(SiteReadings, Target):
             for row in range(len(next(iter(values.values()))))
         ]
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
-            traces = [poutine.trace(poutine.condition(self._call, data=row)).get_trace() for row in rows]
+            traces = [trace_of(poutine.condition(self._call, data=Copies(row))).get_trace() for row in rows]
             return torch.stack([self._flatten(trace.nodes) for trace in traces])
 
     def not_finite_sites(self, z: Tensor) -> list[str]:
@@ -273,7 +279,9 @@ class ModelTarget(SiteReadings, Target):
             return self._run(row).terms()
 
     def _run(self, row: Tensor) -> ModelRun:
-        run = ModelRun(split(self.sites, row), self.coordinates.to_value, self._shapes, self.transforms)
+        run = ModelRun(
+            split(self.sites, row), self.coordinates.to_value, self._shapes, self.transforms, self._copies_values
+        )
         enumerate_all = Enumerate(self.nesting) if self.discrete_sites else contextlib.nullcontext()
         with run, enumerate_all:
             self._call()
@@ -287,7 +295,11 @@ class ModelTarget(SiteReadings, Target):
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The model with any arguments, and with its parameters as they were in the run."""
         with self._constants:
-            return self.model(*args, **kwargs)
+            return self._watched(*args, **kwargs)
+
+    def _watched(self, *args: Any, **kwargs: Any) -> Any:
+        """The model, which may change its arguments: the user's stay as they are."""
+        return self._state.call(args, kwargs)
 
     def _call(self) -> Any:
         return self.call(*self.args, **self.kwargs)
@@ -323,5 +335,5 @@ class ModelTarget(SiteReadings, Target):
         return (*counts, *notes, *scaled(trace))
 
     def _run_for_gradients(self, row: Tensor) -> ModelRun:
-        with torch.enable_grad(), vmappable_pyro(), self._precision(), VmapCompat():
+        with torch.enable_grad(), vmappable_pyro(), self._precision(), self._ladder.saved(), VmapCompat():
             return self._run(row)

@@ -50,6 +50,8 @@ _READS = {
 }  # fmt: skip
 # Rows from which on a copy of a matrix for each point costs more than everything else.
 _LARGE_MATRIX = 128
+# Said of a gradient that is lost on the way through Python, which the check of gradients says better.
+_TO_SCALAR = "Converting a tensor with requires_grad=True to a scalar"
 _NO_RULE = "There is a performance drop because we have not yet implemented the batching rule"
 
 
@@ -91,6 +93,7 @@ def vmappable_pyro() -> Iterator[None]:
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=_NO_RULE)
+        warnings.filterwarnings("ignore", message=_TO_SCALAR)
         yield
 
 

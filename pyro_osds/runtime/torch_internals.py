@@ -28,6 +28,7 @@ __all__ = [
     "is_batchedtensor",
     "is_mutable",
     "memory_of",
+    "same_view",
     "undecorated",
     "unchanged_validation",
     "without_function_modes",
@@ -106,6 +107,27 @@ def memory_of(tensor: Tensor) -> int:
         (True, False)
     """
     return tensor.untyped_storage()._cdata
+
+
+def same_view(tensor: Tensor, copies: dict[int, Tensor]) -> Tensor:
+    """A view of a copy of a tensor's memory, with the tensor's shape; views of one memory share the copy.
+
+    Arguments:
+        tensor: The tensor.
+        copies: Copies that there are, by memory; a new one is added.
+
+    Example:
+        >>> x, copies = torch.zeros(3), {}
+        >>> same_view(x, copies)[1] = 1.0
+        >>> same_view(x[1:], copies), x
+        (tensor([1., 0.]), tensor([0., 0., 0.]))
+    """
+    memory = memory_of(tensor)
+    if memory not in copies:
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        copies[memory] = tensor.detach().as_strided((size,), (1,), 0).clone()
+
+    return copies[memory].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def without_function_modes() -> AbstractContextManager[Any]:
