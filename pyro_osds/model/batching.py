@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_osds.model.foreign.factorisations import is_failure
 from pyro_osds.model.foreign.saved import KeepSaved, is_about_changes
 from pyro_osds.model.graph import (
     BLOCK_SIZE,
@@ -37,7 +38,7 @@ from pyro_osds.model.graph import (
 )
 from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.source import first_line, user_line
-from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
+from pyro_osds.model.vmap import PointsDisagree, VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
 
@@ -101,12 +102,13 @@ class Ladder:
         # The foot of the ladder: what all backends have to agree with.
         self.vectorized = self._may_capture = False
         self.is_double = bool(is_double)
-        self._keeps_saved = False
+        self._keeps_saved, self._must_agree = False, True
         self._expected = self._first_look()
         if is_double is None:
             self._raise_precision()
         self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
         self._may_capture = self.vectorized and capture == "auto" and len(example) > 0
+        self._must_agree = False
 
     def __getstate__(self) -> dict[str, Any]:
         # Recorded graphs cannot be pickled; they are recorded again when they are first needed.
@@ -252,21 +254,29 @@ class Ladder:
         """Any function of one point, over the rows of ``z``: tensors, tuples or mappings of them, stacked."""
         precision = in_double() if self.is_double else contextlib.nullcontext()
         with vmappable_pyro(), precision, self.saved():
-            # A point at which linear algebra fails has no density, as in Pyro's own samplers.
-            read_one = _or_nan(read) if read is self.single else read
             if not self.vectorized:
-                return _loop(read_one, z)
+                return self._in_loop(read, z)
             try:
                 return self._vmap(read, z)
             except RuntimeError as error:
-                if not is_numerical(error):
+                # In this batch points may have parted, though they did not where the backends were compared.
+                if not is_numerical(error) and (self._must_agree or not isinstance(error, PointsDisagree)):
                     raise
-                return _loop(read_one, z)
+                return self._in_loop(read, z)
+
+    def _in_loop(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
+        # A point at which linear algebra fails has no density, as in Pyro's own samplers.
+        return _loop(_or_nan(read) if read is self.single else read, z)
 
     def _vmap(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         def single(row: Tensor) -> Any:
-            with VmapCompat(row if self._batched_factories else None):
-                return read(row)
+            with VmapCompat(row if self._batched_factories else None) as torch_for_batches:
+                result = read(row)
+            failed = torch_for_batches.factorisations.failed(row)
+            if failed is None or read is not self.single:
+                return result
+            # A matrix without a factor gives its own point a density of zero, as everywhere.
+            return tuple(part.masked_fill(failed, torch.nan) for part in result)
 
         return torch.func.vmap(single, randomness="error")(z)
 
@@ -304,6 +314,7 @@ class Ladder:
         function = with_scores(self.densities) if scores else self.densities
         filling = self._points[:1].expand(block_size - len(self._points), -1)
         block = torch.cat([self._points, filling])
+        self._must_agree = True
         try:
             with self._replayed():
                 graph = record(function, block.roll(1, 0))
@@ -311,6 +322,8 @@ class Ladder:
         except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
             self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
             return None
+        finally:
+            self._must_agree = False
         count = len(self._points)
         if not agree(tuple(part[:count] for part in got), self._expected, self.is_double):
             self.reason = "the captured graph differs from single runs"
@@ -377,8 +390,8 @@ def _or_nan(single: Single) -> Single:
     def densities(row: Tensor) -> tuple[Tensor, Tensor]:
         try:
             return single(row)
-        except RuntimeError as error:
-            if not is_numerical(error):
+        except Exception as error:
+            if not is_failure(error):
                 raise
             nan = torch.nan * row.sum()
             return nan, nan
