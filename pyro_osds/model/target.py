@@ -19,6 +19,7 @@ from torch.distributions import Transform
 
 from pyro_osds.model.batching import Ladder, check_points
 from pyro_osds.model.checks.determinism import check_deterministic
+from pyro_osds.model.checks.gradients import check_gradients
 from pyro_osds.model.checks.observations import forgotten, observed_values, rounded_counts, scaled
 from pyro_osds.model.checks.reach import reached
 from pyro_osds.model.coordinates import Coordinates
@@ -27,7 +28,7 @@ from pyro_osds.model.enumeration import Enumerate, is_enumerable
 from pyro_osds.model.first_run import check_observations, first_trace
 from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.foreign.state import State
-from pyro_osds.model.graph import block_size, large_block_size
+from pyro_osds.model.graph import block_size, large_block_size, with_scores
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.readings import SiteReadings
@@ -147,6 +148,8 @@ class ModelTarget(SiteReadings, Target):
         sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
         self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes)
         self.vectorized = self._ladder.vectorized
+        if self.dim and not self.vectorized and self.is_double:
+            check_gradients(with_scores(self._ladder.densities), self.sites, check_points(self.start)[:4])
         self.notes = self._look_at_observations(trace)
 
     @property
