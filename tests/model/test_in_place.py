@@ -303,6 +303,19 @@ class Holder:
         observe(type(self).seen)
 
 
+class Slotted:
+    """State without a dictionary."""
+
+    __slots__ = ("count",)
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self):
+        self.count += 1
+        observe(self.count)
+
+
 def observe(shift):
     x = pyro.sample("x", dist.Normal(0.0, 1.0))
     pyro.sample("early", dist.Normal(x, 1.0), obs=torch.tensor(0.5))
@@ -390,6 +403,7 @@ class Running(PyroModule):
         (lambda: by_own_attribute, "attribute 'calls' of function by_own_attribute"),
         (lambda: Holder().model, "attribute 'count' of the model"),
         (Holder, "attribute 'seen' of class Holder"),
+        (Slotted, "attribute 'count' of the model"),
         (Running, r"buffer 'mean' .*mean = self\.mean\.clone\(\)"),
     ],
 )

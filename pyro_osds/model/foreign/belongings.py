@@ -7,6 +7,7 @@ it changes in place are the user's, and state that it reads again makes the next
 from __future__ import annotations
 
 import collections
+import operator
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -172,8 +173,12 @@ class _Walk:
         self._class_and_code(module, name, depth, ("forward", "model", "__call__"))
 
     def _object(self, value: Any, name: str, depth: int) -> None:
-        if hasattr(value, "__dict__"):
-            self._attributes(dict(vars(value)), name, value, depth)
+        own = dict(vars(value)) if hasattr(value, "__dict__") else {}
+        for kind in type(value).__mro__ if _is_own(type(value).__module__) else ():
+            slots = vars(kind).get("__slots__", ())
+            names = (slots,) if isinstance(slots, str) else tuple(slots)
+            own.update({key: getattr(value, key) for key in names if hasattr(value, key)})
+        self._attributes(own, name, value, depth)
         self._class_and_code(value, name, depth, ("__call__",))
 
     def _class_and_code(self, value: Any, name: str, depth: int, methods: tuple[str, ...]) -> None:
@@ -239,9 +244,11 @@ def is_same(before: Any, now: Any) -> bool:
     if isinstance(now, set):
         return before == now
     if isinstance(now, CONTAINERS):
-        return isinstance(before, CONTAINERS) and _same_items(
-            [(0, part) for part in before], [(0, part) for part in now]
-        )
+        if not isinstance(before, CONTAINERS) or len(before) != len(now):
+            return False
+        if len(now) > _MAX_LENGTH:
+            return all(map(operator.is_, before, now))
+        return _same_items([(0, part) for part in before], [(0, part) for part in now])
     try:
         return type(before) is type(now) and bool(before == now or before != before)
     except Exception:  # noqa: BLE001 - what cannot be compared cannot be told from another
