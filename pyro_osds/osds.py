@@ -200,6 +200,7 @@ class OSDS:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        score_fn: Callable[[Tensor], Any] | None = None,
         **options: Any,
     ) -> OSDS:
         """A sampler for any unnormalised log density on ``R^D``; its draws have the single site ``z``.
@@ -209,6 +210,9 @@ class OSDS:
             dim: The number of dimensions ``D``.
             dtype: Floating point type of the points.
             device: Device of the points.
+            score_fn: Maps points ``(B, D)`` to gradients of the log density ``(B, D)``, where torch cannot tell them:
+                with it, both functions may compute with numpy or scipy and return arrays. It is held against
+                differences of the density at a few points.
             options: As for :class:`OSDS`.
 
         Example:
@@ -220,7 +224,7 @@ class OSDS:
             1.84
         """
         osds = cls(log_prob_fn, **options)
-        density = FunctionTarget(log_prob_fn, dim, dtype, device)
+        density = FunctionTarget(log_prob_fn, dim, dtype, device, score_fn)
         osds._problem = DensityProblem(log_prob_fn, osds._problem.initial_params, density=density)
 
         return osds

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +24,7 @@ from pyro_osds.model import (
     Predictive,
     one_point,
     prior_predictive,
+    unchanging,
 )
 from pyro_osds.runtime.arguments import check_choices, constant_arguments
 from pyro_osds.target import FunctionTarget, NotFiniteError, Target
@@ -188,7 +188,7 @@ class ModelProblem(Problem):
 
     def prior_predictive(self, num_draws: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         """Runs of the model with everything drawn."""
-        return prior_predictive(partial(self.function, *args, **kwargs), num_draws)
+        return prior_predictive(unchanging(self.function, args, kwargs), num_draws)
 
     def constant_data(self, target: ModelTarget) -> dict[str, Tensor]:
         """Arguments that are tensors and not observed."""

@@ -11,7 +11,7 @@ the observations depend on; ``coordinates`` maps values to coordinates and ``sit
 from pyro_osds.model.batching import CAPTURE, VECTORIZE, VectorizationWarning
 from pyro_osds.model.discrete.decode import TEMPERATURES
 from pyro_osds.model.potential import PotentialTarget, one_point
-from pyro_osds.model.predictive import Predictive, prior_predictive
+from pyro_osds.model.predictive import Predictive, prior_predictive, unchanging
 from pyro_osds.model.target import ModelTarget
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "VectorizationWarning",
     "one_point",
     "prior_predictive",
+    "unchanging",
 ]

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_osds.model.foreign.factorisations import is_failure
+from pyro_osds.model.foreign.saved import KeepSaved, is_about_changes
 from pyro_osds.model.graph import (
     BLOCK_SIZE,
     LARGE_BLOCK_SIZE,
@@ -36,7 +38,7 @@ from pyro_osds.model.graph import (
 )
 from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.source import first_line, user_line
-from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
+from pyro_osds.model.vmap import PointsDisagree, VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
 
@@ -100,11 +102,13 @@ class Ladder:
         # The foot of the ladder: what all backends have to agree with.
         self.vectorized = self._may_capture = False
         self.is_double = bool(is_double)
-        self._expected = with_scores(self.densities)(self._points)
+        self._keeps_saved, self._must_agree = False, True
+        self._expected = self._first_look()
         if is_double is None:
             self._raise_precision()
         self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
         self._may_capture = self.vectorized and capture == "auto" and len(example) > 0
+        self._must_agree = False
 
     def __getstate__(self) -> dict[str, Any]:
         # Recorded graphs cannot be pickled; they are recorded again when they are first needed.
@@ -152,6 +156,21 @@ class Ladder:
             return self._by_graph(Graph(run, self._block_size), z, scores)
 
         return self._in_python(z)
+
+    def _first_look(self) -> tuple[Tensor, ...]:
+        """Densities and scores by the loop; a model that changes in place what its gradient needs is noticed here."""
+        try:
+            return with_scores(self.densities)(self._points)
+        except RuntimeError as error:
+            if not is_about_changes(error):
+                raise
+        self._keeps_saved = True
+
+        return with_scores(self.densities)(self._points)
+
+    def saved(self) -> contextlib.AbstractContextManager[Any]:
+        """What has to be in force while the model runs and gradients are taken: nothing, unless it changes in place."""
+        return KeepSaved() if self._keeps_saved and torch.is_grad_enabled() else contextlib.nullcontext()
 
     def _raise_precision(self) -> None:
         """Run in double precision from now on, if the density is the same there but for rounding."""
@@ -234,22 +253,30 @@ class Ladder:
     def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         """Any function of one point, over the rows of ``z``: tensors, tuples or mappings of them, stacked."""
         precision = in_double() if self.is_double else contextlib.nullcontext()
-        with vmappable_pyro(), precision:
-            # A point at which linear algebra fails has no density, as in Pyro's own samplers.
-            read_one = _or_nan(read) if read is self.single else read
+        with vmappable_pyro(), precision, self.saved():
             if not self.vectorized:
-                return _loop(read_one, z)
+                return self._in_loop(read, z)
             try:
                 return self._vmap(read, z)
             except RuntimeError as error:
-                if not is_numerical(error):
+                # In this batch points may have parted, though they did not where the backends were compared.
+                if not is_numerical(error) and (self._must_agree or not isinstance(error, PointsDisagree)):
                     raise
-                return _loop(read_one, z)
+                return self._in_loop(read, z)
+
+    def _in_loop(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
+        # A point at which linear algebra fails has no density, as in Pyro's own samplers.
+        return _loop(_or_nan(read) if read is self.single else read, z)
 
     def _vmap(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         def single(row: Tensor) -> Any:
-            with VmapCompat(row if self._batched_factories else None):
-                return read(row)
+            with VmapCompat(row if self._batched_factories else None) as torch_for_batches:
+                result = read(row)
+            failed = torch_for_batches.factorisations.failed(row)
+            if failed is None or read is not self.single:
+                return result
+            # A matrix without a factor gives its own point a density of zero, as everywhere.
+            return tuple(part.masked_fill(failed, torch.nan) for part in result)
 
         return torch.func.vmap(single, randomness="error")(z)
 
@@ -287,6 +314,7 @@ class Ladder:
         function = with_scores(self.densities) if scores else self.densities
         filling = self._points[:1].expand(block_size - len(self._points), -1)
         block = torch.cat([self._points, filling])
+        self._must_agree = True
         try:
             with self._replayed():
                 graph = record(function, block.roll(1, 0))
@@ -294,6 +322,8 @@ class Ladder:
         except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
             self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
             return None
+        finally:
+            self._must_agree = False
         count = len(self._points)
         if not agree(tuple(part[:count] for part in got), self._expected, self.is_double):
             self.reason = "the captured graph differs from single runs"
@@ -360,8 +390,8 @@ def _or_nan(single: Single) -> Single:
     def densities(row: Tensor) -> tuple[Tensor, Tensor]:
         try:
             return single(row)
-        except RuntimeError as error:
-            if not is_numerical(error):
+        except Exception as error:
+            if not is_failure(error):
                 raise
             nan = torch.nan * row.sum()
             return nan, nan

@@ -15,6 +15,7 @@ from pyro_osds.model.checks.observations import impossible, refusal
 from pyro_osds.model.checks.parameters import NanParameter, lasting, nan_parameters, refuse_missing
 from pyro_osds.model.checks.shapes import check_densities, check_shapes, compute_log_prob, failed_site
 from pyro_osds.model.distributions.latents import UnsupportedSiteError
+from pyro_osds.model.foreign.moments import trace_of
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.source import first_line
 from pyro_osds.model.trace import check_priors, init_anywhere, is_latent
@@ -58,7 +59,7 @@ def first_trace(
 
 
 def _trace(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], transforms: Mapping[str, Any]) -> Any:
-    tracer: Any = poutine.trace(model)
+    tracer = trace_of(model)
     try:
         trace = tracer.get_trace(*args, **kwargs)
         check_priors(trace, transforms)
@@ -145,7 +146,7 @@ def _prior_traces(call: Callable[[], Any]) -> Iterator[Any]:
 
 def _prior_trace(model: Callable[[], Any]) -> Any:
     with torch.no_grad(), vmappable_pyro(), VmapCompat():
-        return poutine.trace(model).get_trace()
+        return trace_of(model).get_trace()
 
 
 def _describe(value: Any) -> str:

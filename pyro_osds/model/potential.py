@@ -12,6 +12,8 @@ from torch.distributions import Transform
 
 from pyro_osds.model.batching import Ladder, check_points
 from pyro_osds.model.checks.determinism import check_deterministic, no_training_layers
+from pyro_osds.model.checks.gradients import check_gradients
+from pyro_osds.model.graph import with_scores
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
 from pyro_osds.runtime.warnings import AmbiguousArgumentWarning, warn
 from pyro_osds.target import Target
@@ -64,6 +66,8 @@ class PotentialTarget(Target):
         check_deterministic(lambda row: {"potential_fn": self._single(row)[1]}, check_points(example)[:2])
         self._ladder = Ladder(self._single, example, vectorize, capture)
         self.vectorized = self._ladder.vectorized
+        if not self.vectorized and self.is_double:
+            check_gradients(with_scores(self._ladder.densities), self.sites, check_points(example)[:4])
 
     @property
     def is_double(self) -> bool:

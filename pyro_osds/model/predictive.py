@@ -26,6 +26,7 @@ from torch import Tensor
 from pyro_osds.model.discrete.decode import decode
 from pyro_osds.model.distributions.edge_draws import correlations
 from pyro_osds.model.distributions.latents import quiet_draws
+from pyro_osds.model.foreign.state import State
 from pyro_osds.model.pyro_internals import Subsample, is_numerical, is_shown
 from pyro_osds.model.source import first_line
 from pyro_osds.model.target import ModelTarget
@@ -99,6 +100,17 @@ class Predictive:
         names, jointly = self.target.discrete_sites, self.target.jointly_summed
 
         return decode(model, row, names, self.target.nesting, jointly=jointly)
+
+
+def unchanging(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any]:
+    """A call of a model that leaves its arguments and buffers as they are, whatever it does to them.
+
+    Arguments:
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+    """
+    return functools.partial(State(model, args, kwargs).call, args, kwargs)
 
 
 def prior_predictive(call: Callable[[], Any], num_draws: int) -> dict[str, Tensor]:
@@ -177,12 +189,14 @@ class PredictiveRun(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if _is_computed(msg):
             return
-        msg["value"] = self._given(msg) if msg["name"] in self.given else _draw(msg)
+        # The model may go on to change what it gets, and draws are somebody else's.
+        msg["value"] = self._given(msg).clone() if msg["name"] in self.given else _draw(msg)
         msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not isinstance(msg["fn"], (Subsample, Unit)):
-            self.values[msg["name"]] = msg["value"]
+            value = msg["value"]
+            self.values[msg["name"]] = value.clone() if isinstance(value, Tensor) else value
 
     def _given(self, msg: Any) -> Tensor:
         name, shape = msg["name"], msg["fn"].shape()

@@ -19,11 +19,11 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from pyro_osds.model.distributions.densities import unconstrained_log_prob
 from pyro_osds.model.distributions.edge_draws import DrawUnconstrained, unconstrained_draw
+from pyro_osds.model.foreign.moments import Moments
 from pyro_osds.model.run import is_computed
 
 # Rows that single runs are compared with; where draws are mixed up, the first few differ already.
@@ -74,17 +74,24 @@ def sample_latents(
         >>> list(sample_latents(model, ["x"]))
         ['x']
     """
+    tracer = Moments()
+    _run_until(names, run, tracer, to_value)
+    if tracer.are_changed():
+        tracer = Moments(copies=True)
+        _run_until(names, run, tracer, to_value)
+
+    sites: dict[str, Any] = {name: site for name, site in tracer.trace.nodes.items() if _is_stochastic(site)}
+
+    return {name: site for name, site in sites.items() if not (drawn and site["is_observed"])}
+
+
+def _run_until(names: Collection[str], run: Callable[[], Any], tracer: Moments, to_value: ToValue | None) -> None:
     # The trace is the outer of the two, so that it has noted the last site before the run ends.
-    tracer = TraceMessenger()
     try:
         with _drawing(names, to_value), tracer, _StopAfter(names):
             run()
     except _LastLatent:
         pass
-
-    sites: dict[str, Any] = {name: site for name, site in tracer.trace.nodes.items() if _is_stochastic(site)}
-
-    return {name: site for name, site in sites.items() if not (drawn and site["is_observed"])}
 
 
 def _drawing(names: Collection[str], to_value: ToValue | None) -> contextlib.AbstractContextManager[Any]:

@@ -47,6 +47,7 @@ class ModelRun(Messenger):
         shapes: Shapes of the values by site.
         transformed: Sites with a transform of the user's own, which no closed form knows.
         tied: Sites that discrete latents tie together which are summed jointly: no row of them has a density alone.
+        copies: Whether the model changes values in place, and so gets copies of them.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class ModelRun(Messenger):
         shapes: Mapping[str, torch.Size],
         transformed: Container[str] = (),
         tied: Container[str] = (),
+        copies: bool = False,
     ) -> None:
         super().__init__()
+        self._copies, self._versions = copies, dict[str, int]()
         self.unconstrained = unconstrained
         self.to_value = to_value
         self.shapes = shapes
@@ -97,7 +100,8 @@ class ModelRun(Messenger):
         closed = None if name in self.transformed else unconstrained_log_prob(msg["fn"], transform, u)
         if closed is not None:
             self._closed_forms[name] = closed - by_batch(self.log_abs_det[-1], value, msg["fn"].event_dim)
-        msg["value"] = value
+        msg["value"] = value.clone() if self._copies else value
+        self._versions[name] = value._version
         msg["done"] = True
 
     def _check_shape(self, msg: Any, value: Tensor) -> None:
@@ -117,10 +121,12 @@ class ModelRun(Messenger):
             return
         if is_deterministic(msg):
             if msg["name"] not in self.tied:
-                self.deterministics[msg["name"]] = msg["value"]
+                self.deterministics[msg["name"]] = msg["value"].clone() if self._copies else msg["value"]
+                self._versions[msg["name"]] = msg["value"]._version
             return
         if is_computed(msg) and not is_factor(msg["fn"]):
-            self.deterministics[msg["name"]] = msg["value"]
+            self.deterministics[msg["name"]] = msg["value"].clone() if self._copies else msg["value"]
+            self._versions[msg["name"]] = msg["value"]._version
         msg["log_prob"] = scale_and_mask(self._log_prob(msg), msg["scale"], msg["mask"])
         if msg["is_observed"] or is_computed(msg):
             self.observed.append(msg)
@@ -144,6 +150,9 @@ class ModelRun(Messenger):
     def check_complete(self) -> None:
         """Refuse a run that passed by a latent site."""
         absent = [name for name in self.unconstrained if name not in self.values]
+        for site in self.latents:
+            # What the model made of its copy is none of the site's.
+            site["value"] = self.values[site["name"]]
         if absent:
             raise ValueError(
                 f"Site {absent[0]!r} was there when the model was first run and is not any more: the model's structure "
@@ -206,6 +215,13 @@ class ModelRun(Messenger):
                 rows[site["name"]] = value
 
         return rows
+
+    @property
+    def changes_values(self) -> bool:
+        """Whether the model changed a latent's or a deterministic value in place, after its site."""
+        values = self.values | self.deterministics
+
+        return any(value._version != self._versions[name] for name, value in values.items())
 
     @property
     def num_terms(self) -> int:

@@ -20,6 +20,7 @@ from torch.distributions import Transform
 
 from pyro_osds.model.batching import Ladder, check_points
 from pyro_osds.model.checks.determinism import check_deterministic
+from pyro_osds.model.checks.gradients import check_gradients
 from pyro_osds.model.checks.observations import forgotten, observed_values, rounded_counts, scaled
 from pyro_osds.model.checks.parameters import refuse_missing
 from pyro_osds.model.checks.reach import reached
@@ -31,7 +32,9 @@ from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.plan import joint_sum
 from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
 from pyro_osds.model.first_run import check_observations, check_parameters, first_trace
-from pyro_osds.model.graph import block_size, large_block_size
+from pyro_osds.model.foreign.moments import Copies, trace_of
+from pyro_osds.model.foreign.state import State
+from pyro_osds.model.graph import block_size, large_block_size, with_scores
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.readings import SiteReadings
@@ -113,7 +116,9 @@ class ModelTarget(SiteReadings, Target):
         self.init_strategy = init_strategy
         self.transforms = dict(transforms or {})
         self._constants = Constants()
-        trace = first_trace(model, args, self.kwargs, init_strategy, self._constants, self.transforms)
+        self._copies_values = False
+        self._state = State(model, args, self.kwargs)
+        trace = first_trace(self._watched, args, self.kwargs, init_strategy, self._constants, self.transforms)
         latents = [site for site in trace.nodes.values() if is_latent(site)]
         discrete = [site for site in latents if is_enumerable(site)]
         continuous = [site for site in latents if not is_enumerable(site)]
@@ -147,15 +152,19 @@ class ModelTarget(SiteReadings, Target):
         if discrete:
             self._check_enumeration(trace)
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
-            run = self._run(self.start)
+            run = self._run(self.start.clone())
+        self._copies_values = run.changes_values
         self.num_terms, self._closed_forms = run.num_terms * len(self._joint or (0,)), run.closed_forms
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
-        check_deterministic(self._terms, check_points(self.start)[:2])
+        check_deterministic(self._terms, check_points(self.start)[:2], self._state)
+        self._state.settle()
         sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
         self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes)
         self.vectorized = self._ladder.vectorized
         if masked and self._loses_gradient():
             refuse_missing(masked, model, args, self.kwargs)
+        if self.dim and not self.vectorized and self.is_double:
+            check_gradients(with_scores(self._ladder.densities), self.sites, check_points(self.start)[:4])
         self.notes = self._look_at_observations(trace)
 
     @property
@@ -262,7 +271,7 @@ class ModelTarget(SiteReadings, Target):
             for row in range(len(next(iter(values.values()))))
         ]
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
-            traces = [poutine.trace(poutine.condition(self._call, data=row)).get_trace() for row in rows]
+            traces = [trace_of(poutine.condition(self._call, data=Copies(row))).get_trace() for row in rows]
             return torch.stack([self._flatten(trace.nodes) for trace in traces])
 
     def not_finite_sites(self, z: Tensor) -> list[str]:
@@ -326,7 +335,8 @@ class ModelTarget(SiteReadings, Target):
         if given is None:
             given = {} if joint is None else joint.at(0)
         tied = frozenset() if joint is None else joint.tied
-        run = ModelRun(split(self.sites, row), self.coordinates.to_value, self._shapes, self.transforms, tied)
+        to_value, copies = self.coordinates.to_value, self._copies_values
+        run = ModelRun(split(self.sites, row), to_value, self._shapes, self.transforms, tied, copies)
         enumerate_all = Enumerate(self.nesting, given, widened) if self.discrete_sites else contextlib.nullcontext()
         with run, enumerate_all:
             self._call()
@@ -340,7 +350,11 @@ class ModelTarget(SiteReadings, Target):
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The model with any arguments, and with its parameters as they were in the run."""
         with self._constants:
-            return self.model(*args, **kwargs)
+            return self._watched(*args, **kwargs)
+
+    def _watched(self, *args: Any, **kwargs: Any) -> Any:
+        """The model, which may change its arguments: the user's stay as they are."""
+        return self._state.call(args, kwargs)
 
     def _call(self) -> Any:
         return self.call(*self.args, **self.kwargs)
@@ -397,5 +411,5 @@ class ModelTarget(SiteReadings, Target):
         return bool(total.isfinite()) and bool(gradient.isnan().any())
 
     def _run_for_gradients(self, row: Tensor, given: Mapping[str, Tensor] | None) -> ModelRun:
-        with torch.enable_grad(), vmappable_pyro(), self._precision(), VmapCompat():
+        with torch.enable_grad(), vmappable_pyro(), self._precision(), self._ladder.saved(), VmapCompat():
             return self._run(row, given)

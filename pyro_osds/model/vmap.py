@@ -7,13 +7,15 @@ one:
   as nan it only marks its own point as impossible.
 * ``x[mask] = value`` becomes a ``where``: a batch has a mask of its own for each point.
 * ``torch.tensor([a, b])`` of tensors becomes a ``stack``, which also keeps their gradients.
-* ``x.data`` becomes ``x.detach()``, which a batch has.
+* ``x.data`` becomes ``x.detach()`` in a batch, which has no other; in a single run it is what it is.
+* ``torch.equal`` is true where tensors are equal at all points; in a graph, where both came about in the same way.
 * Checks of arguments, which would look at all points at once, pass.
 * Values that are the same for all points, such as the indices of a plate, can be read as Python numbers.
 * New tensors belong to the batch from the start, if asked for: writing a batched value into an unbatched tensor fails.
 * ``clamp_`` and ``log_ndtr``, which vmap does one point after the other, are made of what it does at once.
 * A large triangular matrix that all points share is inverted once: solving for a batch would copy it for each point.
 * A normal draw with a negative scale is not a number, where torch would end the run.
+* Recurrent networks are made of matrix products, where their weights or inputs are of the batch.
 * Binary cross entropy on logits is written with ``logsigmoid``: the same function with a third of the operations.
 
 Pyro's logarithm with a bounded gradient is a function that vmap refuses; :func:`vmappable_pyro` puts another in its
@@ -39,8 +41,12 @@ from pyro_osds.model.distributions.latents import quiet_draws
 from pyro_osds.model.distributions.missing import nan_is_missing
 from pyro_osds.model.distributions.outside import cut_densities
 from pyro_osds.model.distributions.stable import stable_densities
+from pyro_osds.model.foreign import cells
+from pyro_osds.model.foreign.factorisations import FACTORISATIONS, Factorisations
+from pyro_osds.model.foreign.functions import functions_in_batches
 from pyro_osds.model.pyro_internals import safe_log_replaced
-from pyro_osds.runtime.torch_internals import ARGUMENT_CHECKS, is_batchedtensor
+from pyro_osds.runtime.recorder import are_equal
+from pyro_osds.runtime.torch_internals import ARGUMENT_CHECKS, is_batchedtensor, whole_batch
 
 _FACTORIES = {
     torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.tensor,
@@ -52,7 +58,13 @@ _READS = {
 }  # fmt: skip
 # Rows from which on a copy of a matrix for each point costs more than everything else.
 _LARGE_MATRIX = 128
+# Said of a gradient that is lost on the way through Python, which the check of gradients says better.
+_TO_SCALAR = "Converting a tensor with requires_grad=True to a scalar"
 _NO_RULE = "There is a performance drop because we have not yet implemented the batching rule"
+
+
+class PointsDisagree(RuntimeError):
+    """Python asked for one answer, and the points of a batch give several."""
 
 
 class VmapCompat(TorchFunctionMode):
@@ -64,6 +76,7 @@ class VmapCompat(TorchFunctionMode):
 
     def __init__(self, batched: Tensor | None = None) -> None:
         super().__init__()
+        self.factorisations = Factorisations()
         self._zero = None if batched is None else torch.zeros_like(batched).sum()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,14 +84,21 @@ class VmapCompat(TorchFunctionMode):
             # The same for all points, so Python may know it, even while a graph is in the making.
             with disable_proxy_modes_tracing():
                 return func(*args, **(kwargs or {}))
+        if func in _READS and self.factorisations.knows(args[0]):
+            with disable_proxy_modes_tracing():
+                return func(self.factorisations.taken_as_done(args[0]))
         answer = _ANSWERS.get(func) or func
         result = answer(*args, **(kwargs or {}))
-        if self._zero is None or not isinstance(result, Tensor) or (args and result is args[0]):
+        if func in FACTORISATIONS or self.factorisations:
+            self.factorisations.follow(func, args, kwargs or {}, result)
+        is_own = self._zero is not None and isinstance(result, Tensor) and func is not Tensor.__deepcopy__
+        if not is_own or (args and result is args[0]):
             return result
         # Whole numbers may be indices, which are better off as they are, unless somebody is about to fill them in.
         if is_batchedtensor(result) or not (result.is_floating_point() or func in _FACTORIES):
             return result
 
+        assert self._zero is not None
         return result | self._zero.bool() if result.dtype == torch.bool else result + self._zero.to(result.dtype)
 
 
@@ -91,9 +111,11 @@ def vmappable_pyro() -> Iterator[None]:
         stable_densities(),
         cut_densities(),
         nan_is_missing(),
+        functions_in_batches(),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=_NO_RULE)
+        warnings.filterwarnings("ignore", message=_TO_SCALAR)
         quiet_draws()
         yield
 
@@ -236,6 +258,43 @@ def _bce_with_logits(
     return (1.0 - target) * logits - functional.logsigmoid(logits)
 
 
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether tensors are the same at every point of a batch; where they are at some only, there is no answer."""
+    if not (is_batchedtensor(first) or is_batchedtensor(second)):
+        return torch.equal(first, second)
+    if first.shape != second.shape:
+        return False
+    (one, its_dim), (other, other_dim) = whole_batch(first), whole_batch(second)
+    if its_dim != other_dim or not are_equal(one, other):
+        raise PointsDisagree("torch.equal compares values that depend on a latent")
+
+    return True
+
+
+def _allclose(first: Tensor, second: Tensor, *args: Any, **kwargs: Any) -> bool:
+    if not (is_batchedtensor(first) or is_batchedtensor(second)):
+        return torch.allclose(first, second, *args, **kwargs)
+    # Closer than equal nothing is.
+    if first.shape != second.shape or not _equal(first, second):
+        raise PointsDisagree("torch.allclose compares values that depend on a latent")
+
+    return True
+
+
+def _deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    if is_batchedtensor(tensor):
+        return memo.setdefault(id(tensor), tensor.clone())
+    if type(tensor) is not Tensor or tensor.requires_grad or vars(tensor):
+        return tensor.__deepcopy__(memo)
+
+    # Torch copies the memory behind the tensor, which no graph could follow.
+    return memo.setdefault(id(tensor), tensor.clone())
+
+
+def _data(tensor: Tensor) -> Tensor:
+    return tensor.detach() if is_batchedtensor(tensor) else tensor.data
+
+
 def _is_all_true(_: Tensor) -> bool:
     return True
 
@@ -278,13 +337,19 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.cholesky_solve: _cholesky_solve,
     Tensor.cholesky_solve: _cholesky_solve,
     Tensor.__setitem__: _setitem,
-    Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
+    Tensor.data.__get__: _data,  # type: ignore[attr-defined]
     torch.tensor: _tensor,
     torch.as_tensor: _as_tensor,
     Tensor.new_tensor: _new_tensor,
     Tensor.clamp_: _clamp_in_place,
+    Tensor.__deepcopy__: _deepcopy,
+    torch.equal: _equal,
+    Tensor.equal: _equal,
+    torch.allclose: _allclose,
+    Tensor.allclose: _allclose,
     torch.special.log_ndtr: _log_ndtr,
     torch.normal: _normal,
     **dict.fromkeys(ARGUMENT_CHECKS, _is_all_true),
+    **cells.ANSWERS,
     functional.binary_cross_entropy_with_logits: _bce_with_logits,
 }

@@ -7,13 +7,17 @@ where many posteriors take no longer in all, and describes every tensor on its w
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from pyro_osds.runtime.torch_internals import TO_PYTHON, DispatchMode, is_mutable, memory_of, written_arguments
+
+_recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
 
 
 def record_operations(function: Callable[[Tensor], Any], z: Tensor) -> fx.GraphModule:
@@ -37,12 +41,40 @@ def record_operations(function: Callable[[Tensor], Any], z: Tensor) -> fx.GraphM
     """
     recorder = Recorder()
     recorder.add_input(z)
-    with recorder:
+    with _recorded_by(recorder):
         values = function(z)
     recorder.graph.output(tuple(recorder.node(value) for value in values))
     recorder.graph.eliminate_dead_code()
 
     return fx.GraphModule(recorder.constants, recorder.graph)
+
+
+@contextmanager
+def _recorded_by(recorder: Recorder) -> Iterator[None]:
+    token = _recording.set(recorder)
+    try:
+        with recorder:
+            yield
+    finally:
+        _recording.reset(token)
+
+
+def are_equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are equal; while a function is being recorded, whether they are for every argument of it.
+
+    Equal for every argument they are where they came about by the same operations on the same tensors.
+
+    Arguments:
+        first: A tensor.
+        second: Another one.
+
+    Example:
+        >>> are_equal(torch.ones(2), torch.ones(2))
+        True
+    """
+    recorder = _recording.get()
+
+    return torch.equal(first, second) if recorder is None else recorder.are_same(first, second)
 
 
 def needed(ends: Iterable[fx.Node]) -> set[fx.Node]:
@@ -86,6 +118,7 @@ class Recorder(DispatchMode):
         self._alive: list[Any] = []
         self._own_memory: set[int] = set()
         self._depends: set[int] = set()
+        self._written: set[fx.Node] = set()
 
     def add_input(self, tensor: Tensor) -> None:
         """What stands for this tensor is given at each replay, in the order in which inputs were added."""
@@ -103,6 +136,7 @@ class Recorder(DispatchMode):
             raise RuntimeError(f"{operation} brings a value that depends on the point to Python.")
         if is_mutable(operation):
             self._check_own(operation, args)
+            self._written.update(self.node(tensor) for tensor in tensors)
         result = operation(*args, **kwargs)
         if operation is torch.ops.aten.detach.default:
             # The same tensor, to what has no gradients.
@@ -128,6 +162,39 @@ class Recorder(DispatchMode):
             self._alive.append(tensor)
 
         return self._nodes[id(tensor)]
+
+    def are_same(self, first: Tensor, second: Tensor) -> bool:
+        """Whether two tensors came about by the same operations, none of which changed anything in place."""
+        waiting: list[tuple[Any, Any]] = [(self.node(first), self.node(second))]
+        seen: set[tuple[fx.Node, fx.Node]] = set()
+        while waiting:
+            a, b = waiting.pop()
+            if type(a) is not type(b):
+                return False
+            if isinstance(a, (tuple, list)):
+                if len(a) != len(b):
+                    return False
+                waiting += zip(a, b, strict=True)
+            elif not isinstance(a, fx.Node):
+                if a is not b and a != b:
+                    return False
+            elif a is not b and (a, b) not in seen:
+                seen.add((a, b))
+                if not self._are_alike(a, b):
+                    return False
+                waiting += [(a.args, b.args), (tuple(a.kwargs.items()), tuple(b.kwargs.items()))]
+
+        return True
+
+    def _are_alike(self, a: fx.Node, b: fx.Node) -> bool:
+        """Whether two nodes do the same, if their arguments are the same."""
+        if a.op != b.op or a in self._written or b in self._written:
+            return False
+        if a.op == "get_attr":
+            first, second = (getattr(self.constants, str(node.target)) for node in (a, b))
+            return first.dtype == second.dtype and torch.equal(first, second)
+
+        return a.op == "call_function" and a.target is b.target
 
     def _inputs(self, value: Any) -> Any:
         """Arguments with nodes in the place of tensors."""

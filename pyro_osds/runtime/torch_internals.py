@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_bdim
 from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
@@ -25,9 +26,13 @@ __all__ = [
     "DispatchMode",
     "NormLayer",
     "direct_call",
+    "function_modes",
+    "has_gradient",
+    "whole_batch",
     "is_batchedtensor",
     "is_mutable",
     "memory_of",
+    "same_view",
     "undecorated",
     "unexpanded_factor",
     "unchanged_validation",
@@ -36,6 +41,22 @@ __all__ = [
 ]
 
 # Whether a tensor stands for a batch of points under vmap (`is_batchedtensor` above). Gone: no import.
+
+
+def has_gradient(tensor: Tensor) -> bool:
+    """Whether a gradient is wanted of a tensor, or of the batch that it stands for. Gone: no import.
+
+    Example:
+        >>> seen = []
+        >>> _ = torch.func.vmap(lambda x: seen.append(has_gradient(x)) or x)(torch.ones(2, requires_grad=True))
+        >>> seen, has_gradient(torch.ones(1))
+        ([True], False)
+    """
+    while is_batchedtensor(tensor):
+        tensor = get_unwrapped(tensor)
+
+    return tensor.requires_grad
+
 
 NormLayer, BatchNorm = _NormBase, _BatchNorm
 """Layers that keep running statistics, and those of them that normalise over a batch. Gone: no import."""
@@ -52,6 +73,30 @@ TO_PYTHON = frozenset(
     }
 )
 """Operations that bring a number from a tensor to Python, where no graph can follow it. Gone: no import."""
+
+
+def function_modes() -> list[Any]:
+    """The modes that answer torch's functions now, the innermost last. Gone: no import.
+
+    Example:
+        >>> function_modes()
+        []
+    """
+    return list(_get_current_function_mode_stack())
+
+
+def whole_batch(tensor: Tensor) -> tuple[Tensor, int]:
+    """All points of a batch that a tensor stands for, and their dimension, -1 where it stands for itself.
+
+    Gone: no import.
+
+    Example:
+        >>> seen = []
+        >>> _ = torch.func.vmap(lambda x: seen.append(whole_batch(x)) or x)(torch.ones(2))
+        >>> seen
+        [(tensor([1., 1.]), 0)]
+    """
+    return (get_unwrapped(tensor), maybe_get_bdim(tensor)) if is_batchedtensor(tensor) else (tensor, -1)
 
 
 class DispatchMode(TorchDispatchMode):
@@ -107,6 +152,27 @@ def memory_of(tensor: Tensor) -> int:
         (True, False)
     """
     return tensor.untyped_storage()._cdata
+
+
+def same_view(tensor: Tensor, copies: dict[int, Tensor]) -> Tensor:
+    """A view of a copy of a tensor's memory, with the tensor's shape; views of one memory share the copy.
+
+    Arguments:
+        tensor: The tensor.
+        copies: Copies that there are, by memory; a new one is added.
+
+    Example:
+        >>> x, copies = torch.zeros(3), {}
+        >>> same_view(x, copies)[1] = 1.0
+        >>> same_view(x[1:], copies), x
+        (tensor([1., 0.]), tensor([0., 0., 0.]))
+    """
+    memory = memory_of(tensor)
+    if memory not in copies:
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        copies[memory] = tensor.detach().as_strided((size,), (1,), 0).clone()
+
+    return copies[memory].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def without_function_modes() -> AbstractContextManager[Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from pyro_osds.target.protocol import Target
 
 # Points at which the precisions of a function are compared.
 _NUM_PROBES = 8
+# Steps of the differences that a gradient is held against; where two of them agree to this share, a gradient that is
+# off by more than the other is wrong.
+_STEPS, _AGREE, _WRONG = (1e-4, 5e-5), 1e-3, 1e-2
 
 
 class FunctionTarget(Target):
@@ -24,9 +29,13 @@ class FunctionTarget(Target):
         dtype: Floating point type that the function is written for, and that draws have. Default:
             :func:`torch.get_default_dtype`.
         device: Device of the points. Default: the CPU.
+        score_fn: Maps points ``(B, D)`` to gradients of the log density, ``(B, D)``, for a ``log_prob_fn`` that torch
+            cannot differentiate. Both get tensors in double precision without gradients, which numpy reads, and may
+            return tensors or arrays.
 
     Raises:
-        ValueError: If ``dim`` is not positive, or the function does not map ``(B, D)`` to ``(B,)``.
+        ValueError: If ``dim`` is not positive, the function does not map ``(B, D)`` to ``(B,)``, or ``score_fn`` is not
+            its gradient.
 
     Example:
         >>> target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), dim=2)
@@ -40,6 +49,7 @@ class FunctionTarget(Target):
         dim: int,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        score_fn: Callable[[Tensor], Any] | None = None,
     ) -> None:
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"dim must be a positive integer, got {dim!r}; pass the length of one point.")
@@ -47,6 +57,9 @@ class FunctionTarget(Target):
         self.draw_dtype = dtype or torch.get_default_dtype()
         self.dtype = torch.float64
         self.device = torch.device(device)
+        self._score_fn = score_fn
+        if score_fn is not None:
+            log_prob_fn = _Foreign(log_prob_fn)
         probe = log_prob_fn(torch.zeros(2, dim, dtype=self.draw_dtype, device=self.device))
         if not isinstance(probe, Tensor) or probe.shape != (2,):
             got = tuple(probe.shape) if isinstance(probe, Tensor) else type(probe).__name__
@@ -58,6 +71,8 @@ class FunctionTarget(Target):
             points = torch.randn(_NUM_PROBES, dim, dtype=self.dtype, device="cpu").to(self.device)
             self._log_prob_fn = most_precise(log_prob_fn, self.draw_dtype, points)
         self.is_double = self._log_prob_fn.is_double
+        if score_fn is not None:
+            self._check_score(points)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of a batch, ``(B, D) -> (B,)``.
@@ -66,4 +81,85 @@ class FunctionTarget(Target):
         distributions refuse the whole batch: it gets a density that is not a number, which the sampler counts.
         """
         with pyro.validation_enabled(False):
-            return self._log_prob_fn(z.to(self.dtype))
+            if self._score_fn is not None and torch.is_grad_enabled() and z.requires_grad:
+                return _WithScore.apply(z.to(self.dtype), self._values, self._score)
+            return self._values(z.to(self.dtype))
+
+    def _values(self, z: Tensor) -> Tensor:
+        return self._log_prob_fn(z)
+
+    def _score(self, z: Tensor) -> Tensor:
+        """The gradient as the user gives it, ``(B, D)``."""
+        assert self._score_fn is not None
+        with torch.no_grad():
+            score = _as_tensor(self._score_fn(z.detach()), z)
+        if score.shape != z.shape:
+            raise ValueError(
+                f"score_fn must map {tuple(z.shape)} to {tuple(z.shape)}, the gradient of each point; it returned "
+                f"{tuple(score.shape)}. Do not sum over the batch."
+            )
+
+        return score
+
+    def _check_score(self, z: Tensor) -> None:
+        """Hold the gradient against central differences of the density, coordinate by coordinate."""
+        score = self._score(z)
+        for index in range(self.dim):
+            step = torch.zeros_like(z)
+            step[:, index] = 1.0
+            with torch.no_grad(), pyro.validation_enabled(False):
+                wide, narrow = (
+                    (self._values(z + h * step).double() - self._values(z - h * step).double()) / (2.0 * h)
+                    for h in _STEPS
+                )
+            got = score[:, index].double()
+            size = torch.maximum(got.nan_to_num(0.0).abs(), narrow.abs())
+            # Where the density is steep or rounded, two differences disagree and tell nothing.
+            known = ((wide - narrow).abs() <= _AGREE * size) & (size > 1e-4)
+            wrong = known & ~((got - narrow).abs() <= _WRONG * size)
+            if 2 * wrong.sum() > known.sum():
+                row = int(wrong.nonzero()[0])
+                raise ValueError(
+                    f"score_fn is not the gradient of log_prob_fn: in coordinate {index} it gives {got[row]:.6g} where "
+                    f"differences of log_prob_fn give {narrow[row]:.6g}, at z = {z[row].tolist()}. Return the "
+                    "derivative of the log density, not of minus it, with respect to each coordinate of z."
+                )
+
+
+class _Foreign:
+    """A log density outside of torch: it gets points that numpy reads, and may return an array."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        self.function = function
+
+    def __call__(self, z: Tensor) -> Tensor:
+        with torch.no_grad():
+            return _as_tensor(self.function(z.detach()), z)
+
+
+class _WithScore(torch.autograd.Function):
+    """A log density whose gradient is the user's."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, values: Callable[[Tensor], Tensor], score: Callable[[Tensor], Tensor]) -> Tensor:
+        """Log densities, ``(B, D) -> (B,)``."""
+        ctx.save_for_backward(z)
+        ctx.score = score
+
+        return values(z)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Scores times what comes for them; a density that nobody asked for does not bring in its infinities."""
+        score = ctx.score(ctx.saved_tensors[0])
+
+        return torch.where(gradient[:, None] == 0, 0.0, gradient[:, None] * score), None, None
+
+
+def _as_tensor(value: Any, like: Tensor) -> Tensor:
+    """A tensor of what a function of another package returns, on the device of the points."""
+    if isinstance(value, Tensor):
+        return value.detach().to(like.device)
+
+    return torch.as_tensor(np.asarray(value), device=like.device)

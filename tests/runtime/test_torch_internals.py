@@ -149,3 +149,36 @@ def test_a_shared_covariance_has_one_factor():
     assert torch_internals.unexpanded_factor(fn).shape == (2, 2)
     # Without the private name, the expanded one stands in.
     assert torch_internals.unexpanded_factor(type("Gone", (), {"scale_tril": torch.eye(2)})()).shape == (2, 2)
+
+
+def test_batches_and_gradients_behind_them():
+    # get_unwrapped, maybe_get_bdim: whether a gradient is wanted of a batch, and where its points lie.
+    seen = []
+
+    def look(x):
+        seen.append((torch_internals.has_gradient(x), torch_internals.whole_batch(x)[1], x.shape))
+        return x
+
+    torch.func.vmap(look, in_dims=1)(torch.ones(3, 2, requires_grad=True))
+    torch.func.vmap(look)(torch.ones(2, 3))
+    assert seen == [(True, 1, (3,)), (False, 0, (3,))]
+    assert torch_internals.whole_batch(torch.ones(1))[1] == -1
+
+
+def test_function_modes_are_listed():
+    # _get_current_function_mode_stack, innermost last.
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    before = len(torch_internals.function_modes())
+    with Mode() as outer, Mode() as inner:
+        assert torch_internals.function_modes()[before:] == [outer, inner]
+
+
+def test_views_of_a_copy():
+    x, copies = torch.arange(6.0).reshape(2, 3), {}
+    row, column = torch_internals.same_view(x[1], copies), torch_internals.same_view(x[:, 0], copies)
+    row += 10.0
+    assert row.tolist() == [13.0, 14.0, 15.0] and column.tolist() == [0.0, 13.0]
+    assert x.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]] and len(copies) == 1

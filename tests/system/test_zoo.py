@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from zoo import ZOO, Case
+from zoo_foreign import FOREIGN
 
 from pyro_osds import OSDS
 from pyro_osds.model import ModelTarget, VectorizationWarning
@@ -163,6 +164,7 @@ def test_most_models_are_vectorised():
     # The zoo is large, and few of its models look at their values.
     vectorised = [case for case in ZOO.values() if case.backend != "loop"]
     assert len(ZOO) >= 50 and len(vectorised) >= 45
+    assert len(FOREIGN) >= 15 and ZOO.keys() >= FOREIGN
 
 
 def test_constrained_values_are_in_their_supports(exhibit):

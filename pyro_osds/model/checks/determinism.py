@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from pyro_osds.model.foreign.state import State
 from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.source import user_line
 from pyro_osds.runtime.torch_internals import BatchNorm, NormLayer
 
+# Runs after the second one, where a model changes what it can find again.
+_MORE_RUNS = 4
 _DROPOUTS = {
     functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d,
     functional.alpha_dropout, functional.feature_alpha_dropout,
@@ -27,31 +30,69 @@ _RANDOM = _DROPOUTS | {
 }  # fmt: skip
 
 
-def check_deterministic(terms: Callable[[Tensor], Mapping[str, Tensor]], z: Tensor) -> None:
+def check_deterministic(terms: Callable[[Tensor], Mapping[str, Tensor]], z: Tensor, state: State | None = None) -> None:
     """Evaluate twice and compare, site by site.
 
     Arguments:
         terms: The log density of every site at one point.
         z: A few points, ``(B, D)``.
+        state: What the model can change; each second evaluation finds it as the first one left it.
 
     Raises:
         ValueError: If a density changes between two evaluations at the same point.
     """
     for row in z:
-        try:
-            with _RandomOperations() as watched, torch.no_grad():
-                first, second = terms(row), terms(row)
-        except RuntimeError as error:
-            if not is_numerical(error):
-                raise
-            continue
-        changed = [name for name in first if name not in second or not _same(first[name], second[name])]
-        if changed:
-            raise ValueError(
-                f"The log density of site {changed[0]!r} changes between two evaluations at the same point, because "
-                f"of {watched.describe()}. A posterior needs a density that is a function of its latents: "
-                f"{watched.cure()}"
-            )
+        with torch.no_grad(), state.remembering() if state is not None else contextlib.nullcontext():
+            _check_at(row, terms, state)
+
+
+def _check_at(row: Tensor, terms: Callable[[Tensor], Mapping[str, Tensor]], state: State | None) -> None:
+    try:
+        with _RandomOperations() as watched:
+            first, second = terms(row), terms(row)
+            changes = state is not None and state.changed()
+            # A counter, or a list that grows, may make a difference later.
+            later = [terms(row) for _ in range(_MORE_RUNS)] if changes else []
+        changed = [name for run in (second, *later) for name in _different(first, run)]
+        if changed and state is not None:
+            found = state.culprits(lambda: changed[0] in _different(first, terms(row)), 1 + len(later))
+            if found:
+                raise ValueError(remembered(changed[0], found))
+    except RuntimeError as error:
+        if not is_numerical(error):
+            raise
+        return
+    if changed:
+        raise ValueError(
+            f"The log density of site {changed[0]!r} changes between two evaluations at the same point, because "
+            f"of {watched.describe()}. A posterior needs a density that is a function of its latents: "
+            f"{watched.cure()}"
+        )
+
+
+def remembered(site: str, names: list[str]) -> str:
+    """The refusal of a model whose density depends on what an earlier run of it left behind.
+
+    Arguments:
+        site: The site whose density changes.
+        names: What was left behind, in words.
+    """
+    cure = "make it anew at the start of each run, or pass what it should be as an argument."
+    what, _, rest = names[0].partition(" '")
+    if what in ("argument", "buffer", "parameter"):
+        own = rest.split("'")[0]
+        whole = own if what == "argument" else f"self.{own}"
+        cure = f"work on a copy, such as {own} = {whole}.clone() at the start of the model."
+
+    return (
+        f"The log density of site {site!r} changes between two evaluations at the same point, because the model "
+        f"changes {', '.join(names)} and finds it changed in its next run. A posterior needs a density that is a "
+        f"function of its latents: {cure}"
+    )
+
+
+def _different(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in first if name not in second or not _same(first[name], second[name])]
 
 
 class TrainingLayerError(ValueError):
@@ -101,7 +142,7 @@ class _RandomOperations(TorchFunctionMode):
 
     def describe(self) -> str:
         if not self.seen:
-            return "random numbers from outside torch"
+            return "random numbers from outside torch, or of something that the model keeps from one run to the next"
         func, line = self.seen[0]
 
         return f"{func.__name__} at {line}"

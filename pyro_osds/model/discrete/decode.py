@@ -31,6 +31,7 @@ from pyro_osds.model.discrete.assignments import (
 from pyro_osds.model.discrete.enumeration import Enumerate, sum_out
 from pyro_osds.model.discrete.supports import Bounded, is_enumerable, listed
 from pyro_osds.model.distributions.missing import without_missing
+from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.pyro_internals import Subsample
 from pyro_osds.model.source import first_line
 from pyro_osds.model.vmap import vmappable_pyro
@@ -108,8 +109,8 @@ def _joint_values(
     run: Callable[[], Any], given: Mapping[str, Tensor], jointly: Collection[str], nesting: int
 ) -> tuple[dict[str, Tensor], Tensor]:
     """All joint values ``(A, *shape)`` by site, and the log density at each, ``(A,)``, summed over all others."""
-    conditioned = poutine.condition(run, data=dict(given))
-    nodes = poutine.trace(conditioned).get_trace().nodes
+    conditioned = poutine.condition(run, data=Copies(given))
+    nodes = trace_of(conditioned).get_trace().nodes
     sites = _with_largest_supports(
         conditioned, [discrete_of(nodes[name]) for name in jointly if name in nodes], nesting
     )
@@ -122,7 +123,7 @@ def _joint_values(
 
     def read(assigned: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         with Enumerate(nesting, assigned):
-            trace = poutine.trace(conditioned).get_trace()
+            trace = trace_of(conditioned).get_trace()
         trace.compute_log_prob()
         nodes: Any = trace.nodes
         sites = [site for site in nodes.values() if site["type"] == "sample"]
@@ -144,7 +145,7 @@ def _with_largest_supports(run: Callable[[], Any], sites: list[Any], nesting: in
     for _ in sites:
         last = {site.name: site.at(torch.full(site.elements, site.num_values - 1)) for site in sites}
         with Enumerate(nesting, last):
-            nodes = poutine.trace(run).get_trace().nodes
+            nodes = trace_of(run).get_trace().nodes
         seen = [discrete_of(nodes[site.name]) for site in sites]
         sites, before = [max(pair, key=lambda site: site.num_values) for pair in zip(sites, seen, strict=True)], sites
         if num_joint(sites) == num_joint(before):
@@ -169,7 +170,7 @@ def _most_probable(
         drawn = {name: value[index] for name, value in values.items()}
         drawn |= _eliminated(run, {**given, **drawn}, rest, nesting, 0)
         with poutine.block(), torch.no_grad(), vmappable_pyro():
-            density = poutine.trace(poutine.condition(run, data={**given, **drawn})).get_trace().log_prob_sum()
+            density = trace_of(poutine.condition(run, data=Copies({**given, **drawn}))).get_trace().log_prob_sum()
         if not found or density > best:
             best, found = density, drawn
 
@@ -181,7 +182,7 @@ def _eliminated(
 ) -> dict[str, Tensor]:
     """Values of those that elimination sums, by Pyro's ``infer_discrete``."""
     enumerated = poutine.infer_config(
-        _with_listed_values(poutine.condition(run, data=dict(given))), config_fn=_enumerate
+        _with_listed_values(poutine.condition(run, data=Copies(given))), config_fn=_enumerate
     )
     # A run whose observations count for nothing may have nothing left to enumerate; that is no mistake.
     inferred: Any = infer_discrete(
@@ -189,7 +190,7 @@ def _eliminated(
     )
     try:
         with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
-            nodes = poutine.trace(inferred).get_trace().nodes
+            nodes = trace_of(inferred).get_trace().nodes
     except ValueError as error:
         raise ValueError(
             f"The discrete latents {list(names)} cannot be drawn given the continuous ones: {first_line(error)}. "

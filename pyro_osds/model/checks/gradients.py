@@ -1,0 +1,96 @@
+r"""Is the gradient that of the density? Values that go through Python, ``x.item()``, ``math.exp(x)``, lose it.
+
+.. math:: \nabla f(z)^\top v \approx \frac{f(z + h v) - f(z - h v)}{2 h}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_osds.model.sites import LatentSite
+from pyro_osds.model.source import user_line
+
+# Steps of the differences: where two of them agree, so does the slope, to this share of what both are.
+_STEPS, _AGREE, _WRONG = (1e-4, 5e-5), 1e-3, 1e-2
+_LOSES = {
+    Tensor.item: "item", Tensor.__float__: "float", Tensor.tolist: "tolist", Tensor.numpy: "numpy",
+    Tensor.__array__: "numpy", Tensor.detach: "detach", Tensor.data.__get__: "data",  # type: ignore[attr-defined]
+    Tensor.__int__: "int",
+}  # fmt: skip
+
+
+def check_gradients(
+    scored: Callable[[Tensor], tuple[Tensor, ...]],
+    sites: Sequence[LatentSite],
+    z: Tensor,
+) -> None:
+    """Hold the gradient of a log density against differences, at a few points and site by site.
+
+    Arguments:
+        scored: Maps points ``(B, D)`` to log priors and log likelihoods ``(B,)`` and their scores ``(B, D)``, in double
+            precision.
+        sites: The latents.
+        z: A few points, ``(B, D)``.
+
+    Raises:
+        ValueError: If the gradient of a latent is missing or wrong at most of the points that tell.
+    """
+    with _Losses() as losses:
+        log_prior, log_likelihood, *scores = scored(z)
+    score = scores[0] + scores[1]
+    usable = (log_prior + log_likelihood).isfinite() & score.isfinite().all(-1)
+    z, score = z[usable], score[usable]
+    if not len(z):
+        return
+    whole = LatentSite("", 0, z.shape[1], z.shape[1:], z.shape[1:], z.dtype)
+    if not _is_wrong(scored, z, score, whole):
+        return
+    wrong = [site.name for site in sites if _is_wrong(scored, z, score, site)]
+    if wrong:
+        how = f" at {losses.seen[0][1]} ({losses.seen[0][0]})" if losses.seen else ""
+        raise ValueError(
+            f"The gradient of the log density with respect to site {wrong[0]!r} is not that of its values: the latent "
+            f"leaves torch on its way{how}. Compute with torch's functions instead, such as torch.exp(x) for "
+            "math.exp(x) and x for x.item(); a function of another package needs a torch.autograd.Function with its "
+            "gradient."
+        )
+
+
+def _is_wrong(scored: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor, score: Tensor, site: LatentSite) -> bool:
+    """Whether slopes along one direction in a site's coordinates differ from differences that agree with each other."""
+    direction = torch.zeros_like(z)
+    # Fixed numbers: nothing here may use up random ones.
+    size = site.stop - site.start
+    direction[:, site.start : site.stop] = torch.cos(torch.arange(1.0, size + 1, dtype=z.dtype, device=z.device))
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    changes = []
+    for step in _STEPS:
+        ends = scored(torch.cat([z + step * direction, z - step * direction]))
+        total = (ends[0] + ends[1]).reshape(2, len(z))
+        changes.append((total[0] - total[1]) / (2.0 * step))
+    slope, (wide, narrow) = (score * direction).sum(-1), changes
+    scale = torch.maximum(slope.abs(), narrow.abs())
+    # Rounding counts as well: half of the digits of the values are good in the difference.
+    known = ((wide - narrow).abs() <= _AGREE * scale) & wide.isfinite() & narrow.isfinite() & (scale > 1e-6)
+    wrong = known & ((slope - narrow).abs() > _WRONG * scale)
+
+    return bool(known.any()) and bool(2 * wrong.sum() > known.sum())
+
+
+class _Losses(TorchFunctionMode):
+    """Notes where a tensor with a gradient leaves it behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, str]] = []
+
+    def __torch_function__(self, func: Any, types: Iterable[Any], args: Any = (), kwargs: Any = None) -> Any:
+        if func in _LOSES and not self.seen and args and args[0].requires_grad:
+            self.seen.append((_LOSES[func], user_line()))
+
+        return func(*args, **(kwargs or {}))
