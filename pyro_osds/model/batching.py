@@ -35,9 +35,9 @@ from pyro_osds.model.graph import (
     with_scores,
 )
 from pyro_osds.model.pyro_internals import is_numerical
-from pyro_osds.model.source import first_line, user_line
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
+from pyro_osds.runtime.source import first_line, user_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
 
 VECTORIZE = ("auto", "vmap", "loop")
@@ -363,7 +363,12 @@ def _or_nan(single: Single) -> Single:
         except RuntimeError as error:
             if not is_numerical(error):
                 raise
-            nan = torch.nan * row.sum()
-            return nan, nan
+        except (ArithmeticError, ValueError) as error:
+            # Python's math raises where torch gives infinity or nan.
+            if not isinstance(error, ArithmeticError) and "math domain error" not in str(error):
+                raise
+        nan = torch.nan * row.sum()
+
+        return nan, nan
 
     return densities

@@ -12,7 +12,7 @@ from pyro.infer import infer_discrete
 from torch import Tensor
 
 from pyro_osds.model.enumeration import is_enumerable
-from pyro_osds.model.source import first_line
+from pyro_osds.runtime.source import first_line
 
 TEMPERATURES = (0, 1)
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
-from torch import Tensor
 
-from pyro_osds.model.checks.determinism import TrainingLayerError, no_training_layers
+from pyro_osds.model.checks.determinism import no_training_layers
+from pyro_osds.model.checks.failures import SiteCheck, failure
 from pyro_osds.model.checks.observations import impossible, refusal
 from pyro_osds.model.parameters import Constants
-from pyro_osds.model.source import first_line
 from pyro_osds.model.trace import init_anywhere, is_latent
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
+from pyro_osds.runtime.source import is_refusal
 
 # Runs until one has a finite density, or an observation inside a support that moves with the latents.
 _TRIES = 20
@@ -43,7 +43,7 @@ def first_trace(
     trace = poutine.Trace()
     for _ in range(_TRIES):
         with constants, vmappable_pyro(), VmapCompat(), no_training_layers():
-            trace = _trace(InitMessenger(init_anywhere(init_strategy))(model), args, kwargs)
+            trace = _trace(model, InitMessenger(init_anywhere(init_strategy)), args, kwargs)
         latents = (site["value"] for site in trace.nodes.values() if is_latent(site))
         if all(torch.as_tensor(value).isfinite().all() for value in latents):
             break
@@ -51,23 +51,31 @@ def first_trace(
     return trace
 
 
-def _trace(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    tracer: Any = poutine.trace(model)
-    try:
+def _trace(model: Any, init: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """One run, explained where it fails.
+
+    Arguments:
+        model: What the user gave.
+        init: Gives latents their values.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+    """
+
+    def attempt(args: tuple[Any, ...], kwargs: Mapping[str, Any], check: SiteCheck | None = None) -> Any:
+        tracer: Any = poutine.trace(init((check or SiteCheck())(model)))
         trace = tracer.get_trace(*args, **kwargs)
         trace.compute_log_prob()
-    except TrainingLayerError:
-        raise
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
-        reached = [name for name, site in tracer.trace.nodes.items() if site["type"] == "sample"]
-        where = f"after site {reached[-1]!r}" if reached else "before its first sample site"
-        arguments = ", ".join(_describe(value) for value in (*args, *kwargs.values())) or "none"
-        raise ValueError(
-            f"The model failed {where}: {type(error).__name__}: {first_line(error)} (arguments: {arguments}). "
-            "Check that the shapes fit and that data are floating point tensors of one dtype, such as x.float()."
-        ) from error
+        return trace
 
-    return trace
+    try:
+        return attempt(args, kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever it raises is told with site and line
+        if is_refusal(error):
+            raise
+        explained = failure(error, model, args, kwargs, attempt)
+        if explained is error:
+            raise
+        raise explained from error
 
 
 def check_observations(trace: Any, model: Callable[[], Any]) -> None:
@@ -98,7 +106,3 @@ def check_observations(trace: Any, model: Callable[[], Any]) -> None:
 def _prior_trace(model: Callable[[], Any]) -> Any:
     with torch.no_grad(), vmappable_pyro(), VmapCompat():
         return poutine.trace(model).get_trace()
-
-
-def _describe(value: Any) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from pyro_osds.model.decode import decode
 from pyro_osds.model.pyro_internals import Subsample, is_numerical, is_shown
-from pyro_osds.model.source import first_line
 from pyro_osds.model.target import ModelTarget
+from pyro_osds.runtime.source import first_line
 
 
 class Predictive:

@@ -19,6 +19,7 @@ from torch.distributions import Transform
 
 from pyro_osds.model.batching import Ladder, check_points
 from pyro_osds.model.checks.determinism import check_deterministic
+from pyro_osds.model.checks.failures import explained
 from pyro_osds.model.checks.observations import forgotten, observed_values, rounded_counts, scaled
 from pyro_osds.model.checks.reach import reached
 from pyro_osds.model.coordinates import Coordinates
@@ -47,7 +48,7 @@ from pyro_osds.model.trace import (
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import in_double
 from pyro_osds.runtime.warnings import ModelWarning, warn
-from pyro_osds.target import Target
+from pyro_osds.target import Target, has_wrong_gradient
 
 # Points at which it is asked what depends on what: a gradient may vanish at one of them.
 _NUM_LOOKED_AT = 4
@@ -86,6 +87,7 @@ class ModelTarget(SiteReadings, Target):
     is_model = True
     has_other_coordinates = True
 
+    @explained
     def __init__(
         self,
         model: Callable[..., Any],
@@ -141,6 +143,7 @@ class ModelTarget(SiteReadings, Target):
         sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
         self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes)
         self.vectorized = self._ladder.vectorized
+        self._check_gradient()
         self.notes = self._look_at_observations(trace)
 
     @property
@@ -291,6 +294,17 @@ class ModelTarget(SiteReadings, Target):
 
     def _call(self) -> Any:
         return self.call(*self.args, **self.kwargs)
+
+    def _check_gradient(self) -> None:
+        """Warn of a gradient that is not the density's; only where the model runs point by point can it get lost."""
+        if self.vectorized or not self.dim or not has_wrong_gradient(self.log_prob, check_points(self.start)[:4]):
+            return
+        warn(
+            "The gradient of the log density is wrong: a latent leaves torch on its way to the density, by .item(), "
+            "float(), math, .detach() or numpy. Training relies on it, so it may take long and end unreliable. Compute "
+            "in torch throughout.",
+            ModelWarning,
+        )
 
     def _check_enumeration(self, trace: Any) -> None:
         """Refuse dimensions that are nobody's, and note which sites have a distribution for each discrete value."""

@@ -138,7 +138,7 @@ def kept_arguments(values: Any) -> Any:
     if isinstance(values, np.ndarray) and values.dtype != object:
         return values.copy()
     if type(values) in (tuple, list):
-        return type(values)(map(kept_arguments, values))
+        return type(values)([kept_arguments(value) for value in values])
     if type(values) is dict:
         return {name: kept_arguments(value) for name, value in values.items()}
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pyro_osds.model.pyro_internals import is_numerical
-from pyro_osds.model.source import user_line
+from pyro_osds.runtime.source import user_line
 from pyro_osds.runtime.torch_internals import BatchNorm, NormLayer
 
 _DROPOUTS = {
