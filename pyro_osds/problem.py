@@ -176,10 +176,7 @@ class ModelProblem(Problem):
 
     def not_finite(self, error: NotFiniteError, target: ModelTarget) -> ValueError:
         """The error names the sites that are not finite."""
-        sites = target.not_finite_sites(error.point)
-        named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""
-
-        return ValueError(f"{error}{named} Check the model for overflows, or start it elsewhere.")
+        return ValueError(f"{error} {target.why_not_finite(error.point)}")
 
     def check_model(self, what: str) -> None:
         """It is one."""

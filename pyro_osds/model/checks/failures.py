@@ -117,7 +117,8 @@ def failure(
         line, text = site.line if site else "", first_line(error)
     where = f"at site {site.name!r}" if site else f"after site {seen[-1].name!r}" if seen else "before its first site"
     given = ", ".join(map(describe, (*args, *kwargs.values()))) or "none"
-    told = f"The model failed {where}{f', in {line}' if line else ''}: {type(error).__name__}: {text} (arguments: {given})."
+    where = f"{where}, in {line}" if line else where
+    told = f"The model failed {where}: {type(error).__name__}: {text} (arguments: {given})."
 
     return ValueError(f"{told} {cure(error, seen, site, model, args, kwargs, attempt)}".rstrip())
 
