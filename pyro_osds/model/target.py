@@ -226,7 +226,7 @@ class ModelTarget(SiteReadings, Target):
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             traces = [poutine.trace(poutine.condition(self._call, data=row)).get_trace() for row in rows]
             for row, trace in enumerate(traces):
-                nodes: Mapping[str, Any] = trace.nodes
+                nodes: Any = trace.nodes
                 for name in self._shapes:
                     check_support(name, nodes[name]["fn"], nodes[name]["value"], row)
             return torch.stack([self._flatten(trace.nodes) for trace in traces])

@@ -35,6 +35,7 @@ FOREIGN: dict[str, str] = {
             "full_mass",
             "target_accept_prob",
             "min_stepsize",
+            "max_stepsize",
             "use_multinomial_sampling",
             "max_tree_depth",
             "init_step_size",

@@ -1,4 +1,4 @@
-"""First mistakes: each is answered before anything long is done, by a sentence with the name, what was got and the cure."""
+"""First mistakes: each is answered before long work, by a sentence with the name, what was got and the cure."""
 
 import inspect
 import math
