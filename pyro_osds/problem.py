@@ -28,7 +28,7 @@ from pyro_osds.model import (
     one_point,
     prior_predictive,
 )
-from pyro_osds.runtime.arguments import check_choices, check_mapping, constant_arguments
+from pyro_osds.runtime.arguments import check_choices, check_mapping, constant_arguments, plain
 from pyro_osds.target import FunctionTarget, NotFiniteError, Target
 
 
@@ -317,6 +317,7 @@ def problem_of(
             f"init_strategy must be one of pyro.infer.autoguide.initialization, such as init_to_median, got "
             f"{init_strategy!r}."
         )
+    max_plate_nesting = plain(max_plate_nesting)
     is_count = isinstance(max_plate_nesting, int) and not isinstance(max_plate_nesting, bool) and max_plate_nesting >= 0
     if max_plate_nesting is not None and not is_count:
         raise ValueError(

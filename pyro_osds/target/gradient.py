@@ -20,6 +20,8 @@ _STEPS = (1e-2, 5e-3)
 _SAME, _OTHER = 0.02, 0.2
 # Points of all that have to say so, and how many at least: kinks and edges lie at a few.
 _MOST, _AT_LEAST = 0.75, 3
+# Of a log density, the change by the shorter step that single precision can still tell, a hundred of its spacings.
+_TELLABLE = 1e-5
 # Nats for each unit of a coordinate: below this, a density is as good as flat.
 _FLAT = 1e-3
 
@@ -52,7 +54,8 @@ def has_wrong_gradient(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> bool:
         first, second = ((log_prob(z + step * way) - log_prob(z - step * way)) / (2.0 * step) for step in _STEPS)
     usable = first.isfinite() & second.isfinite() & slope.isfinite()
     size = torch.maximum(second.abs(), slope.abs()) + _FLAT
-    smooth = usable & ((first - second).abs() < _SAME * size)
+    tellable = 2.0 * _STEPS[1] * size > _TELLABLE * (1.0 + value.detach().abs())
+    smooth = usable & tellable & ((first - second).abs() < _SAME * size)
     told = int((smooth & ((second - slope).abs() > _OTHER * size)).sum())
 
     return told >= max(_AT_LEAST, _MOST * int(usable.sum()))

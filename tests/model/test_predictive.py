@@ -12,8 +12,8 @@ from pyro import poutine
 from zoo import ZOO
 
 from pyro_osds import OSDS
-from pyro_osds.runtime.warnings import OSDSWarning
 from pyro_osds.model import ModelTarget, Predictive, prior_predictive
+from pyro_osds.runtime.warnings import OSDSWarning
 
 
 def source(model, *args, **kwargs):

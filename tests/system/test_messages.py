@@ -309,7 +309,7 @@ MODELS = {
     "a longer plate": (
         longer_plate,
         (),
-        ("site 'y'", "values have shape (3,)", "has shape (4,)", "pyro.plate('data', 3)"),
+        ("site 'y'", "values have shape (3,)", "has shape (4,)", "as long as the data, 3"),
     ),
     "crosswise": (crosswise, (), ("'y' has values of shape (3, 1)", "9 terms", ".squeeze(-1)")),
     "no sites": (lambda: N, (), ("without a sample site", "pyro.sample('x', distribution)")),
@@ -327,6 +327,21 @@ MODELS = {
     "two devices": (on_two_devices, (Y,), ("after site 'x'", "'y' on cpu", "device=y.device")),
     "an if of a discrete": (if_of_a_discrete, (), ("discrete latents 'k'", "x if k else -x", "torch.where")),
     "a sum of discretes": (sum_of_discretes, (), ("discrete latents 'k'", "(w * k)")),
+    "a number for data": (
+        lambda: pyro.sample("y", dist.Binomial(10, pyro.sample("p", dist.Beta(1.0, 1.0))), obs=7),
+        (),
+        ("Site 'y' has the value 7", "torch.tensor(7)"),
+    ),
+    "the transpose": (
+        lambda: pyro.sample("y", dist.Normal(pyro.sample("x", N), torch.ones(4, 2)).to_event(2), obs=torch.ones(2, 4)),
+        (),
+        ("shape (2, 4)", "shape (4, 2)", ".T"),
+    ),
+    "math of a negative number": (
+        lambda: pyro.sample("y", dist.Normal(math.log(pyro.sample("x", dist.Normal(-9.0, 1.0)).item()), 1.0), obs=Y[0]),
+        (),
+        ("math domain error", "torch"),
+    ),
     "a key": (key, (), ("after site 'x'", '{}["z"]', "KeyError: 'z'")),
 }
 
@@ -415,6 +430,7 @@ def test_a_latent_that_leaves_torch_is_told_and_its_density_is_right():
         (lambda z: torch.where(z[:, 0] > 0, -z[:, 0], -torch.inf), False),
         (lambda z: 0 * z.sum(-1), False),
         (lambda z: 1e6 + gaussian(z.float()).double(), False),
+        (lambda z: (2e6 + gaussian(z.float())).double(), False),
         (lambda z: gaussian(z.detach()), True),
         (lambda z: gaussian(z) - z.exp().detach().sum(-1), True),
     ],

@@ -128,19 +128,30 @@ def _twice(name: str, seen: list[Reached]) -> str:
 
 def _observed_shape(site: Reached | None) -> str:
     """What an observed site and its values look like, where these do not fit."""
-    if site is None or not site.is_observed or not isinstance(site.value, Tensor) or not hasattr(site.fn, "shape"):
+    if site is None or not site.is_observed or not hasattr(site.fn, "shape"):
+        return ""
+    if isinstance(site.value, (int, float)):
+        return (
+            f"Site {site.name!r} has the value {site.value!r}, which is no tensor. Pass torch.tensor({site.value!r})."
+        )
+    if not isinstance(site.value, Tensor):
         return ""
     shape, got = tuple(site.fn.shape()), tuple(site.value.shape)
     try:
         torch.broadcast_shapes(shape, got)
     except RuntimeError:
-        return (
-            f"Its values have shape {got}, and its distribution, plates included, has shape {shape}. Make plate and "
-            f"distribution as long as the data, such as pyro.plate('data', {got[0] if got else 1}), or pass data of "
-            "that shape."
-        )
+        return f"Its values have shape {got}, and its distribution, plates included, has shape {shape}. {_fitting(got, shape)}"
 
     return ""
+
+
+def _fitting(got: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    if got == shape[::-1]:
+        return "Pass the transpose of the data, .T."
+    if len(got) == len(shape) == 1:
+        return f"Make the distribution as long as the data, {got[0]}, and so the plate if it is in one, or pass {shape[0]} values."
+
+    return "Make plates and distribution as long as the data, or pass data of that shape."
 
 
 def argument_cure(args: tuple[Any, ...], kwargs: Mapping[str, Any], model: Any, attempt: Attempt) -> str:
@@ -197,6 +208,8 @@ def _argument(name: str, value: Any) -> str:
 def constant_cure(error: Exception) -> str:
     """What may be wrong on the line itself, by what the exception says."""
     text = str(error).split("\n")[0]  # Pyro adds the shapes of all sites below
+    if isinstance(error, ArithmeticError) or "math domain error" in text:
+        return "Python's math raises where torch gives infinity or nan: use torch's functions of tensors."
     if re.search(r"numpy|ndarray", text):
         return (
             "Numpy and scipy cannot follow a latent, nor compute with one. Use torch's functions, such as torch.exp in "

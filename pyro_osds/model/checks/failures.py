@@ -159,11 +159,15 @@ def later_failure(
     if discrete:
         names = ", ".join(map(repr, discrete))
         cure = (
-            "Python cannot look at such a value: write torch.where(k == 1, a, b), or values[..., k] with "
-            "pyro.ops.indexing.Vindex, in the place of an if, int(k) or a list."
-            if _VALUES.search(str(error))
-            else "Values lie along new dimensions on the left: use operations that broadcast there, such as "
-            "(x * k).sum(-1), or a sequential plate, for i in pyro.plate(name, size), around the discrete site."
+            constant_cure(error)
+            if "numpy" in str(error)
+            else (
+                "Python cannot look at such a value: write torch.where(k == 1, a, b), or values[..., k] with "
+                "pyro.ops.indexing.Vindex, in the place of an if, int(k) or a list."
+                if _VALUES.search(str(error))
+                else "Values lie along new dimensions on the left: use operations that broadcast there, such as "
+                "(x * k).sum(-1), or a sequential plate, for i in pyro.plate(name, size), around the discrete site."
+            )
         )
         return ValueError(
             f"The model fails{on} where the discrete latents {names} take all their values at once, to be summed out: "
@@ -172,7 +176,8 @@ def later_failure(
     cure = argument_cure(args, kwargs, model, attempt) or constant_cure(error)
 
     return ValueError(
-        f"The model runs, but its log density has no gradient{on}: {type(error).__name__}: {text}. {cure}".rstrip()
+        f"The model runs once, but its log density has no value elsewhere, or no gradient{on}: {type(error).__name__}: "
+        f"{text}. {cure}".rstrip()
     )
 
 
