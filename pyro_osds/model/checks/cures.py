@@ -149,7 +149,10 @@ def _fitting(got: tuple[int, ...], shape: tuple[int, ...]) -> str:
     if got == shape[::-1]:
         return "Pass the transpose of the data, .T."
     if len(got) == len(shape) == 1:
-        return f"Make the distribution as long as the data, {got[0]}, and so the plate if it is in one, or pass {shape[0]} values."
+        return (
+            f"Make the distribution as long as the data, {got[0]}, and so the plate if it is in one, or pass "
+            f"{shape[0]} values."
+        )
 
     return "Make plates and distribution as long as the data, or pass data of that shape."
 
