@@ -140,7 +140,8 @@ def _observed_shape(site: Reached | None) -> str:
     try:
         torch.broadcast_shapes(shape, got)
     except RuntimeError:
-        return f"Its values have shape {got}, and its distribution, plates included, has shape {shape}. {_fitting(got, shape)}"
+        cure = _fitting(got, shape)
+        return f"Its values have shape {got}, and its distribution, plates included, has shape {shape}. {cure}"
 
     return ""
 
