@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_osds.osds import OSDS
+from pyro_osds.runtime.options import unknown_option
 
 # A stretch of the chain: draws in a batch cost little, and few are thrown away at the end.
 _DRAWS_AT_ONCE = 1000
@@ -28,7 +30,8 @@ class OSDSKernel(MCMCKernel):
             belong here rather than to ``MCMC``, since the kernel hands out values on the constrained side.
 
     Raises:
-        ValueError: If an option belongs to ``MCMC``.
+        TypeError: If there is no such option.
+        ValueError: If an option belongs to ``MCMC``, or is out of range.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -55,6 +58,12 @@ class OSDSKernel(MCMCKernel):
         given = sorted({"num_samples", "num_chains"} & options.keys())
         if given:
             raise ValueError(f"{given} belong to MCMC: pass them there, not to OSDSKernel.")
+        known = [name for name in inspect.signature(OSDS).parameters if name not in ("num_samples", "num_chains")]
+        for name in options:
+            if name not in known:
+                raise unknown_option("OSDSKernel", name, known)
+        if options.get("potential_fn") is None or "initial_params" in options:
+            OSDS(model, **options)  # to have the options looked at before MCMC begins; it may bring initial_params
         self.model = model
         self.transforms: dict[str, Any] = {}
         self.osds: OSDS | None = None

@@ -20,6 +20,7 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 
 from pyro_osds.osds import OSDS
+from pyro_osds.runtime.arguments import check_mapping
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.runtime.warnings import InterruptedWarning, OSDSWarning, warn
 
@@ -105,7 +106,8 @@ def fit_many(
 
     Raises:
         ImportError: If joblib is not installed.
-        TypeError: If a value of the mapping is no sampler.
+        TypeError: If there is no mapping, or a value of it is no sampler.
+        ValueError: If ``num_jobs`` is no number of jobs.
         FitManyError: After all fits came to their end, if some of them failed; it holds the others.
 
     Example:
@@ -120,6 +122,15 @@ def fit_many(
         >>> {name: round(osds.log_evidence, 1) for name, osds in fits.items()}  # ready for compare_evidence
         {'wide': -3.2, 'narrow': -1.3}
     """
+    check_mapping("samplers", samplers, "Name them, such as fit_many({'a': OSDS(model)}, y).")
+    if num_jobs is not None and (isinstance(num_jobs, bool) or not isinstance(num_jobs, int) or num_jobs == 0):
+        raise ValueError(
+            f"num_jobs must be an integer but not 0, such as 4 or -1 for all cores, or None; got {num_jobs!r}."
+        )
+    if read is not None and not callable(read):
+        raise TypeError(
+            f"read must be a function of the fitted sampler, such as lambda osds: osds.evidence; got {read!r}."
+        )
     try:
         from joblib import Parallel, delayed
     except ImportError as error:

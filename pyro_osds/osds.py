@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyro_osds.fit import AnyTrainer, Fit
 from pyro_osds.flow.leap import is_bijective
-from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors
+from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors, reference_draws
 from pyro_osds.posterior.guide import FlowGuide
 from pyro_osds.posterior.neutra import FlowReparam
 from pyro_osds.posterior.verdict import Evidence
@@ -32,18 +32,23 @@ from pyro_osds.results.storage import check_place, read, unpack, write
 from pyro_osds.results.summary import one_line, summary_card
 from pyro_osds.runtime.arguments import (
     check_counts,
+    check_mapping,
+    check_share,
     kept_arguments,
+    named_arguments,
     same_arguments,
 )
 from pyro_osds.runtime.chunks import chunk_sizes
 from pyro_osds.runtime.memory import keep_freed_memory
+from pyro_osds.runtime.names import RESERVED, renamed
+from pyro_osds.runtime.options import explains_options
 from pyro_osds.runtime.parallel import from_first, together
 from pyro_osds.runtime.progress import progress_bar, run_bar
 from pyro_osds.runtime.resume import random_state, set_random_state
-from pyro_osds.runtime.warnings import UnreliableEvidenceWarning, warn
+from pyro_osds.runtime.warnings import ModelWarning, OSDSWarning, UnreliableEvidenceWarning, warn
 from pyro_osds.settings import Settings
 from pyro_osds.stats.weights import WeightedDraws, weigh
-from pyro_osds.target import FunctionTarget, NotFiniteError, finite_log_prob, in_chunks
+from pyro_osds.target import FunctionTarget, NotFiniteError, as_target, finite_log_prob, in_chunks
 
 # Draws of the flow that reference draws are held against, at least: as many as a verdict takes.
 _MIN_CHECK_DRAWS = 4096
@@ -142,6 +147,7 @@ class OSDS:
         True
     """
 
+    @explains_options("OSDS")
     def __init__(
         self,
         model: Callable[..., Any] | None = None,
@@ -223,6 +229,9 @@ class OSDS:
             >>> print(f"{osds.log_evidence:.2f}")  # exact: log(2 pi) = 1.84
             1.84
         """
+        if not callable(log_prob_fn):
+            got = type(log_prob_fn).__name__
+            raise TypeError(f"log_prob_fn must be callable, got {got}; pass a function of points (B, D).")
         osds = cls(log_prob_fn, **options)
         density = FunctionTarget(log_prob_fn, dim, dtype, device, score_fn)
         osds._problem = DensityProblem(log_prob_fn, osds._problem.initial_params, density=density)
@@ -255,6 +264,7 @@ class OSDS:
             for reason in self.evidence.all_reasons:
                 warn(reason, UnreliableEvidenceWarning)
 
+    @explains_options("resume")
     @poutine.block
     def resume(self, max_time: float | None = None) -> None:
         """Go on with a run that Ctrl-C or ``max_time`` cut short, from its last whole step.
@@ -333,12 +343,21 @@ class OSDS:
             args: Positional arguments of the model.
             kwargs: Keyword arguments of the model.
         """
-        return self._fit is not None and same_arguments((args, kwargs), (self._args, self._kwargs))
+        if self._fit is None:
+            return False
+        # The same argument may be given by position, by name, or as its default.
+        given, known = (
+            named_arguments(self._problem.function, *each, defaults=True)
+            for each in ((args, kwargs), (self._args, self._kwargs))
+        )
+
+        return same_arguments(given, known)
 
     def redraw(self) -> None:
         """Replace the posterior draws and the evidence by fresh ones of the same flow, when next asked for."""
         self.fit.forget_draws()
 
+    @explains_options("get_samples")
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:
         """Posterior draws by site, as ``MCMC.get_samples``.
 
@@ -349,6 +368,9 @@ class OSDS:
         Returns:
             ``{site: (num_chains * num_samples, *shape)}``, or ``(num_chains, num_samples, *shape)`` by chain.
         """
+        if num_samples is not None:
+            check_counts({"num_samples": num_samples})
+
         return select_samples(self.fit.samples, num_samples, group_by_chain)
 
     def diagnostics(self) -> dict[str, Any]:
@@ -361,12 +383,14 @@ class OSDS:
             "acceptance rate": {f"chain {chain}": rate.item() for chain, rate in enumerate(acceptance)},
         }
 
+    @explains_options("summary")
     def summary(self, prob: float = 0.9) -> None:
         """Print MCMC's table, then the log evidence with all that speaks for and against it, and how the run went.
 
         Arguments:
             prob: Probability mass of the credible interval.
         """
+        check_share("prob", prob)
         if self.fit.samples:
             print_summary(self.fit.samples, prob)
         self.fit.ensure_judged()
@@ -437,6 +461,7 @@ class OSDS:
 
         return FlowReparam(leap, target, self.fit.constrain)
 
+    @explains_options("infer_discrete")
     def infer_discrete(self, num_draws: int | None = None, temperature: int = 1) -> dict[str, Tensor]:
         """Posterior draws together with the discrete latents, which were summed out; a run of the model for each.
 
@@ -516,6 +541,7 @@ class OSDS:
         """The earlier name of :attr:`backend`."""
         return self.backend
 
+    @explains_options("draw")
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.
 
@@ -540,6 +566,7 @@ class OSDS:
         with together(self.settings.distributed):
             return self.fit.draw(num_draws, self.settings.num_steps if num_steps is None else num_steps)
 
+    @explains_options("draw_batches")
     def draw_batches(
         self, num_draws: int, batch_size: int = 100_000, num_steps: int | None = None
     ) -> Iterator[WeightedDraws]:
@@ -589,13 +616,14 @@ class OSDS:
         """Standard error of the log evidence, nats."""
         return self.evidence.std_error
 
-    def check_against(self, samples: Mapping[str, Tensor], max_draws: int = 2000) -> Agreement:
+    @explains_options("check_against")
+    def check_against(self, samples: Any, max_draws: int = 2000) -> Agreement:
         """Hold the flow against reference draws, of NUTS or Stan for instance, from both sides.
 
         Arguments:
-            samples: Reference draws by site, each ``(draws, *shape)``, as ``MCMC.get_samples()`` gives them. All
-                continuous latents must be there; what else the posterior has, such as deterministic sites, is not
-                looked at.
+            samples: Reference draws by site, each ``(draws, *shape)``, as ``MCMC.get_samples()`` gives them, or
+                InferenceData with a group ``posterior``. All continuous latents must be there; what else the posterior
+                has, such as deterministic sites, is not looked at.
             max_draws: Reference draws used at most, evenly spread.
 
         Returns:
@@ -603,7 +631,9 @@ class OSDS:
             disagrees, if one does.
 
         Raises:
-            ValueError: If a site is missing or has another shape, or hardly any of the draws differ.
+            TypeError: If ``samples`` are no draws by site.
+            ValueError: If a site is missing, has another shape or lies outside its support, or hardly any of the draws
+                differ.
 
         Example:
             >>> import pyro, pyro.distributions as dist
@@ -617,7 +647,7 @@ class OSDS:
         draws, leap, target = self.fit.draws, self.fit.leap, self.fit.target
         if not is_bijective(leap):
             raise ValueError("check_against needs the density of the flow at given points: use network='coupling'.")
-        every = {name: torch.as_tensor(value) for name, value in samples.items()}
+        every = reference_draws(samples)
         number = max(len(value) for value in every.values()) if every else 0
         thinned = {name: value[:: math.ceil(number / max_draws)] for name, value in every.items()}
         z = target.from_samples(thinned)
@@ -674,6 +704,12 @@ class OSDS:
         total = self.num_chains * self.num_samples
         number = total if num_draws is None else num_draws
         check_counts({"num_draws": number})
+        if number > total:
+            warn(
+                f"posterior_predictive was asked for {number} draws, and there are {total} posterior draws: each of "
+                "these is used more than once, with predictions of its own. For more of them, raise num_samples.",
+                OSDSWarning,
+            )
         index = torch.arange(number) * total // number
 
         return predictive.posterior(
@@ -710,6 +746,7 @@ class OSDS:
 
         return self._problem.prior_predictive(num_draws, args, kwargs)
 
+    @explains_options("to_inference_data")
     def to_inference_data(
         self,
         *,
@@ -756,6 +793,13 @@ class OSDS:
             0.4...
         """
         groups = Groups(log_likelihood, log_prior, posterior_predictive, prior, unconstrained)
+        for name, given, cure in (
+            ("dims", dims, 'Pass the names of a variable\'s dimensions, such as {"theta": ["school"]}.'),
+            ("coords", coords, 'Pass the labels of a dimension, such as {"school": ["A", "B"]}.'),
+            ("constant_data", constant_data, 'Pass arrays by name, such as {"x": x}.'),
+        ):
+            if given is not None:
+                check_mapping(name, given, cure)
         source = None if self._problem.model is None else self._predictive((), {})
         constant = self._problem.constant_data(self.fit.model_target)
 
@@ -768,6 +812,7 @@ class OSDS:
 
     # ---- a file ----
 
+    @explains_options("save")
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit to one file: flow, draws, evidence, and all that further steps and draws depend on.
 
@@ -828,7 +873,7 @@ class OSDS:
         """
         content = read(path)
         osds = cls._like(content, model)
-        check_arguments(content["identity"], args, kwargs)
+        check_arguments(content["identity"], osds._problem.function, args, kwargs)
         # Not as a decorator: under classmethod that would hide the text above.
         with poutine.block():
             target = osds._problem.target(args, kwargs)
@@ -915,6 +960,7 @@ class OSDS:
             return
         keep_freed_memory()
         target = self._problem.target(args, kwargs)
+        self._tell_names(target)
         before = self._fit if self.settings.warm_start else None
         explore = partial(Fit.warm, before) if before is not None else partial(Fit.explored, settings=self.settings)
         try:
@@ -928,6 +974,22 @@ class OSDS:
         except NotFiniteError as error:
             raise self._problem.not_finite(error, target) from error
         self._args, self._kwargs = kept_arguments(args), kept_arguments(kwargs)
+
+    def _tell_names(self, target: Any) -> None:
+        """Say before anything long is done which sites InferenceData cannot hold under their names."""
+        target = as_target(target)
+        sites = (*target.dims, *(site.name for site in target.sites), *target.discrete_sites)
+        plates = (dim for dims in target.dims.values() for dim in dims if dim not in RESERVED)
+        for what, names in (("Site", sites), ("Plate", plates)):
+            for name, other in renamed(dict.fromkeys(names)).items():
+                # What is made up of a site's name was told with it.
+                if what == "Plate" and any(name.startswith(f"{site}_dim_") for site in sites):
+                    continue
+                warn(
+                    f"{what} {name!r} will be {other!r} in InferenceData, where that name is taken or cannot be "
+                    f"written to a file; everything else keeps it. Rename the {what.lower()} to choose another name.",
+                    ModelWarning,
+                )
 
 
 def __getattr__(name: str) -> Any:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from pyro.infer import MCMC, SVI
 from pyro.infer.autoguide.initialization import init_to_uniform
-from torch import Tensor
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor, nn
 
 from pyro_osds.model import (
     CAPTURE,
@@ -26,7 +28,7 @@ from pyro_osds.model import (
     prior_predictive,
     unchanging,
 )
-from pyro_osds.runtime.arguments import check_choices, constant_arguments
+from pyro_osds.runtime.arguments import check_choices, check_mapping, constant_arguments, plain
 from pyro_osds.target import FunctionTarget, NotFiniteError, Target
 
 
@@ -174,10 +176,7 @@ class ModelProblem(Problem):
 
     def not_finite(self, error: NotFiniteError, target: ModelTarget) -> ValueError:
         """The error names the sites that are not finite."""
-        sites = target.not_finite_sites(error.point)
-        named = f" Not finite there: site {', '.join(map(repr, sites))}." if sites else ""
-
-        return ValueError(f"{error}{named} Check the model for overflows, or start it elsewhere.")
+        return ValueError(f"{error} {target.why_not_finite(error.point)}")
 
     def check_model(self, what: str) -> None:
         """It is one."""
@@ -255,7 +254,17 @@ class DensityProblem(Problem):
     density: FunctionTarget = field(kw_only=True)
 
     def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> FunctionTarget:
-        """The density itself; whatever the arguments, they are none of it."""
+        """The density itself, which takes no arguments.
+
+        Raises:
+            ValueError: If there are arguments.
+        """
+        if args or kwargs:
+            raise ValueError(
+                "A log density takes no arguments besides its points: call run() without any, and let log_prob_fn know "
+                "the data, such as lambda z: log_prob(z, y)."
+            )
+
         return self.density
 
     def description(self) -> dict[str, Any]:
@@ -294,11 +303,29 @@ def problem_of(
         ValueError: If there is none, or both, or an option is out of range.
     """
     if (model is None) == (potential_fn is None):
-        raise ValueError("Give either a model or a potential_fn, not both and not neither.")
+        called = " A model that was called, OSDS(model(y)), returns None: pass OSDS(model), then run(y)."
+        raise ValueError(
+            f"Give either a model or a potential_fn, not both and not neither.{called if model is None else ''}"
+        )
+    _check_kind(model)
     for name, given in (("model", model), ("potential_fn", potential_fn)):
         if given is not None and not callable(given):
             got = type(given).__name__
             raise TypeError(f"{name} must be callable, got {got}; pass the {name}, not its result.")
+    if not callable(init_strategy):
+        raise TypeError(
+            f"init_strategy must be one of pyro.infer.autoguide.initialization, such as init_to_median, got "
+            f"{init_strategy!r}."
+        )
+    max_plate_nesting = plain(max_plate_nesting)
+    is_count = isinstance(max_plate_nesting, int) and not isinstance(max_plate_nesting, bool) and max_plate_nesting >= 0
+    if max_plate_nesting is not None and not is_count:
+        raise ValueError(
+            f"max_plate_nesting must be the number of plates inside each other, or None, got {max_plate_nesting!r}."
+        )
+    if evaluation["transforms"] is not None:
+        check_mapping("transforms", evaluation["transforms"], 'Pass them by site, such as {"x": transform}.')
+    _check_start(initial_params)
     if potential_fn is not None and not isinstance(initial_params, Mapping):
         raise ValueError(
             "potential_fn needs initial_params, a mapping of unconstrained tensors by site, which says which sites "
@@ -312,3 +339,35 @@ def problem_of(
     return ModelProblem(
         model, initial_params, init_strategy=init_strategy, max_plate_nesting=max_plate_nesting, **evaluation
     )
+
+
+def _check_kind(model: Any) -> None:
+    """Refuse samplers, and classes of modules, in the place of a model."""
+    if isinstance(model, (MCMCKernel, MCMC, SVI)) or hasattr(model, "get_samples"):
+        raise TypeError(
+            f"model must be a Pyro model, got {type(model).__name__}, which is a sampler itself. Pass the model that "
+            "it was made of: OSDS(model) stands where MCMC(NUTS(model), ...) stood."
+        )
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise TypeError(f"model must be a module, got the class {model.__name__}: pass {model.__name__}(...).")
+
+
+def _check_start(initial_params: Any) -> None:
+    """Refuse initial values that are no numbers."""
+    values = initial_params if isinstance(initial_params, Mapping) else {"": initial_params}
+    for name, value in values.items():
+        if value is None and not isinstance(initial_params, Mapping):
+            return
+        which = f"initial_params[{name!r}]" if isinstance(initial_params, Mapping) else "initial_params"
+        try:
+            tensor = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{which} must hold unconstrained numbers, got {type(value).__name__}. Pass a mapping of tensors by "
+                'site, such as {"mu": torch.tensor(0.0)}.'
+            ) from error
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"{which} holds a value that is not finite, {tensor[~tensor.isfinite()].reshape(-1)[0].item()}. Pass "
+                "unconstrained values, any numbers on the real line: the logarithm, for instance, of a positive one."
+            )

@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pyro_osds.posterior.draws import CORRECTIONS
-from pyro_osds.runtime.arguments import check_choices, check_counts, check_powers_of_two
+from pyro_osds.runtime.arguments import (
+    check_choices,
+    check_counts,
+    check_positive,
+    check_powers_of_two,
+    check_switches,
+    plain,
+)
 from pyro_osds.train.flows import LEAN, FlowOptions, FlowSize
 from pyro_osds.train.optimizer import check_optim
 from pyro_osds.train.recipe import NETWORKS, RECIPES
@@ -58,6 +65,9 @@ class Settings:
     optim: Any = None
 
     def __post_init__(self) -> None:
+        # Numbers of numpy are taken as Python's, which a file can hold.
+        for name in self.names():
+            object.__setattr__(self, name, plain(getattr(self, name)))
         counts = ("num_samples", "num_chains", "num_steps", "num_iterations", "batch_size", "num_particles")
         optional = ("num_blocks", "hidden_features")
         given = {name: getattr(self, name) for name in (*counts, "num_time_steps")}
@@ -74,14 +84,12 @@ class Settings:
         check_optim(self.optim)
         if self.optim is not None and self.network == "velocity":
             raise ValueError("optim is for network='coupling'; the velocity network is trained as it was published.")
-        for name, switch in (
-            ("escalate", self.escalate),
-            ("warm_start", self.warm_start),
-            ("distributed", self.distributed),
-        ):
-            if not isinstance(switch, bool):
-                raise ValueError(f"{name} must be True or False, got {switch!r}.")
-        if self.max_time is not None and not (isinstance(self.max_time, (int, float)) and self.max_time > 0):
+        switches = ("escalate", "warm_start", "distributed")
+        check_switches({name: getattr(self, name) for name in switches})
+        check_positive({"learning_rate": self.learning_rate})
+        seconds = self.max_time
+        is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and seconds > 0):
             raise ValueError(f"max_time must be a positive number of seconds or None, got {self.max_time!r}.")
         if self.distributed and self.network == "velocity":
             raise ValueError("distributed is for network='coupling'; the velocity network is trained in one process.")

@@ -214,11 +214,10 @@ def test_options_that_belong_to_mcmc():
         OSDSKernel(model, num_samples=100, num_chains=2)
 
 
-def test_unknown_options_are_refused_with_the_first_chain():
-    # By OSDS itself.
-    mcmc = MCMC(OSDSKernel(model, num_iteration=3), num_samples=5, disable_progbar=True)
-    with pytest.raises(TypeError, match="num_iteration"):
-        mcmc.run(Y, wait=WAIT)
+def test_unknown_options_are_refused_at_once():
+    # Before MCMC begins, with the name that was meant.
+    with pytest.raises(TypeError, match="OSDSKernel has no option 'num_iteration'. Did you mean 'num_iterations'?"):
+        OSDSKernel(model, num_iteration=3)
 
 
 def test_initial_params_of_unknown_sites():

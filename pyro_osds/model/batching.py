@@ -37,9 +37,9 @@ from pyro_osds.model.graph import (
     with_scores,
 )
 from pyro_osds.model.pyro_internals import is_numerical
-from pyro_osds.model.source import first_line, user_line
 from pyro_osds.model.vmap import PointsDisagree, VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
+from pyro_osds.runtime.source import first_line, user_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
 
 VECTORIZE = ("auto", "vmap", "loop")
@@ -391,9 +391,11 @@ def _or_nan(single: Single) -> Single:
         try:
             return single(row)
         except Exception as error:
-            if not is_failure(error):
+            # Python's math raises where torch gives infinity or nan.
+            if not (is_failure(error) or isinstance(error, ArithmeticError) or "math domain error" in str(error)):
                 raise
-            nan = torch.nan * row.sum()
-            return nan, nan
+        nan = torch.nan * row.sum()
+
+        return nan, nan
 
     return densities

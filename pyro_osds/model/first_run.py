@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
-from torch import Tensor
 
 from pyro_osds.model.checks.determinism import TrainingLayerError, no_training_layers
+from pyro_osds.model.checks.failures import SiteCheck, failure
 from pyro_osds.model.checks.observations import impossible, refusal
 from pyro_osds.model.checks.parameters import NanParameter, lasting, nan_parameters, refuse_missing
 from pyro_osds.model.checks.shapes import check_densities, check_shapes, compute_log_prob, failed_site
 from pyro_osds.model.distributions.latents import UnsupportedSiteError
 from pyro_osds.model.foreign.moments import trace_of
 from pyro_osds.model.parameters import Constants
-from pyro_osds.model.source import first_line
 from pyro_osds.model.trace import check_priors, init_anywhere, is_latent
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
+from pyro_osds.runtime.source import is_refusal
 
 # Runs until one has a finite density, or an observation inside a support that moves with the latents.
 _TRIES = 20
@@ -49,8 +49,9 @@ def first_trace(
     trace = poutine.Trace()
     for _ in range(_TRIES):
         with constants, vmappable_pyro(), VmapCompat(), no_training_layers():
-            started = InitMessenger(init_anywhere(init_strategy, transforms))(model)
-            trace = _trace(started, args, kwargs, transforms or {})
+            trace = _trace(
+                model, InitMessenger(init_anywhere(init_strategy, transforms)), args, kwargs, transforms or {}
+            )
         latents = (site["value"] for site in trace.nodes.values() if is_latent(site))
         if all(torch.as_tensor(value).isfinite().all() for value in latents):
             break
@@ -58,30 +59,42 @@ def first_trace(
     return trace
 
 
-def _trace(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], transforms: Mapping[str, Any]) -> Any:
-    tracer = trace_of(model)
-    try:
-        trace = tracer.get_trace(*args, **kwargs)
+def _trace(
+    model: Any, init: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], transforms: Mapping[str, Any]
+) -> Any:
+    """One run, explained where it fails.
+
+    Arguments:
+        model: What the user gave.
+        init: Gives latents their values.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        transforms: The user's transforms by site.
+    """
+
+    def attempt(args: tuple[Any, ...], kwargs: Mapping[str, Any], check: SiteCheck | None = None) -> Any:
+        trace = trace_of(init((check or SiteCheck())(model))).get_trace(*args, **kwargs)
         check_priors(trace, transforms)
         check_shapes(trace)
         compute_log_prob(trace)
         check_densities(trace)
+        return trace
+
+    try:
+        return attempt(args, kwargs)
     except TrainingLayerError:
         raise
     except UnsupportedSiteError as error:
         # A trace adds the shapes of all its sites to what goes through it.
         raise UnsupportedSiteError(str(error).split("\nTrace Shapes:")[0]) from error
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it raises is told with site and line
+        if is_refusal(error):
+            raise
         failed_site(error)
-        reached = [name for name, site in tracer.trace.nodes.items() if site["type"] == "sample"]
-        where = f"after site {reached[-1]!r}" if reached else "before its first sample site"
-        arguments = ", ".join(_describe(value) for value in (*args, *kwargs.values())) or "none"
-        raise ValueError(
-            f"The model failed {where}: {type(error).__name__}: {first_line(error)} (arguments: {arguments}). "
-            "Check that the shapes fit and that data are floating point tensors of one dtype, such as x.float()."
-        ) from error
-
-    return trace
+        explained = failure(error, model, args, kwargs, attempt)
+        if explained is error:
+            raise
+        raise explained from error
 
 
 def check_observations(trace: Any, model: Callable[[], Any]) -> None:
@@ -147,7 +160,3 @@ def _prior_traces(call: Callable[[], Any]) -> Iterator[Any]:
 def _prior_trace(model: Callable[[], Any]) -> Any:
     with torch.no_grad(), vmappable_pyro(), VmapCompat():
         return trace_of(model).get_trace()
-
-
-def _describe(value: Any) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

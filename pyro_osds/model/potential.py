@@ -15,6 +15,7 @@ from pyro_osds.model.checks.determinism import check_deterministic, no_training_
 from pyro_osds.model.checks.gradients import check_gradients
 from pyro_osds.model.graph import with_scores
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
+from pyro_osds.runtime.source import first_line, is_refusal, own_line
 from pyro_osds.runtime.warnings import AmbiguousArgumentWarning, warn
 from pyro_osds.target import Target
 
@@ -57,7 +58,7 @@ class PotentialTarget(Target):
         self.dtype = torch.float64
         example = self.unconstrain(initial_params)[0]
         with no_training_layers():
-            value = potential_fn(split(self.sites, example))
+            value = _first_value(potential_fn, split(self.sites, example))
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -140,10 +141,33 @@ def one_point(
     return first
 
 
+def _first_value(potential_fn: Callable[[dict[str, Tensor]], Any], values: dict[str, Tensor]) -> Any:
+    """The potential of one point, with a gradient to be asked for; explained where it fails."""
+    try:
+        with torch.enable_grad():
+            return potential_fn({name: value.requires_grad_() for name, value in values.items()})
+    except Exception as error:  # noqa: BLE001 - whatever it raises is told with its line
+        if is_refusal(error) or isinstance(error, Warning) or type(error).__module__ not in ("builtins", "torch"):
+            raise
+        asked = error.args[0] if isinstance(error, KeyError) and error.args else None
+        if isinstance(asked, str):
+            raise ValueError(
+                f"potential_fn asks for the site {asked!r}, which initial_params lacks; they name {list(values)}. Give "
+                "an unconstrained value for each site of the potential."
+            ) from error
+        line = own_line(error)
+        cure = "Numpy and scipy have no gradient: use torch's functions." if "numpy" in str(error) else ""
+        shapes = ", ".join(f"{name!r} {tuple(value.shape)}" for name, value in values.items())
+        raise ValueError(
+            f"potential_fn failed{f' at {line}' if line else ''}: {type(error).__name__}: {first_line(error)} (sites: "
+            f"{shapes}). {cure}".rstrip()
+        ) from error
+
+
 def _is_scalar(potential_fn: Callable[[dict[str, Tensor]], Tensor], values: dict[str, Tensor]) -> bool:
     try:
         return torch.as_tensor(potential_fn(values)).numel() == 1
-    except (RuntimeError, ValueError, TypeError, IndexError):
+    except (RuntimeError, ValueError, TypeError, LookupError):
         return False
 
 

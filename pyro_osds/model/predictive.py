@@ -28,8 +28,8 @@ from pyro_osds.model.distributions.edge_draws import correlations
 from pyro_osds.model.distributions.latents import quiet_draws
 from pyro_osds.model.foreign.state import State
 from pyro_osds.model.pyro_internals import Subsample, is_numerical, is_shown
-from pyro_osds.model.source import first_line
 from pyro_osds.model.target import ModelTarget
+from pyro_osds.runtime.source import first_line
 
 
 class Predictive:

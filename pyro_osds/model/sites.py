@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+# Beyond a bound by this share of it is what single precision makes of the bound itself.
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,36 @@ def checked_samples(samples: Mapping[str, Tensor], shapes: Mapping[str, torch.Si
         raise ValueError(f"samples must have the same number of draws at every site; got {lengths}.")
 
     return values
+
+
+def check_support(name: str, fn: Any, value: Tensor, row: int) -> None:
+    """Refuse a draw beyond a bound of its support; one on the bound was rounded there.
+
+    Arguments:
+        name: The site.
+        fn: Its distribution.
+        value: The draw, ``(*shape,)``.
+        row: Its number among the draws.
+
+    Raises:
+        ValueError: If it lies outside, or is nan.
+    """
+    support = fn.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    wrong = value.isnan()
+    for bound, sign in (("lower_bound", 1.0), ("upper_bound", -1.0)):
+        end = getattr(support, bound, None)
+        if end is not None:
+            end = torch.as_tensor(end).to(value)
+            wrong = wrong | (sign * (value - end) < -_ROUNDING * (1.0 + end.abs()))
+    if wrong.any():
+        kind = type(support).__name__.strip("_")
+        raise ValueError(
+            f"samples[{name!r}] holds {value[wrong].reshape(-1)[0].item():.6g} at draw {row}, outside the support of "
+            f"the site, {kind}. Pass draws of the site itself, as get_samples() gives them: no logarithms, no other "
+            "parametrisation."
+        )
 
 
 def flatten(sites: Sequence[LatentSite], values: Mapping[str, Tensor], like: Tensor) -> Tensor:

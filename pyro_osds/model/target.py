@@ -20,7 +20,9 @@ from torch.distributions import Transform
 
 from pyro_osds.model.batching import Ladder, check_points
 from pyro_osds.model.checks.determinism import check_deterministic
+from pyro_osds.model.checks.failures import explained
 from pyro_osds.model.checks.gradients import check_gradients
+from pyro_osds.model.checks.impossible import why_impossible
 from pyro_osds.model.checks.observations import forgotten, observed_values, rounded_counts, scaled
 from pyro_osds.model.checks.parameters import refuse_missing
 from pyro_osds.model.checks.reach import reached
@@ -39,7 +41,7 @@ from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.readings import SiteReadings
 from pyro_osds.model.run import ModelRun, is_deterministic, is_missing_part
-from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
+from pyro_osds.model.sites import LatentSite, check_support, checked_samples, flatten, split
 from pyro_osds.model.trace import (
     check_latents,
     check_plates,
@@ -99,6 +101,7 @@ class ModelTarget(SiteReadings, Target):
     is_model = True
     has_other_coordinates = True
 
+    @explained
     def __init__(
         self,
         model: Callable[..., Any],
@@ -272,6 +275,10 @@ class ModelTarget(SiteReadings, Target):
         ]
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             traces = [trace_of(poutine.condition(self._call, data=Copies(row))).get_trace() for row in rows]
+            for row, trace in enumerate(traces):
+                nodes: Any = trace.nodes
+                for name in self._shapes:
+                    check_support(name, nodes[name]["fn"], nodes[name]["value"], row)
             return torch.stack([self._flatten(trace.nodes) for trace in traces])
 
     def not_finite_sites(self, z: Tensor) -> list[str]:
@@ -280,6 +287,18 @@ class ModelTarget(SiteReadings, Target):
             terms = self._terms(z.to(self.dtype), at_all=True)
 
         return [name for name, term in terms.items() if not term.isfinite().any()]
+
+    def why_not_finite(self, z: Tensor) -> str:
+        """Which sites have no finite log density at one point ``(D,)``, why, and the cure, in sentences."""
+        names = self.not_finite_sites(z)
+        if not names:
+            return "Start it elsewhere: pass initial_params at a point where the density is finite."
+        with torch.no_grad(), vmappable_pyro(), self._precision(), VmapCompat():
+            run = self._run(z.to(self.dtype))
+        sites = {site["name"]: site for site in (*run.latents, *run.discrete, *run.observed)}
+        told = [why_impossible(sites[name]) for name in names if name in sites]
+
+        return " ".join(dict.fromkeys(told)) or f"Not finite there: site {', '.join(map(repr, names))}."
 
     def other_coordinates(self, z: Tensor) -> tuple[ModelTarget, Tensor, Tensor]:
         r"""The same posterior with its location-scale sites standardised, or no longer so.

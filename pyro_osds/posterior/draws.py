@@ -26,7 +26,7 @@ from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
 from pyro_osds.stats.pareto import pareto_smooth
 from pyro_osds.stats.thresholds import ENOUGH_STD_ERROR, GOOD_PARETO_K, GOOD_WEIGHT_ESS
 from pyro_osds.stats.weights import FlowDraws, Proposal, WeightSummary, join, summarize_weights, weigh
-from pyro_osds.target import NotFiniteError, Target, log_prob_and_score
+from pyro_osds.target import NotFiniteError, Target, has_wrong_gradient, log_prob_and_score
 
 CORRECTIONS = ("imh", "psis", "none")
 
@@ -36,6 +36,8 @@ _MIN_DRAWS = 4096
 _MAX_DRAWS = 32768
 # Particles on each replicate of a refinement, as of an exploration.
 _REFINEMENT_PARTICLES = 64
+# Draws at which a gradient is held against differences of the density, where one of them is not as expected.
+_NUM_GRADIENTS = 8
 NUM_REPLICATES = 32
 """Enough replicates that their spread is known, and twice the standard error covers as it should."""
 
@@ -242,7 +244,9 @@ def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:
     if not finite.any():
         return 0.0
     evaluate = partial(log_prob_and_score, target.log_prob)
-    if target.is_double and not is_rough(evaluate, z[finite]):
+    if target.is_double and (
+        not is_rough(evaluate, z[finite]) or has_wrong_gradient(target.log_prob, z[finite][:_NUM_GRADIENTS])
+    ):
         return torch.finfo(log_prob.dtype).eps * log_prob[finite].abs().median().item()
 
     return rounding_noise(evaluate, z[finite])

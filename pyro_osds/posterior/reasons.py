@@ -94,7 +94,8 @@ def rounding_reasons(rounding: float) -> list[Reason]:
         Reason(
             f"Rounding adds {rounding:.2g} nats to the log density (standard deviation, measured at posterior draws). "
             "The model could not be run in double precision: look for numpy, .numpy() or a check of dtype in it. Pass "
-            "data and constants as torch.float64, or leave out the constant part of a large log density.",
+            "data and constants as torch.float64, or leave out the constant part of a large log density. Steps in the "
+            "density, such as those of round() or floor(), look the same: write a smooth one.",
             mendable=False,
         )
     ]

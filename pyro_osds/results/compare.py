@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pyro_osds.runtime.arguments import check_mapping
 from pyro_osds.runtime.warnings import UnreliableEvidenceWarning, warn
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def compare_evidence(
     """
     import pandas as pd  # here, since it takes half a second
 
+    check_mapping("models", models, "Name the fits, such as compare_evidence({'a': first, 'b': second}).")
+    if prior is not None:
+        check_mapping("prior", prior, "Name the models, such as prior={'a': 0.5, 'b': 0.5}.")
     if not models:
         raise ValueError("compare_evidence needs at least one model; got an empty mapping.")
     rows = {name: _evidence(name, fitted) for name, fitted in models.items()}
@@ -118,7 +122,10 @@ def compare_evidence(
 
 def _evidence(name: str, fitted: Any) -> dict[str, Any]:
     """The columns that come straight from one model, and the first reason against it."""
-    evidence = getattr(fitted, "evidence", None)
+    try:
+        evidence = getattr(fitted, "evidence", None)
+    except RuntimeError as error:
+        raise RuntimeError(f"Model {name!r} has no log evidence yet. {error}") from error
     if evidence is not None:
         columns = ("log_evidence", "std_error", "pareto_k", "reliable", "draws_reliable")
         return {column: getattr(evidence, column) for column in columns} | {"reason": "".join(evidence.reasons[:1])}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pyro_osds.runtime.arguments import parameters_of, positional_names
 
 # Points at which two densities are held against each other: a file stays small, and chance agrees at none.
 _NUM_POINTS = 8
@@ -37,14 +40,29 @@ def identity(given: Any, target: Any, z: Tensor, args: tuple[Any, ...], kwargs: 
     }
 
 
-def check_arguments(saved: dict[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments of the model that differ in value from those of the saved fit.
+def check_arguments(
+    saved: dict[str, Any], model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Refuse arguments of the model that differ in value from those of the saved fit, whether by position or by name.
+
+    Arguments:
+        saved: What :func:`identity` gave.
+        model: The model, which has names for its positional arguments, and defaults.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
 
     Raises:
         ValueError: If one differs, is missing or is too many.
     """
     given = _described({**{f"args[{i}]": value for i, value in enumerate(args)}, **kwargs})
-    _refuse_differences("argument", saved["arguments"], given)
+    before = saved["arguments"]
+    own = positional_names(model, {**before, **given})
+    before, now = ({own[name]: value for name, value in each.items()} for each in (before, given))
+    # What was left out has its default, which may be given in so many words as well.
+    parameters = parameters_of(model) or {}
+    left_out = {name: parameters[name].default for name in before.keys() ^ now.keys() if name in parameters}
+    default = _described({name: value for name, value in left_out.items() if value is not inspect.Parameter.empty})
+    _refuse_differences("argument", default | before, default | now)
 
 
 def check_model(saved: dict[str, Any], given: Any) -> None:

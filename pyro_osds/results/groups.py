@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_osds.fit import Fit
 from pyro_osds.posterior.readings import by_chain, by_draw
 from pyro_osds.results.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
-from pyro_osds.runtime.arguments import check_counts
+from pyro_osds.runtime.arguments import check_counts, check_switches
 from pyro_osds.runtime.warnings import OSDSWarning, warn
 
 # Predictive draws of each chain, unless the user says how many: the largest number that takes no longer than this.
@@ -58,6 +58,8 @@ class Groups:
     unconstrained: bool = False
 
     def __post_init__(self) -> None:
+        names = ("log_likelihood", "log_prior", "unconstrained")
+        check_switches({name: getattr(self, name) for name in names})
         given = {"posterior_predictive": self.posterior_predictive, "prior": self.prior}
         check_counts({name: value for name, value in given.items() if value is not None and type(value) is not bool})
 

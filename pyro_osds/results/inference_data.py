@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from pyro_osds.runtime.names import RESERVED, exported_names, renamed
+
 Arrays = Mapping[str, np.ndarray]
 
 _SAMPLE_DIMS = ("chain", "draw")
-_RESERVED = (*_SAMPLE_DIMS, "sample")
 
 
 def to_inference_data(
@@ -41,6 +42,9 @@ def to_inference_data(
         coords: Labels by dimension, in every group that has it; dimensions without labels count from zero.
         draws: Labels of the dimension ``draw``, by group.
 
+    Names that ArviZ has for its own dimensions, or that no file can hold, are changed as
+    :func:`pyro_osds.runtime.names.exported_names` says; ``own_dims`` and ``coords`` may use either.
+
     Returns:
         ``arviz.InferenceData`` with ArviZ 0, ``xarray.DataTree`` with ArviZ 1.
 
@@ -60,6 +64,19 @@ def to_inference_data(
         "arviz_version": version("arviz"),
         **{name: _storable(value) for name, value in attrs.items() if value is not None},
     }
+    variables = exported_names(
+        dict.fromkeys(name for group in (sampled, constant) for each in group.values() for name in each)
+    )
+    # A plate with one of ArviZ's own names gives way further below, by the names of its sites.
+    plates = dict.fromkeys(dim for given in dims.values() for dim in given)
+    axes = {**{dim: dim for dim in plates}, **exported_names(dim for dim in plates if dim not in RESERVED)}
+    sampled, constant = (
+        {group: {variables[name]: array for name, array in arrays.items()} for group, arrays in groups.items()}
+        for groups in (sampled, constant)
+    )
+    dims = {variables.get(name, name): [axes[dim] for dim in given] for name, given in dims.items()}
+    own_dims = {variables.get(name, name): given for name, given in (own_dims or {}).items()}
+    coords = {axes.get(dim, dim): labels for dim, labels in (coords or {}).items()}
     shapes: dict[str, tuple[int, ...]] = {}
     for groups, skipped in ((sampled, len(_SAMPLE_DIMS)), (constant, 0)):
         for arrays in groups.values():
@@ -67,14 +84,14 @@ def to_inference_data(
                 # A variable that is in several groups, with fewer dimensions in some, is named after the fullest.
                 shape = np.shape(array)[skipped:]
                 shapes[name] = max(shapes.get(name, ()), shape, key=len)
-    _check_dims(own_dims or {}, shapes)
-    names = _Names(dims, own_dims or {}, shapes)
+    _check_dims(own_dims, shapes)
+    names = _Names(dims, own_dims, shapes)
     datasets = {group: _dataset(group, arrays, names, attrs, _SAMPLE_DIMS) for group, arrays in sampled.items()}
     datasets |= {group: _dataset(group, arrays, names, attrs, ()) for group, arrays in constant.items()}
     datasets = {group: dataset for group, dataset in datasets.items() if dataset.data_vars}
     for group, labels in (draws or {}).items():
         datasets[group] = datasets[group].assign_coords(draw=labels)
-    for dim, labels in (coords or {}).items():
+    for dim, labels in coords.items():
         datasets |= _labelled(datasets, dim, labels)
     if int(version("arviz").split(".")[0]) >= 1:
         tree = xr.DataTree.from_dict({f"/{group}": dataset for group, dataset in datasets.items()})
@@ -132,7 +149,7 @@ def _dataset(
         for axis, size in enumerate(shape):
             dim = dims[axis]
             # A dimension may not share its name with a variable, nor have two sizes in one group.
-            taken = dim in arrays or dim in _RESERVED
+            taken = dim in arrays or dim in RESERVED
             if taken or sizes.setdefault(dim, size) != size:
                 if dim in names.own.get(name, ()):
                     raise ValueError(_collision(group, name, dim, size, None if taken else sizes[dim]))
@@ -158,11 +175,11 @@ def _labelled(datasets: Mapping[str, xr.Dataset], dim: str, labels: Sequence[Any
     array = np.asarray(labels)
     if array.ndim != 1:
         raise ValueError(f"coords[{dim!r}] must be a list of labels, got shape {array.shape}.")
-    if dim in _RESERVED:
+    if dim in RESERVED:
         raise ValueError(f"coords names {dim!r}, whose labels are the numbers of chains and draws. Leave it away.")
     having = {group: dataset for group, dataset in datasets.items() if dim in dataset.sizes}
     if not having:
-        known = sorted({str(name) for dataset in datasets.values() for name in dataset.sizes} - set(_RESERVED))
+        known = sorted({str(name) for dataset in datasets.values() for name in dataset.sizes} - set(RESERVED))
         raise ValueError(f"coords names {dim!r}, which is no dimension; there are {known}. Name it in dims= first.")
     fitting = {group: dataset for group, dataset in having.items() if dataset.sizes[dim] == len(array)}
     if not fitting:
@@ -183,12 +200,18 @@ def _check_dims(own_dims: Mapping[str, Sequence[str]], shapes: Mapping[str, Sequ
                 f"dims[{name!r}] has {len(dims)} names, {list(dims)}, but the variable has shape "
                 f"{tuple(shapes[name])}. Give one name for each dimension besides chain and draw."
             )
+        bad = [dim for dim in dims if renamed([dim]) and dim not in RESERVED]
+        if bad:
+            raise ValueError(
+                f"dims[{name!r}] uses {bad[0]!r}, a name that no file of InferenceData can hold. Use a name without "
+                f"slashes, such as {exported_names(bad)[bad[0]]!r}."
+            )
         if len(set(dims)) < len(dims):
             raise ValueError(f"dims[{name!r}] has a name twice: {list(dims)}. Give each dimension a name of its own.")
 
 
 def _collision(group: str, name: str, dim: str, size: int, other_size: int | None) -> str:
-    if dim in _RESERVED:
+    if dim in RESERVED:
         return f"dims[{name!r}] uses {dim!r}, which is ArviZ's name for the draws. Give the dimension another name."
     if other_size is None:
         return (

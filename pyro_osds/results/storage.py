@@ -58,6 +58,8 @@ _RENAMED = {
 }
 _KIND = "kind of record"
 _DENSITY = "density"
+# What else people keep, by the ending of its name.
+_OTHERS = {ending: " InferenceData is read by arviz.from_netcdf." for ending in (".nc", ".netcdf", ".h5")}
 
 
 def check_place(path: str | os.PathLike[str]) -> Path:
@@ -66,13 +68,21 @@ def check_place(path: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: If its directory does not exist.
     """
-    path = Path(path)
+    path = _path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no directory {str(path.parent)!r} to put {path.name!r} into; make it first.")
     if path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a directory; give the name of a file.")
 
     return path
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        order = " OSDS.load takes the path first, then the model." if callable(path) else ""
+        raise TypeError(f"path must be the name of a file, got {type(path).__name__}.{order}")
+
+    return Path(path)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -90,6 +100,12 @@ def write(path: Path, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(half, path)
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"The fit cannot be written: {error.strerror}. The fit itself is kept; save it elsewhere",
+            str(path),
+        ) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             half.unlink()
@@ -102,7 +118,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: If there is none.
         ValueError: If it is none of ours, cut off, or of a newer format.
     """
-    path = Path(path)
+    path = _path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}; give the path that OSDS.save was given.")
     try:
@@ -111,7 +127,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise
     except Exception as error:  # noqa: BLE001 - bytes that are no pickle may mean anything to the unpickler
         raise ValueError(
-            f"{str(path)!r} cannot be read: it is cut off, or was not written by OSDS.save. Save the fit again."
+            f"{str(path)!r} is no file of a fit: it is cut off, or was not written by OSDS.save. Give the path that "
+            f"OSDS.save was given.{_OTHERS.get(path.suffix.lower(), '')}"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{str(path)!r} holds something else than a fit; give a file that OSDS.save has written.")

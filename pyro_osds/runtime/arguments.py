@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from pyro_osds.runtime.options import nearest
 
 
 def check_counts(counts: Mapping[str, Any]) -> None:
@@ -20,28 +23,104 @@ def check_counts(counts: Mapping[str, Any]) -> None:
         ValueError: num_samples must be an integer of at least 1, got 0.
     """
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+            whole = isinstance(count, float) and count.is_integer() and count >= 1
+            raise ValueError(
+                f"{name} must be an integer of at least 1, got {count!r}.{f' Write {int(count)}.' if whole else ''}"
+            )
+
+
+def check_positive(numbers: Mapping[str, Any]) -> None:
+    """Refuse what is not a positive, finite number.
+
+    Example:
+        >>> check_positive({"learning_rate": -1})
+        Traceback (most recent call last):
+        ValueError: learning_rate must be a positive number, got -1.
+    """
+    for name, number in numbers.items():
+        is_number = isinstance(number, (int, float, np.integer, np.floating)) and not isinstance(number, bool)
+        if not (is_number and math.isfinite(number) and number > 0):
+            raise ValueError(f"{name} must be a positive number, got {number!r}.")
+
+
+def check_share(name: str, share: Any) -> None:
+    """Refuse what is not a probability between 0 and 1.
+
+    Example:
+        >>> check_share("prob", 90)
+        Traceback (most recent call last):
+        ValueError: prob must lie between 0 and 1, got 90. Write 0.9 for 90 percent.
+    """
+    is_number = isinstance(share, (int, float, np.integer, np.floating)) and not isinstance(share, bool)
+    if not (is_number and 0 < share < 1):
+        percent = f" Write {share / 100:g} for {share:g} percent." if is_number and 1 < share < 100 else ""
+        raise ValueError(f"{name} must lie between 0 and 1, got {share!r}.{percent}")
+
+
+def check_switches(switches: Mapping[str, Any]) -> None:
+    """Refuse what is neither True nor False.
+
+    Example:
+        >>> check_switches({"escalate": "no"})
+        Traceback (most recent call last):
+        ValueError: escalate must be True or False, got 'no'.
+    """
+    for name, switch in switches.items():
+        if not isinstance(switch, (bool, np.bool_)):
+            raise ValueError(f"{name} must be True or False, got {switch!r}.")
+
+
+def check_mapping(name: str, given: Any, cure: str) -> None:
+    """Refuse what is no mapping by name.
+
+    Arguments:
+        name: The argument.
+        given: What was given.
+        cure: What to pass instead.
+
+    Example:
+        >>> check_mapping("dims", ["school"], "Pass {'theta': ['school']}.")
+        Traceback (most recent call last):
+        TypeError: dims must be a mapping, got a list of 1. Pass {'theta': ['school']}.
+    """
+    if not isinstance(given, Mapping):
+        many = f"a {type(given).__name__} of {len(given)}" if isinstance(given, (list, tuple, set)) else ""
+        raise TypeError(f"{name} must be a mapping, got {many or type(given).__name__}. {cure}")
+
+
+def plain(value: Any) -> Any:
+    """A scalar of numpy as Python's own; everything else as it is.
+
+    Example:
+        >>> plain(np.int64(3)), plain("auto")
+        (3, 'auto')
+    """
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_powers_of_two(counts: Mapping[str, Any]) -> None:
     """Refuse what is not a power of two."""
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1 or count & (count - 1):
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1 or count & (count - 1):
             raise ValueError(f"{name} must be a power of two, got {count!r}.")
 
 
 def check_choices(choices: Mapping[str, tuple[Any, Sequence[Any]]]) -> None:
     """Refuse what is not among the values allowed."""
     for name, (choice, allowed) in choices.items():
-        if choice not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, got {choice!r}.")
+        # A tensor or an array among them would be compared element by element.
+        if not isinstance(choice, (str, bool, int, type(None))) or choice not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {choice!r}.{nearest(choice, allowed)}")
 
 
 def same_arguments(left: Any, right: Any) -> bool:
     """Whether two sets of model arguments are the same, tensors by value."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return left.shape == right.shape and left.dtype == right.dtype and bool((left == right).all())
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+        same = left.shape == right.shape and left.dtype == right.dtype
+        return same and (left is right if left.dtype == object else bool((left == right).all()))
     if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
         return len(left) == len(right) and all(map(same_arguments, left, right))
     if isinstance(left, Mapping) and isinstance(right, Mapping):
@@ -56,8 +135,10 @@ def kept_arguments(values: Any) -> Any:
     """The same arguments, with tensors of their own: data that change in place are other data."""
     if isinstance(values, Tensor):
         return values.detach().clone()
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        return values.copy()
     if type(values) in (tuple, list):
-        return type(values)(map(kept_arguments, values))
+        return type(values)([kept_arguments(value) for value in values])
     if type(values) is dict:
         return {name: kept_arguments(value) for name, value in values.items()}
 
@@ -80,28 +161,96 @@ def constant_arguments(
         >>> constant_arguments(lambda x, y, steps: None, (x, y), {"steps": 2}, {"y": y})
         {'x': tensor([0., 1., 2.])}
     """
-    named = _named_arguments(model, args, kwargs)
+    named = named_arguments(model, args, kwargs)
     tensors = {name: torch.as_tensor(value) for name, value in named.items() if isinstance(value, (Tensor, np.ndarray))}
 
     return {name: value for name, value in tensors.items() if not _is_observed(value, list(observed.values()))}
 
 
-def _named_arguments(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    function = model.forward if isinstance(model, nn.Module) else model
+def parameters_of(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters of a model by name; None for a callable that does not tell them."""
     try:
-        signature = inspect.signature(function)
-        bound = signature.bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):  # a callable that does not tell its arguments
+        return inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
+    except (TypeError, ValueError):
+        return None
+
+
+def misfit(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """What is wrong with the arguments that a model is called with, in words; empty if nothing, or nobody can tell.
+
+    Example:
+        >>> misfit(lambda x, y: None, (1.0,), {})
+        "the argument 'y' is missing"
+        >>> misfit(lambda x: None, (1.0,), {"z": 2.0})
+        "there is no argument 'z'"
+    """
+    parameters = parameters_of(model)
+    if parameters is None:
+        return ""
+    named = [each for each in parameters.values() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    kinds = {each.kind for each in parameters.values()}
+    positional = [each.name for each in named if each.kind is not each.KEYWORD_ONLY]
+    given = positional[: len(args)]
+    if len(args) > len(positional) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return f"{len(args)} arguments were given, where it takes {len(positional)}"
+    unknown = [name for name in kwargs if name not in {each.name for each in named}]
+    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
+        meant = nearest(unknown[0], [each.name for each in named]).strip(" ?").replace("Did", "did")
+        return f"there is no argument {unknown[0]!r}{f' ({meant}?)' if meant else ''}"
+    twice = [name for name in given if name in kwargs]
+    if twice:
+        return f"the argument {twice[0]!r} was given twice, by position and by name"
+    missing = [
+        each.name for each in named if each.default is each.empty and each.name not in given and each.name not in kwargs
+    ]
+    if not missing:
+        return ""
+    are = f"the argument{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}"
+
+    return f"{are} {'are' if len(missing) > 1 else 'is'} missing"
+
+
+def named_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], defaults: bool = False
+) -> dict[str, Any]:
+    """The arguments of a call by the names that the model has for them.
+
+    Arguments:
+        model: The model.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        defaults: Whether to add the defaults of those that were not given.
+    """
+    parameters = parameters_of(model)
+    if parameters is None or misfit(model, args, kwargs):
         return {**{f"args_{i}": value for i, value in enumerate(args)}, **kwargs}
+    function = model.forward if isinstance(model, nn.Module) else model
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    if defaults:
+        bound.apply_defaults()
     named: dict[str, Any] = {}
-    for name, value in bound.items():
-        kind = signature.parameters[name].kind
+    for name, value in bound.arguments.items():
+        kind = parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
             named |= {f"{name}_{i}": part for i, part in enumerate(value)}
         else:
             named |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
 
     return named
+
+
+def positional_names(model: Callable[..., Any], names: Iterable[str]) -> dict[str, str]:
+    """The model's own names of ``args[0]``, ``args[1]`` and so on; other names stay.
+
+    Example:
+        >>> positional_names(lambda x, y: None, ["args[1]", "x"])
+        {'args[1]': 'y', 'x': 'x'}
+    """
+    parameters = (parameters_of(model) or {}).values()
+    positional = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    own = {f"args[{i}]": name for i, name in enumerate(positional)}
+
+    return {name: own.get(name, name) for name in names}
 
 
 def _is_observed(value: Tensor, observed: Sequence[Tensor]) -> bool:

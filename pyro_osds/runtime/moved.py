@@ -87,6 +87,7 @@ _MOVED = {
     "model.potential_target": "model.potential",
     "model.transforms": "model.distributions.transforms",
     "model.edge_draws": "model.distributions.edge_draws",
+    "model.source": "runtime.source",
     "model.stable": "model.distributions.stable",
 }
 

@@ -3,6 +3,7 @@
 from pyro_osds.target.adapter import as_target
 from pyro_osds.target.density import NotFiniteError, finite_log_prob, in_chunks, log_prob_and_score
 from pyro_osds.target.function import FunctionTarget
+from pyro_osds.target.gradient import has_wrong_gradient
 from pyro_osds.target.protocol import Site, Target
 from pyro_osds.target.wrapper import TargetWrapper
 
@@ -14,6 +15,7 @@ __all__ = [
     "TargetWrapper",
     "as_target",
     "finite_log_prob",
+    "has_wrong_gradient",
     "in_chunks",
     "log_prob_and_score",
 ]

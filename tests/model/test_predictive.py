@@ -13,6 +13,7 @@ from zoo import ZOO
 
 from pyro_osds import OSDS
 from pyro_osds.model import ModelTarget, Predictive, prior_predictive
+from pyro_osds.runtime.warnings import OSDSWarning
 
 
 def source(model, *args, **kwargs):
@@ -238,7 +239,9 @@ def test_new_inputs(fitted):
 
 def test_arguments_of_the_run(fitted):
     # Without any, and as many draws as asked for, spread over all of them.
-    every, some, more = (fitted.posterior_predictive(num_draws=number) for number in (None, 40, 1000))
+    every, some = (fitted.posterior_predictive(num_draws=number) for number in (None, 40))
+    with pytest.warns(OSDSWarning, match="asked for 1000 draws, and there are 400"):
+        more = fitted.posterior_predictive(num_draws=1000)
     assert every["y"].shape == (400, 12) and some["y"].shape == (40, 12) and more["y"].shape == (1000, 12)
     assert torch.equal(some["mean"], every["mean"][::10])
     assert torch.equal(more["mean"][::5], every["mean"][::2])

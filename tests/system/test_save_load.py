@@ -348,9 +348,9 @@ def fixed_data(y):
         (centred, (Y,), r"fit of another model: its latent sites were .*'tau': 'none'"),
         (coin, (Y,), r"fit of another model: its latent sites were .*Boolean"),
         (fixed_data, (Y,), r"fit to other data: observed site 'y' differs .*with other values"),
-        (conjugate, (Y + 1,), r"fit to other data: argument 'args\[0\]' differs .*with other values"),
+        (conjugate, (Y + 1,), r"fit to other data: argument 'y' differs .*with other values"),
         (conjugate, (Y[:2],), r"saved: torch.float32 \(5,\); got: torch.float32 \(2,\)"),
-        (conjugate, (), r"argument 'args\[0\]' differs .*got: none"),
+        (conjugate, (), r"argument 'y' differs .*got: none"),
     ],
     ids=["density", "sites", "supports", "observed", "values", "shape", "missing"],
 )

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_osds.model.sites import LatentSite
-from pyro_osds.model.source import user_line
+from pyro_osds.runtime.source import user_line
+from pyro_osds.runtime.warnings import ModelWarning, warn
 
 # Steps of the differences: where two of them agree, so does the slope, to this share of what both are.
 _STEPS, _AGREE, _WRONG = (1e-4, 5e-5), 1e-3, 1e-2
@@ -29,7 +30,7 @@ def check_gradients(
     sites: Sequence[LatentSite],
     z: Tensor,
 ) -> None:
-    """Hold the gradient of a log density against differences, at a few points and site by site.
+    """Warn of a gradient that is not that of the log density; held against differences, at a few points, site by site.
 
     Arguments:
         scored: Maps points ``(B, D)`` to log priors and log likelihoods ``(B,)`` and their scores ``(B, D)``, in double
@@ -37,8 +38,8 @@ def check_gradients(
         sites: The latents.
         z: A few points, ``(B, D)``.
 
-    Raises:
-        ValueError: If the gradient of a latent is missing or wrong at most of the points that tell.
+    Warns:
+        ModelWarning: If the gradient of a latent is missing or wrong at most of the points that tell.
     """
     with _Losses() as losses:
         log_prior, log_likelihood, *scores = scored(z)
@@ -53,11 +54,12 @@ def check_gradients(
     wrong = [site.name for site in sites if _is_wrong(scored, z, score, site)]
     if wrong:
         how = f" at {losses.seen[0][1]} ({losses.seen[0][0]})" if losses.seen else ""
-        raise ValueError(
+        warn(
             f"The gradient of the log density with respect to site {wrong[0]!r} is not that of its values: the latent "
-            f"leaves torch on its way{how}. Compute with torch's functions instead, such as torch.exp(x) for "
-            "math.exp(x) and x for x.item(); a function of another package needs a torch.autograd.Function with its "
-            "gradient."
+            f"leaves torch on its way{how}. Training relies on it, so it may take long and end unreliable. Compute "
+            "with torch's functions instead, such as torch.exp(x) for math.exp(x) and x for x.item(); a function of another "
+            "package needs a torch.autograd.Function with its gradient.",
+            ModelWarning,
         )
 
 

@@ -15,7 +15,7 @@ from pyro_osds.model.distributions.missing import without_missing
 from pyro_osds.model.distributions.supports import UnknownSupportError
 from pyro_osds.model.pyro_internals import Subsample
 from pyro_osds.model.run import is_deterministic
-from pyro_osds.model.source import failed_message, first_line, user_line
+from pyro_osds.runtime.source import failed_message, first_line, user_line
 
 
 def check_shapes(trace: Any) -> None:

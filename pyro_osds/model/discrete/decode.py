@@ -33,8 +33,8 @@ from pyro_osds.model.discrete.supports import Bounded, is_enumerable, listed
 from pyro_osds.model.distributions.missing import without_missing
 from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.pyro_internals import Subsample
-from pyro_osds.model.source import first_line
 from pyro_osds.model.vmap import vmappable_pyro
+from pyro_osds.runtime.source import first_line
 from pyro_osds.stats.thresholds import MAX_JOINT
 
 TEMPERATURES = (0, 1)

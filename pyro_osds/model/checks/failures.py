@@ -1,0 +1,216 @@
+"""Why a model fails: at which site, on which line, and in which of the runs before the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.distributions import Distribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
+
+from pyro_osds.model.checks.cures import (
+    Attempt,
+    Reached,
+    argument_cure,
+    constant_cure,
+    cure,
+    describe,
+    misfit_sentence,
+    trying,
+)
+from pyro_osds.runtime.arguments import misfit
+from pyro_osds.runtime.source import first_line, is_refusal, own_line, user_line
+
+_EXPLAINED = ("builtins", "torch", "numpy", "pandas", "pyro")
+_VALUES = re.compile(r"Boolean value of Tensor|one element tensors|single element|converted to (a )?Python|to an index")
+
+
+def check_site(msg: Mapping[str, Any]) -> None:
+    """Refuse a sample site without a name, or without a distribution of Pyro's.
+
+    Raises:
+        TypeError: If its name is no string, or what it is drawn from is no distribution.
+    """
+    name, fn = msg["name"], msg["fn"]
+    if not isinstance(name, str):
+        swapped = " The name comes first." if isinstance(fn, str) else ""
+        raise TypeError(
+            f"A site's name must be a string, got {type(name).__name__} at {user_line()}.{swapped} Write "
+            "pyro.sample('x', distribution)."
+        )
+    if isinstance(fn, (TorchDistributionMixin, Distribution)):
+        return
+    if isinstance(fn, torch.distributions.Distribution):
+        kind = type(fn).__name__
+        raise TypeError(
+            f"Site {name!r} has a {kind} of torch.distributions at {user_line()}, which has no plates and no event "
+            f"dimensions. Use pyro.distributions.{kind}, with the same arguments."
+        )
+    if isinstance(fn, type):
+        raise TypeError(
+            f"Site {name!r} has the class {fn.__name__} at {user_line()}, not a distribution: give it its arguments, "
+            f"such as {fn.__name__}(...)."
+        )
+    if not callable(getattr(fn, "log_prob", None)):
+        raise TypeError(
+            f"Site {name!r} has {fn!r} ({type(fn).__name__}) at {user_line()}, where a distribution belongs. Write "
+            f"pyro.sample({name!r}, pyro.distributions.Normal(0.0, 1.0)), for instance."
+        )
+
+
+class SiteCheck(Messenger):
+    """Checks each sample site when it is reached, before anything else looks at it.
+
+    Arguments:
+        is_noting: Whether to note the sites with their lines, which takes a while.
+    """
+
+    def __init__(self, is_noting: bool = False) -> None:
+        super().__init__()
+        self.is_noting = is_noting
+        self.reached: list[Reached] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        check_site(msg)
+        if self.is_noting:
+            line = user_line()
+            self.reached.append(Reached(msg["name"], msg["fn"], line, msg["value"], msg["is_observed"]))
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self.is_noting and self.reached and self.reached[-1].name == msg["name"]:
+            last = self.reached[-1]
+            last.fn, last.value, last.is_done = msg["fn"], msg["value"], True
+
+
+def failure(
+    error: Exception, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], attempt: Attempt
+) -> Exception:
+    """The error to raise for a model that failed in a plain run.
+
+    Arguments:
+        error: What it raised.
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        attempt: A plain run with other arguments.
+
+    Returns:
+        The same exception where it is of the user's own kind; else one with site, line, what was got and the cure.
+    """
+    if type(error).__module__.partition(".")[0] not in _EXPLAINED or isinstance(error, Warning):
+        return error
+    wrong = misfit(model, args, kwargs)
+    if wrong:
+        return ValueError(misfit_sentence(wrong, model, args, kwargs))
+    seen = _reached(attempt, args, kwargs)
+    line, text = own_line(error), first_line(error)
+    site = seen[-1] if seen and not seen[-1].is_done else None
+    if not line:
+        # It went through the model, and failed at the log density of one of its sites.
+        site, error = _improbable(seen, error)
+        line, text = site.line if site else "", first_line(error)
+    where = f"at site {site.name!r}" if site else f"after site {seen[-1].name!r}" if seen else "before its first site"
+    given = ", ".join(map(describe, (*args, *kwargs.values()))) or "none"
+    where = f"{where}, in {line}" if line else where
+    told = f"The model failed {where}: {type(error).__name__}: {text} (arguments: {given})."
+
+    return ValueError(f"{told} {cure(error, seen, site, model, args, kwargs, attempt)}".rstrip())
+
+
+def _improbable(seen: list[Reached], error: Exception) -> tuple[Reached | None, Exception]:
+    """The site whose log density fails, and what it raises."""
+    for site in seen:
+        try:
+            site.fn.log_prob(site.value)
+        except Exception as raised:  # noqa: BLE001 - it is told
+            return site, raised
+
+    return None, error
+
+
+def later_failure(
+    error: Exception,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    discrete: tuple[str, ...],
+    attempt: Attempt,
+) -> Exception:
+    """The error to raise for a model that ran once, and failed when its density or its gradient was asked for.
+
+    Arguments:
+        error: What it raised.
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        discrete: Its discrete latents, which take all their values at once by then.
+        attempt: The same with other arguments.
+    """
+    if type(error).__module__.partition(".")[0] not in _EXPLAINED or isinstance(error, Warning):
+        return error
+    line, text = own_line(error), first_line(error)
+    on = f" at {line}" if line else ""
+    if discrete:
+        names = ", ".join(map(repr, discrete))
+        cure = (
+            constant_cure(error)
+            if "numpy" in str(error)
+            else (
+                "Python cannot look at such a value: write torch.where(k == 1, a, b), or values[..., k] with "
+                "pyro.ops.indexing.Vindex, in the place of an if, int(k) or a list."
+                if _VALUES.search(str(error))
+                else "Values lie along new dimensions on the left: use operations that broadcast there, such as "
+                "(x * k).sum(-1), or a sequential plate, for i in pyro.plate(name, size), around the discrete site."
+            )
+        )
+        return ValueError(
+            f"The model fails{on} where the discrete latents {names} take all their values at once, to be summed out: "
+            f"{type(error).__name__}: {text}. {cure}"
+        )
+    cure = argument_cure(args, kwargs, model, attempt) or constant_cure(error)
+
+    return ValueError(
+        f"The model runs once, but its log density has no value elsewhere, or no gradient{on}: {type(error).__name__}: "
+        f"{text}. {cure}".rstrip()
+    )
+
+
+def explained(make: Callable[..., None]) -> Callable[..., None]:
+    """A decorator for what makes a target of a model: what fails after the first run is told as such.
+
+    Arguments:
+        make: The ``__init__`` of a target with the attributes ``model``, ``args``, ``kwargs`` and ``discrete_sites``.
+    """
+
+    @functools.wraps(make)
+    def call(self: Any, *given: Any, **options: Any) -> None:
+        def attempt(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            others = {name: value for name, value in options.items() if name not in ("args", "kwargs")}
+            return make(copy.copy(self), given[0], args, kwargs, *given[3:], **others)
+
+        try:
+            make(self, *given, **options)
+        except Exception as error:  # noqa: BLE001 - whatever it raises is told with its line
+            if is_refusal(error) or not hasattr(self, "sites"):
+                raise
+            told = later_failure(error, self.model, self.args, self.kwargs, self.discrete_sites, attempt)
+            if told is error:
+                raise
+            raise told from error
+
+    return call
+
+
+def _reached(attempt: Attempt, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Reached]:
+    """The sites that another run with the same arguments reaches."""
+    check = SiteCheck(is_noting=True)
+    with trying(), contextlib.suppress(Exception):
+        attempt(args, kwargs, check)
+
+    return check.reached

@@ -1,0 +1,105 @@
+"""Which line of the user's code, and what went wrong there: for warnings and errors that name the operation."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = str(Path(__file__).parents[1])
+_LIBRARY = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], _PACKAGE, "<")  # fmt: skip
+# What torch says of code that cannot run in batches, as an expression, and what it means for a model.
+_MEANINGS = (
+    (r"data-dependent control flow", "an if or a while asks for the value of a latent; torch.where(...) needs none"),
+    (
+        r"calling \.item\(\)",
+        "a latent becomes a Python number, by .item(), float(), int() or math; stay in torch",
+    ),
+    (r"have storage|Cannot access data pointer", "a latent leaves torch, for numpy or scipy; use torch's functions"),
+    (r"dynamic shape|data.dependent shape", "a size depends on the value of a latent; torch.where(...) keeps the size"),
+    (r"called random operation", "random numbers are drawn outside of pyro.sample"),
+)
+# Advice that would leave the gradient wrong.
+_DETACH = " Use tensor.detach().numpy() instead."
+# Requests to somebody else's users.
+_REQUEST = re.compile(r"(\.\s+|;\s+|,\s*)?[^.;,]*(please (file|try|open|report|rewrite|either)|file an issue).*", re.I)
+
+
+def user_line(error: BaseException | None = None) -> str:
+    """The user's line at which an exception was raised, or that is running now; or the innermost one.
+
+    Arguments:
+        error: The exception; default: the present stack.
+    """
+    frames = traceback.extract_stack()[:-1] if error is None else traceback.extract_tb(error.__traceback__)
+
+    return _shown((_own(frames) or frames)[-1])
+
+
+def own_line(error: BaseException) -> str:
+    """The user's line at which an exception was raised; empty where none of theirs was running.
+
+    Example:
+        >>> own_line(ValueError("never raised"))
+        ''
+    """
+    own = _own(traceback.extract_tb(error.__traceback__))
+
+    return _shown(own[-1]) if own else ""
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an exception is one of this package's own sentences, which needs no explanation."""
+    frames = traceback.extract_tb(error.__traceback__)
+
+    return bool(frames) and frames[-1].filename.startswith(_PACKAGE) and (frames[-1].line or "").startswith("raise ")
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line, without its full stop and in words for the user of a model.
+
+    Example:
+        >>> first_line(RuntimeError("It failed. Please file a bug report."))
+        'It failed'
+    """
+    text = str(error).strip().split("\n")[0]
+    for expression, meaning in _MEANINGS:
+        if re.search(expression, text):
+            return meaning
+
+    return _REQUEST.sub("", text.replace(_DETACH, "")).rstrip(".") or text.rstrip(".")
+
+
+def failed_message(error: BaseException) -> tuple[dict[str, Any] | None, set[str]]:
+    """The Pyro message that was being answered when an exception was raised, and the functions that it went through.
+
+    Arguments:
+        error: The exception.
+
+    Returns:
+        The innermost message of a sample site, or None; and the names of all functions on the way.
+    """
+    found, functions, step = None, set(), error.__traceback__
+    while step is not None:
+        functions.add(step.tb_frame.f_code.co_name)
+        msg = step.tb_frame.f_locals.get("msg")
+        if isinstance(msg, dict) and msg.get("type") == "sample":
+            found = msg
+        step = step.tb_next
+
+    return found, functions
+
+
+def _own(frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    return [frame for frame in frames if not _in(frame.filename, _LIBRARY)]
+
+
+def _shown(frame: traceback.FrameSummary) -> str:
+    return f"`{frame.line or frame.name}` (line {frame.lineno} of {Path(frame.filename).name})"
+
+
+def _in(filename: str, parts: Iterable[str]) -> bool:
+    return any(part in filename for part in parts)
