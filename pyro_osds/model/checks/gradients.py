@@ -57,8 +57,8 @@ def check_gradients(
         warn(
             f"The gradient of the log density with respect to site {wrong[0]!r} is not that of its values: the latent "
             f"leaves torch on its way{how}. Training relies on it, so it may take long and end unreliable. Compute "
-            "with torch's functions instead, such as torch.exp(x) for math.exp(x) and x for x.item(); a function of another "
-            "package needs a torch.autograd.Function with its gradient.",
+            "with torch's functions instead, such as torch.exp(x) for math.exp(x) and x for x.item(); a function of "
+            "another package needs a torch.autograd.Function with its gradient.",
             ModelWarning,
         )
 
