@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_osds.runtime.precision import most_precise
+from pyro_osds.target.density import in_chunks
 from pyro_osds.target.protocol import Target
 
 # Points at which the precisions of a function are compared.
 _NUM_PROBES = 8
+# Points with gradients at once: a limit of time is looked at in between.
+_BLOCK_SIZE = 512
 
 
 class FunctionTarget(Target):
@@ -66,4 +69,7 @@ class FunctionTarget(Target):
         distributions refuse the whole batch: it gets a density that is not a number, which the sampler counts.
         """
         with pyro.validation_enabled(False):
-            return self._log_prob_fn(z.to(self.dtype))
+            z = z.to(self.dtype)
+            if not z.requires_grad or len(z) <= _BLOCK_SIZE:
+                return self._log_prob_fn(z)
+            return in_chunks(self._log_prob_fn, z, _BLOCK_SIZE)
