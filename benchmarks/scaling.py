@@ -31,8 +31,8 @@ from large_models import (
 )
 
 from pyro_osds import OSDS
-from pyro_osds.explore.annealing import Exploration
 from pyro_osds.explore.modes import Modes
+from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.base import standard_base
 from pyro_osds.model import ModelTarget

@@ -5,34 +5,36 @@ Everything that belongs to one set of model arguments is here; :class:`pyro_osds
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-import time
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
-from pyro_osds.explore.survey import Survey, explore_anew, is_affordable, survey
+from pyro_osds.explore.coordinates import in_coordinates
+from pyro_osds.explore.journal import Journal
+from pyro_osds.explore.stopped import survey_in_time
+from pyro_osds.explore.survey import Survey, explore_anew, is_affordable
 from pyro_osds.explore.warm_start import FarOffError, survey_from
-from pyro_osds.flow.leap import Leap, is_bijective
+from pyro_osds.fit_state import restore, state_of
+from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior.draws import (
     NUM_REPLICATES,
     PosteriorDraws,
     annealed_posterior,
-    draw_posterior,
     particles_for,
     refined_posterior,
 )
 from pyro_osds.posterior.escalation import Escalation, Stages
 from pyro_osds.posterior.evidence import EvidenceCheck, Reason
 from pyro_osds.posterior.no_latents import PointLeap, PointRecipe, PointTrainer
-from pyro_osds.posterior.objections import hopeless_objections, model_objections
+from pyro_osds.posterior.objections import hopeless_objections, objections
+from pyro_osds.posterior.pace import draw_in_time, reserve, seconds_per_draw
 from pyro_osds.posterior.readings import by_chain, by_draw
 from pyro_osds.runtime.arguments import check_powers_of_two
+from pyro_osds.runtime.clock import OutOfTimeError, now, time_limit
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
 from pyro_osds.settings import Settings
 from pyro_osds.stats.weights import WeightedDraws, weigh
@@ -43,6 +45,9 @@ from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
 
 AnyLeap = Leap | VelocityLeap | PointLeap
 AnyTrainer = Trainer | VelocityTrainer | PointTrainer
+
+EXPLORING_SHARE = 0.5
+"""Of the time of a run, what exploration may take: with less, a base is bad; with more, no training makes up for it."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +60,8 @@ class Fit:
         settings: How to fit.
         found: What exploration found; None where there are no coordinates to explore.
         starts: Unconstrained points to look around first, ``(S, D)``.
-        deadline: Time of ``time.perf_counter`` after which no more training begins.
+        deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run ends, with what it has.
+        stopped: The journal of an exploration that was stopped before its end.
 
     Example:
         >>> from pyro_osds.target import FunctionTarget
@@ -74,12 +80,14 @@ class Fit:
         found: Survey | None,
         starts: Tensor | None = None,
         deadline: float = math.inf,
+        stopped: Journal | None = None,
     ) -> None:
         self.settings = settings
         self.given = target = as_target(target)
-        self._starts = starts
+        self.starts = starts
         self.recipe: Recipe | PointRecipe
-        self._deadline = deadline
+        self._deadline, self._per_draw = deadline, 0.0
+        self.stopped = stopped
         if found is None:
             self.recipe, self.target = PointRecipe(target), target
         else:
@@ -97,26 +105,39 @@ class Fit:
         names = ("training_time", "sampling_time", "escalation_time", "exploration_time")
         self.seconds = dict.fromkeys(names, 0.0)
         self.is_interrupted = False
-        self._stages = Stages()
-        self._few_steps: dict[int, AnyLeap] = {}
+        self.stages = Stages()
+        self.few_steps: dict[int, AnyLeap] = {}
         self._draws: PosteriorDraws | None = None
         self._samples: dict[str, Tensor] = {}
 
     @classmethod
-    def explored(cls, target: Any, settings: Settings, starts: Tensor | None = None, deadline: float = math.inf) -> Fit:
-        """A fit of a posterior that is explored now.
+    def explored(
+        cls,
+        target: Any,
+        settings: Settings,
+        starts: Tensor | None = None,
+        deadline: float = math.inf,
+        journal: Journal | None = None,
+    ) -> Fit:
+        """A fit of a posterior that is explored now; an exploration that is stopped leaves what it has found.
 
         Arguments:
             target: The user's posterior, as a target.
             settings: How to fit.
             starts: Unconstrained points to look around first, ``(S, D)``.
-            deadline: Time of ``time.perf_counter`` after which no more training begins.
+            deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run ends, with what it has.
+            journal: What an exploration noted that was stopped, to go on with.
         """
-        start, found, target = time.perf_counter(), None, as_target(target)
+        start, found, stopped, target = now(), None, "", as_target(target)
+        journal = journal or Journal()
         if target.dim > 0:
-            found = survey(target, settings.particles(target.vectorized, target.num_terms), starts=starts)
-        fit = cls(target, settings, found, starts, deadline)
-        fit.seconds["exploration_time"] = time.perf_counter() - start
+            num_particles = settings.particles(target.vectorized, target.num_terms)
+            limit = start + EXPLORING_SHARE * (deadline - start)
+            found, stopped = survey_in_time(target, num_particles, starts, journal, limit, settings.distributed)
+        deadline = -math.inf if stopped == "Ctrl-C" else deadline
+        fit = cls(target, settings, found, starts, deadline, journal if stopped else None)
+        fit.start_report = (f"exploration: stopped by {stopped}, {found.progress}",) if found and stopped else ()
+        fit.seconds["exploration_time"] = now() - start
         fit.log_choices()
 
         return fit
@@ -129,16 +150,18 @@ class Fit:
             before: The other fit; it stays as it is.
             target: The new posterior, as a target.
             starts: Unconstrained points to look around first, ``(S, D)``.
-            deadline: Time of ``time.perf_counter`` after which no more training begins.
+            deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run ends, with what it has.
         """
-        start, settings, leap = time.perf_counter(), before.settings, before.leap
+        start, settings, leap = now(), before.settings, before.leap
         try:
             if before.recipe.found is None:
                 raise FarOffError("there is no flow")
-            found = survey_from(leap, before.recipe.found, target, settings.num_particles, starts)
-        except FarOffError as reason:
+            with time_limit(start + EXPLORING_SHARE * (deadline - start)):
+                found = survey_from(leap, before.recipe.found, target, settings.num_particles, starts)
+        except (FarOffError, OutOfTimeError) as cause:
+            reason = cause if isinstance(cause, FarOffError) else "a look from the last fit took too long"
             fit = cls.explored(target, settings, starts, deadline)
-            fit.start_report = (f"warm start: explored anew, since {reason}",)
+            fit.start_report = (f"warm start: explored anew, since {reason}", *fit.start_report)
         else:
             fit = cls(target, settings, found, deadline=deadline)
             cast("Recipe", fit.recipe).start_from(cast("Leap", leap).flow)
@@ -147,7 +170,7 @@ class Fit:
             fit.start_report = ("warm start: from the flow of the last fit",)
             fit.log_choices()
         fit.run_report = fit.start_report
-        fit.seconds["exploration_time"] = time.perf_counter() - start
+        fit.seconds["exploration_time"] = now() - start
 
         return fit
 
@@ -155,35 +178,45 @@ class Fit:
 
     def run(self) -> None:
         """Train, draw, judge, and climb further stages while the verdict is bad; what was cut short goes on."""
-        start = time.perf_counter()
+        start = now()
+        if self._deadline < math.inf and self.recipe.found is not None:
+            self._per_draw = seconds_per_draw(self.leap, self.target)
+        self.recipe.set_deadline(self._deadline - self._reserve(), self._per_draw)
         self.recipe.run()
         self.trainer = self.recipe.trainer
         self.leap = self.trainer.leap
-        self.seconds["training_time"] += time.perf_counter() - start
+        self.seconds["training_time"] += now() - start
         self.is_interrupted = self.recipe.is_paused
-        history = self.trainer.history
-        elbo = f"ELBO {history.elbo[-1]:.4f}" if history.elbo else "no ELBO"
-        _log.info("training: %d iterations in %.1f s, %s", len(history.loss), self.seconds["training_time"], elbo)
+        _log.info("training: %s, %.1f s", self.trainer.history.headline, self.seconds["training_time"])
         if self.recipe.can_escalate and self.settings.escalate:
             self._escalate(cast("Recipe", self.recipe))
+        elif self._deadline < math.inf:
+            self.ensure_judged()
+            self.is_interrupted = self.is_interrupted or not self.draws.is_whole
+        self.is_interrupted = self.is_interrupted or self.stopped is not None
+        # What is asked for after the run has all the time that it takes.
+        self._deadline, self._per_draw = math.inf, 0.0
 
     def resume(self, deadline: float = math.inf) -> None:
         """Go on where a run was cut short, by Ctrl-C or by its deadline, as if it had not been.
 
         Arguments:
-            deadline: Time of ``time.perf_counter`` after which no more training begins.
+            deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which it ends again, with what it has.
         """
+        if self.stopped is not None:
+            before, again = self, Fit.explored(self.given, self.settings, self.starts, deadline, self.stopped)
+            again.seconds["exploration_time"] += before.seconds["exploration_time"]
+            self.__dict__ = again.__dict__
         self._deadline = deadline
-        self.recipe.set_deadline(deadline)
-        self._draws, self._few_steps = None, {}
+        self._draws, self.few_steps = None, {}
         self.run()
 
     def step(self) -> float:
         """One optimiser step; the loss, nats. A run that was cut short stays so."""
-        self._draws, self._few_steps = None, {}
+        self._draws, self.few_steps = None, {}
         if self.is_interrupted:
             self.recipe.stay()
-            self._stages, self.is_interrupted = Stages(), False
+            self.stages, self.stopped, self.is_interrupted = Stages(), None, False
 
         return self.trainer.step()
 
@@ -194,7 +227,7 @@ class Fit:
             self.trainer, self.leap = recipe.trainer, recipe.trainer.leap
             self.run_report += (report,)
             _log.info("stage: %s", report)
-            self._keep(draws)
+            self.keep(draws)
 
         improper, chains = self.model_target.improper_sites, (self.settings.num_chains, self.settings.num_samples)
         num_particles = particles_for(math.prod(chains))
@@ -203,17 +236,17 @@ class Fit:
             return refined_posterior(leap, self.target, *chains, judged, improper, self._objections())
 
         def explore(judged: PosteriorDraws) -> PosteriorDraws:
-            anew = explore_anew(self.given, recipe.found, num_particles, NUM_REPLICATES, self._starts)
+            anew = explore_anew(self.given, recipe.found, num_particles, NUM_REPLICATES, self.starts)
             return annealed_posterior(anew, self.target, *chains, judged, improper, self._objections(), from_flow=False)
 
-        start = time.perf_counter()
+        start = now()
         self.run_report = self.start_report
         can_explore = is_affordable(self.given, recipe.found.exploration, NUM_REPLICATES * num_particles)
         # No stage cures a density without an integral.
         is_hopeless = bool(hopeless_objections(self.leap, self.model_target, recipe.found))
         # What is judged of a training that was cut short is judged for now only.
-        stages = Stages() if recipe.is_paused else self._stages
-        deadline = -math.inf if is_hopeless else self._deadline
+        stages = Stages() if recipe.is_paused else self.stages
+        deadline = -math.inf if is_hopeless or self.stopped else self._deadline
         escalation = Escalation(recipe, self._judge, walk, explore if can_explore else None, deadline, stages)
         try:
             draws = escalation.judged_once("flow", lambda: self.draws)
@@ -223,32 +256,17 @@ class Fit:
             warn("Escalation was interrupted; the last verdict stands.", InterruptedWarning)
         self.is_interrupted = recipe.is_paused or (escalation.is_cut_short and not is_hopeless)
         if not self.is_interrupted:
-            self._stages = Stages()
+            self.stages = Stages()
         elif self._draws is not None:
             self._draws = replace(self._draws, evidence=self._draws.evidence.cut_short())
-        self.seconds["escalation_time"] += time.perf_counter() - start
+        self.seconds["escalation_time"] += now() - start
         _log.info("drawn and judged in %(sampling_time).1f s, escalated in %(escalation_time).1f s", self.seconds)
 
     # ---- where the fit stands ----
 
     def state(self) -> dict[str, Any]:
         """All that draws, verdicts and further training depend on, except the target and random numbers."""
-        walks = {num_steps: leap for num_steps, leap in self._few_steps.items() if is_bijective(leap)}
-        flow = self.leap.flow if is_bijective(self.leap) else None
-
-        return {
-            "coordinates": coordinates_of(self.target),
-            "starts": self._starts,
-            "recipe": self.recipe.state(),
-            "is_averaged": self.leap is not self.trainer.leap,
-            "draws": self._draws,
-            "few_steps": {n: leap.flow.state_dict() for n, leap in walks.items() if leap.flow is not flow},
-            "rungs": self._stages.state(),
-            "is_interrupted": self.is_interrupted,
-            "start_report": self.start_report,
-            "run_report": self.run_report,
-            "seconds": self.seconds,
-        }
+        return state_of(self)
 
     @classmethod
     def restored(cls, target: Any, settings: Settings, state: dict[str, Any]) -> Fit:
@@ -265,19 +283,9 @@ class Fit:
             found = replace(state["recipe"]["plan"].found, target=seen) if target.dim else None
             fit = cls(target, settings, found, state.get("starts"))
             fit.recipe.restore(state["recipe"])
-        fit.trainer = fit.recipe.trainer
-        fit.leap = fit.trainer.averaged() if state["is_averaged"] else fit.trainer.leap
-        for num_steps, weights in state["few_steps"].items():
-            assert is_bijective(fit.leap)
-            walk = Leap(fit.leap.base, copy.deepcopy(fit.leap.flow), num_steps)
-            walk.flow.load_state_dict(weights)
-            fit._few_steps[num_steps] = walk
-        fit._stages = Stages.restored(state["rungs"], seen)
-        fit.is_interrupted = state["is_interrupted"]
-        fit.start_report, fit.run_report = state["start_report"], state["run_report"]
-        fit.seconds = dict(state["seconds"])
+        restore(fit, state, seen)
         if state["draws"] is not None:
-            fit._keep(state["draws"])
+            fit.keep(state["draws"])
 
         return fit
 
@@ -309,9 +317,9 @@ class Fit:
     def ensure_judged(self) -> None:
         """Draw from the present weights, and judge, unless that was done."""
         if self._draws is None:
-            start = time.perf_counter()
-            self._keep(self._judge(self.settle()))
-            self.seconds["sampling_time"] = time.perf_counter() - start
+            start = now()
+            self.keep(self._judge(self.settle()))
+            self.seconds["sampling_time"] = now() - start
 
     @property
     def is_judged(self) -> bool:
@@ -342,10 +350,10 @@ class Fit:
         self.ensure_judged()
         if num_steps == self.settings.num_steps:
             return self.leap
-        if num_steps not in self._few_steps:
-            self._few_steps[num_steps] = self.recipe.with_steps(num_steps)
+        if num_steps not in self.few_steps:
+            self.few_steps[num_steps] = self.recipe.with_steps(num_steps)
 
-        return self._few_steps[num_steps]
+        return self.few_steps[num_steps]
 
     def draw(self, num_draws: int, num_steps: int) -> WeightedDraws:
         """Fresh weighted draws of the leap in so many steps; they become no part of the fit.
@@ -358,8 +366,10 @@ class Fit:
 
         return WeightedDraws(self.constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
 
-    def _keep(self, draws: PosteriorDraws) -> None:
+    def keep(self, draws: PosteriorDraws) -> None:
         """Make these the posterior draws."""
+        if draws is self._draws:
+            return
         self._draws = draws
         self._samples = by_chain(self.constrain(draws.z), self.settings.num_chains)
 
@@ -367,26 +377,31 @@ class Fit:
         """Draws of a leap and the verdict on its weights."""
         settings, found = self.settings, self.recipe.found
 
-        return draw_posterior(
+        return draw_in_time(
             leap,
             self.target,
             settings.num_chains,
             settings.num_samples,
-            settings.correction,
-            EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
-            self.model_target.improper_sites,
+            None if self.target.vectorized else settings.num_chains * settings.num_samples,
+            self._deadline if found else math.inf,
+            self._per_draw,
+            correction=settings.correction,
+            check=EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
+            improper_sites=self.model_target.improper_sites,
             reasons=self._objections(),
-            **({} if self.target.vectorized else {"max_draws": settings.num_chains * settings.num_samples}),
         )
 
-    # ---- what the verdict must know beside the weights ----
+    def _reserve(self) -> float:
+        """Seconds that training leaves for the draws."""
+        if self._per_draw == 0.0:
+            return 0.0
+        num_draws = self.settings.num_chains * self.settings.num_samples
+
+        return reserve(num_draws, self._per_draw, self.target.vectorized, self._deadline - now())
 
     def _objections(self) -> tuple[Reason, ...]:
         """What speaks against draws and evidence, whatever their weights."""
-        found = self.recipe.found
-        hopeless = hopeless_objections(self.leap, self.model_target, found)
-
-        return (*hopeless, *model_objections(self.leap, self.target, self.given, found))
+        return objections(self.leap, self.target, self.given, self.recipe.found)
 
     # ---- from the sampler's coordinates to the user's sites ----
 

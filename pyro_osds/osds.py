@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -39,6 +38,7 @@ from pyro_osds.runtime.arguments import (
     same_arguments,
 )
 from pyro_osds.runtime.chunks import chunk_sizes
+from pyro_osds.runtime.clock import now
 from pyro_osds.runtime.memory import keep_freed_memory
 from pyro_osds.runtime.names import RESERVED, renamed
 from pyro_osds.runtime.options import explains_options
@@ -80,8 +80,8 @@ class OSDS:
         correction: ``"imh"``, ``"psis"`` or ``"none"``: how draws of the flow become posterior draws.
         num_iterations: Optimiser steps at most; training stops early when it is good enough or no longer improves.
             What is beyond 1000, or beyond half of a larger number, is kept for escalation.
-        max_time: Seconds after which no more training begins and no stage is climbed; exploration, drawing and weighing
-            always run to their end.
+        max_time: Seconds that a run takes, exploration, drawing and judging included; what was reached by then is
+            judged, with fewer draws where there is no time for all of them, and :meth:`resume` goes on from there.
         escalate: Whether to climb further stages while the verdict is bad: a larger flow from a better base, then an
             annealed refinement; see ``pyro_osds.posterior.escalation`` and :attr:`run_report`.
         batch_size: Draws per optimiser step.
@@ -244,8 +244,8 @@ class OSDS:
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Explore, train, draw, weigh and judge.
 
-        Ctrl-C during training keeps the best flow so far, and :meth:`resume` goes on; during exploration it leaves the
-        sampler as it was.
+        Ctrl-C keeps what there is, particles of the exploration or the best flow so far, and :meth:`resume` goes on;
+        before there is anything it leaves the sampler as it was.
 
         Arguments:
             args: Positional arguments of the model.
@@ -255,7 +255,7 @@ class OSDS:
             ValueError: If the model is not supported, or its density is not finite at any start.
         """
         seconds = self.settings.max_time
-        deadline = math.inf if seconds is None else time.perf_counter() + seconds
+        deadline = math.inf if seconds is None else now() + seconds
         with together(self.settings.distributed):
             with run_bar(self.settings.disable_progbar) as result:
                 self._set_up(args, kwargs, deadline=deadline)
@@ -273,7 +273,7 @@ class OSDS:
         :meth:`load`. Torch's random numbers are taken up where the run left them.
 
         Arguments:
-            max_time: Seconds after which no more training begins and no stage is climbed; default: none.
+            max_time: Seconds after which it ends again; default: none.
 
         Raises:
             RuntimeError: If the last run was not cut short.
@@ -283,7 +283,7 @@ class OSDS:
         if not self.fit.is_interrupted:
             raise RuntimeError("The last run came to its end by itself: there is nothing to resume. Use run or step.")
         with together(self.settings.distributed):
-            self.fit.resume(math.inf if seconds is None else time.perf_counter() + seconds)
+            self.fit.resume(math.inf if seconds is None else now() + seconds)
             for reason in self.evidence.all_reasons:
                 warn(reason, UnreliableEvidenceWarning)
 

@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from contextlib import closing
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pyro_osds.explore.hmc import Points, chosen, kinetic_energy, leapfrog
+from pyro_osds.explore.journal import Journal
+from pyro_osds.explore.particles import Annealing, Exploration, MovesSoFar, resample
+from pyro_osds.explore.paths import AnnealingPath
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.moments import fisher_moments
-from pyro_osds.stats.weights import effective_sample_size, pareto_k
-from pyro_osds.target import NotFiniteError, Target, finite_log_prob, log_prob_and_score
+from pyro_osds.target import NotFiniteError, finite_log_prob, log_prob_and_score
 
 # The least change of the inverse temperature. A log likelihood that differs by 1e12 nats between particles is left in
 # many temperatures; a smaller bound would only lengthen the search for the increment.
@@ -49,112 +50,6 @@ _SETTLED_SIGMAS = 2.0
 _log = logging.getLogger(__name__)
 
 
-class AnnealingPath(Protocol):
-    """A pair of densities to anneal between."""
-
-    dim: int
-
-    def sample(self, num_draws: int, /) -> Tensor:
-        """Draws of the reference, ``(num_draws, D)``."""
-        ...
-
-    def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log reference and log target at a batch, ``(B, D) -> (B,), (B,)``."""
-        ...
-
-
-class PriorPath:
-    """From a model's own prior to its posterior; one run of the model gives both densities.
-
-    Arguments:
-        target: A target with ``sample_prior`` and ``log_prior_and_likelihood``, such as ``ModelTarget``.
-    """
-
-    def __init__(self, target: Target) -> None:
-        self.dim = target.dim
-        self._target = target
-
-    def sample(self, num_draws: int, /) -> Tensor:
-        """Draws of the prior, ``(num_draws, D)``."""
-        return self._target.sample_prior(num_draws)  # type: ignore[attr-defined]
-
-    def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log prior and log joint density, ``(B, D) -> (B,), (B,)``."""
-        log_prior, log_likelihood = self._target.log_prior_and_likelihood(z)  # type: ignore[attr-defined]
-
-        return log_prior, log_prior + log_likelihood
-
-
-class ReferencePath:
-    """From any normalised density that can be sampled, such as a fitted base, to the target.
-
-    Arguments:
-        target: The target.
-        sample: Draws of the reference, ``n -> (n, D)``.
-        log_prob: Log density of the reference, ``(B, D) -> (B,)``.
-    """
-
-    def __init__(self, target: Target, sample: Callable[[int], Tensor], log_prob: Callable[[Tensor], Tensor]) -> None:
-        self.dim = target.dim
-        self.sample = sample
-        self._target = target
-        self._log_prob = log_prob
-
-    def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log reference and log target, ``(B, D) -> (B,), (B,)``."""
-        return self._log_prob(z), self._target.log_prob(z)
-
-
-@dataclass(frozen=True)
-class Exploration:
-    """Equally weighted particles at the end of an annealing run, and what the run saw.
-
-    Arguments:
-        z: Particles, ``(num_replicates * num_particles, D)``.
-        log_prob: Log density of the target at the particles.
-        replicate_log_evidence: One estimate per replicate, nats, ``(num_replicates,)``.
-        num_temperatures: Annealing steps taken.
-        num_evaluations: Points at which the density was evaluated.
-        acceptance: Mean acceptance of the last Hamiltonian moves.
-        num_not_finite: Particles that were drawn from the reference with a density that is not finite.
-        pareto_k: Largest shape of the tail of the weights of one change of temperature.
-        ess: Smallest effective number of particles after one.
-        start: The draws of the reference, ``(num_replicates * num_particles, D)``.
-        settled: Whether the mean log density had stopped drifting at the end; true where nobody looked.
-        num_undefined: Draws of the reference with a density that is nan or ``+inf``.
-        undefined_at: One of them, ``(D,)``; empty where there is none.
-    """
-
-    z: Tensor
-    log_prob: Tensor
-    replicate_log_evidence: Tensor
-    num_temperatures: int
-    num_evaluations: int
-    acceptance: float
-    num_not_finite: int
-    pareto_k: float = -math.inf
-    ess: float = math.nan
-    start: Tensor = field(default_factory=lambda: torch.empty(0))
-    settled: bool = True
-    num_undefined: int = 0
-    undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @property
-    def log_evidence(self) -> float:
-        """Log of the replicates' mean evidence, nats."""
-        estimates = self.replicate_log_evidence.double()
-
-        return (torch.logsumexp(estimates, 0) - math.log(len(estimates))).item()
-
-    @property
-    def std_error(self) -> float:
-        """Standard error of ``log_evidence`` from the spread between replicates, nats."""
-        estimates = self.replicate_log_evidence.double()
-        ratios = (estimates - self.log_evidence).exp()
-
-        return (ratios.std() / math.sqrt(len(ratios))).item()
-
-
 # The defaults were chosen on the accuracy cases. More particles find smaller modes; eight replicates are as few as give
 # a standard error; a higher share, more moves or more steps make the evidence better and take longer in proportion.
 def explore(
@@ -169,6 +64,7 @@ def explore(
     max_temperatures: int = 100,
     max_settling: int = 20,
     phase: str = "Explore",
+    journal: Journal | None = None,
 ) -> Exploration:
     """Anneal particles from the path's reference to its target.
 
@@ -183,6 +79,7 @@ def explore(
         max_settling: Rounds of moves at the target, at most, until the mean log density no longer drifts.
         max_temperatures: After this many the rest of the way is one step, so that a run always ends.
         phase: What the progress bar of a run calls it.
+        journal: Where each temperature is noted, so that a run that was stopped can be taken up again.
 
     Returns:
         The particles at the target and the replicates' estimates of the log evidence.
@@ -190,68 +87,76 @@ def explore(
     Raises:
         NotFiniteError: If the target is not finite at any particle of the reference.
     """
-    num_total = num_particles * num_replicates
-    largest_increment = 1.0 / min_temperatures
-    z, log_reference, log_target, undefined = _start(path, num_total)
-    start = z
-    num_not_finite = int((~log_target.isfinite()).sum())
+    journal = journal or Journal()
     mover = _HamiltonianMover(path, num_moves, num_leapfrog)
-    log_evidence = z.new_zeros(num_replicates, dtype=torch.float64)
-    beta, num_temperatures, k, ess = 0.0, 0, -math.inf, math.inf
-    progress = progress_bar(1.0, phase)
-    while beta < 1.0:
-        log_ratio = (log_target - log_reference).view(num_replicates, num_particles)
-        last = num_temperatures + 1 >= max_temperatures
-        increment = 1.0 - beta if last else _increment(log_ratio, min(1.0 - beta, largest_increment), ess_threshold)
-        log_weight = (increment * log_ratio).nan_to_num(nan=-torch.inf)
-        log_evidence += torch.logsumexp(log_weight.double(), 1) - math.log(num_particles)
-        k, ess = max(k, pareto_k(log_weight.flatten())), min(ess, effective_sample_size(log_weight.flatten()))
-        before, beta = beta, 1.0 if beta + increment > 1.0 - _ROUNDING else beta + increment
-        index = _resample(log_weight)
-        z, log_reference, log_target = mover.move(z[index], log_reference[index], log_target[index], beta)
-        num_temperatures += 1
-        progress.set_postfix(beta=f"{beta:.2g}", temperatures=str(num_temperatures))
-        progress.update(beta - before)
-        _log.debug("%s: beta %.3g, acceptance %.2f", phase, beta, mover.acceptance)
-    z, log_target, settled = _settle(mover, z, log_reference, log_target, max_settling)
-    progress.close()
-    _log.debug("%s: %d temperatures, settled %s", phase, num_temperatures, settled)
 
-    return Exploration(
-        z,
-        log_target,
-        log_evidence,
-        num_temperatures,
-        mover.num_evaluations + num_total,
-        mover.acceptance,
-        num_not_finite,
-        k,
-        ess,
-        start,
-        settled,
-        len(undefined),
-        undefined[:1].flatten(),
+    def run() -> Exploration:
+        at = journal.take_up()
+        if at is None:
+            at = _start(path, num_particles, num_replicates, mover.state())
+        mover.restore(at.moves)
+        with closing(progress_bar(1.0, phase)) as progress:
+            progress.update(at.beta)
+            while not at.is_over(max_settling):
+                journal.note(at)
+                before = at.beta
+                if before < 1.0:
+                    last = at.num_temperatures + 1 >= max_temperatures
+                    at = _cooled(at, mover, 0.0 if last else ess_threshold, 1.0 if last else 1.0 / min_temperatures)
+                    _log.debug("%s: beta %.3g, acceptance %.2f", phase, at.beta, mover.acceptance)
+                else:
+                    at = _settled(at, mover)
+                progress.set_postfix(beta=f"{at.beta:.2g}", temperatures=str(at.num_temperatures))
+                progress.update(at.beta - before)
+        _log.debug("%s: %d temperatures, settled %s", phase, at.num_temperatures, at.settled)
+
+        return at.result(settled=at.settled or max_settling == 0)
+
+    return journal.part(run)
+
+
+def _cooled(at: Annealing, mover: _HamiltonianMover, ess_threshold: float, largest_increment: float) -> Annealing:
+    """One temperature further: reweighted, resampled and moved."""
+    log_ratio, remaining = at.log_ratio, 1.0 - at.beta
+    increment = min(remaining, largest_increment)
+    if ess_threshold > 0.0:
+        increment = _increment(log_ratio, increment, ess_threshold)
+    log_weight = (increment * log_ratio).nan_to_num(nan=-torch.inf)
+    index = resample(log_weight)
+    beta = 1.0 if at.beta + increment > 1.0 - _ROUNDING else at.beta + increment
+    z, log_reference, log_target = mover.move(at.z[index], at.log_reference[index], at.log_target[index], beta)
+
+    return replace(
+        at.weighed(log_weight),
+        z=z,
+        log_reference=log_reference,
+        log_target=log_target,
+        beta=beta,
+        num_temperatures=at.num_temperatures + 1,
+        moves=mover.state(),
     )
 
 
-def _settle(
-    mover: _HamiltonianMover, z: Tensor, log_reference: Tensor, log_target: Tensor, max_settling: int
-) -> tuple[Tensor, Tensor, bool]:
-    """Keep moving at the target until the mean log density stops drifting: a fast annealing leaves particles behind."""
-    settled = max_settling == 0
-    for _ in range(max_settling):
-        before = log_target
-        z, log_reference, log_target = mover.move(z, log_reference, log_target, 1.0)
-        drift = (log_target - before).double()
-        settled = bool(drift.mean().abs() < _SETTLED_SIGMAS * (log_target.double().var() / len(drift)).sqrt())
-        if settled:
-            break
+def _settled(at: Annealing, mover: _HamiltonianMover) -> Annealing:
+    """One more round of moves at the target: a fast annealing leaves particles behind, and they drift."""
+    z, log_reference, log_target = mover.move(at.z, at.log_reference, at.log_target, 1.0)
+    drift = (log_target - at.log_target).double()
+    settled = bool(drift.mean().abs() < _SETTLED_SIGMAS * (log_target.double().var() / len(drift)).sqrt())
 
-    return z, log_target, settled
+    return replace(
+        at,
+        z=z,
+        log_reference=log_reference,
+        log_target=log_target,
+        num_rounds=at.num_rounds + 1,
+        settled=settled,
+        moves=mover.state(),
+    )
 
 
-def _start(path: AnnealingPath, num_total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draws of the reference and their densities, zero where the target is not finite; and those where it is nan."""
+def _start(path: AnnealingPath, num_particles: int, num_replicates: int, moves: MovesSoFar) -> Annealing:
+    """Draws of the reference and their densities, zero where the target is not finite."""
+    num_total = num_particles * num_replicates
     given = z = path.sample(num_total)
     usable = z.isfinite().all(-1)
     # A point that overflowed has no coordinates to move from: it takes the place of a usable one, with weight zero.
@@ -266,8 +171,18 @@ def _start(path: AnnealingPath, num_total: int) -> tuple[Tensor, Tensor, Tensor,
             f"{log_target[0].item()} at {[round(value, 3) for value in z[0].tolist()][:5]}).",
             z[0],
         )
+    log_reference, log_target = torch.where(usable, log_reference, 0.0), torch.where(usable, log_target, -torch.inf)
 
-    return z, torch.where(usable, log_reference, 0.0), torch.where(usable, log_target, -torch.inf), undefined
+    return Annealing(
+        z,
+        log_reference,
+        log_target,
+        z.new_zeros(num_replicates, dtype=torch.float64),
+        moves._replace(num_evaluations=num_total),
+        start=z,
+        num_not_finite=int((~usable).sum()),
+        undefined=undefined,
+    )
 
 
 def _increment(log_ratio: Tensor, remaining: float, ess_threshold: float) -> float:
@@ -289,18 +204,6 @@ def _increment(log_ratio: Tensor, remaining: float, ess_threshold: float) -> flo
     return math.exp(low)
 
 
-def _resample(log_weight: Tensor) -> Tensor:
-    """Systematic resampling on each replicate, ``(num_replicates, N)`` to flat indices ``(num_replicates * N,)``."""
-    num_replicates, num_particles = log_weight.shape
-    weights = torch.softmax(log_weight.double(), 1).nan_to_num(1.0 / num_particles)
-    offset = torch.rand(num_replicates, 1, dtype=torch.float64, device=weights.device)
-    grid = (torch.arange(num_particles, dtype=torch.float64, device=weights.device) + offset) / num_particles
-    index = torch.searchsorted(weights.cumsum(1), grid).clamp(max=num_particles - 1)
-    first = torch.arange(num_replicates, device=weights.device)[:, None] * num_particles
-
-    return (index + first).reshape(-1)
-
-
 class _HamiltonianMover:
     """Hamiltonian moves of all particles at once, in coordinates whitened by the particles and their scores."""
 
@@ -312,6 +215,14 @@ class _HamiltonianMover:
         self.acceptance = math.nan
         self.num_evaluations = 0
         self.scale_tril = torch.empty(0)
+
+    def state(self) -> MovesSoFar:
+        """What further moves depend on."""
+        return MovesSoFar(self.step_size, self.acceptance, self.num_evaluations)
+
+    def restore(self, state: MovesSoFar) -> None:
+        """Go on where another mover stood."""
+        self.step_size, self.acceptance, self.num_evaluations = state
 
     def move(self, z: Tensor, log_reference: Tensor, log_target: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
         """Metropolised Hamiltonian moves that leave the tempered density unchanged."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily
 
 from pyro_osds.explore.hmc import Points, chosen, kinetic_energy, leapfrog
+from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.modes import find_modes, spread_out
 from pyro_osds.stats.gaussian import Gaussian
 from pyro_osds.stats.moments import weighted_moments
@@ -77,13 +78,14 @@ class Rest(NamedTuple):
     step: Tensor
 
 
-def throw(target: Target, num_points: int = 4096, starts: Tensor | None = None) -> Rest:
+def throw(target: Target, num_points: int = 4096, starts: Tensor | None = None, journal: Journal | None = None) -> Rest:
     """Points thrown at all scales, where they came to rest.
 
     Arguments:
         target: The target.
         num_points: Points thrown; fewer where the density has many terms.
         starts: Points to throw around, ``(S, D)``; default: the origin.
+        journal: Where each move is noted, if this is the part at work.
 
     Returns:
         At most 1024 of the points that came to rest.
@@ -97,7 +99,7 @@ def throw(target: Target, num_points: int = 4096, starts: Tensor | None = None) 
     z = noise * scales.repeat(num_points // len(scales) + 1)[:num_points, None]
     if starts is not None:
         z = z + starts.to(z)[torch.arange(num_points, device=z.device) % len(starts)]
-    rest = come_to_rest(target, z)
+    rest = come_to_rest(target, z, journal)
     if not len(rest.z):
         # Step sizes are the same for all coordinates: where their scales differ by a factor of thousands, none arrives.
         rest = laplace_draws(target, z)
@@ -210,20 +212,31 @@ def reference_of_modes(whole: tuple[Tensor, Tensor], z: Tensor, step: Tensor, la
     )
 
 
-def come_to_rest(target: Target, z: Tensor) -> Rest:
-    """Hamiltonian moves with a step size of their own for each point; those that still climb fast are left out."""
+def come_to_rest(target: Target, z: Tensor, journal: Journal | None = None) -> Rest:
+    """Hamiltonian moves with a step size of their own for each point; those that still climb fast are left out.
+
+    Arguments:
+        target: The target.
+        z: The points, ``(N, D)``.
+        journal: Where each move is noted, if this is the part at work.
+    """
 
     def evaluate(z: Tensor) -> Points:
         return Points(z, *log_prob_and_score(target.log_prob, z))
 
-    points = evaluate(z)
-    step = z.new_full((len(z), 1), _FIRST_STEP)
-    before = points.log_prob
-    for move in range(_NUM_MOVES):
+    taken = journal.take_up() if journal else None
+    if taken is None:
+        points, step, first = evaluate(z), z.new_full((len(z), 1), _FIRST_STEP), 0
+        before = points.log_prob
+    else:
+        points, step, before, first = taken
+    for move in range(first, _NUM_MOVES):
         if move == _NUM_MOVES * 3 // 4:
             before = points.log_prob
         points, accept = _moved(evaluate, points, step)
         step = torch.where(accept, _STEP_UP * step, _STEP_DOWN * step)
+        if journal is not None:
+            journal.note((points, step, before, move + 1))
 
     # Still climbing fast means not arrived.
     climb = (points.log_prob - before).nan_to_num(torch.inf)

@@ -19,7 +19,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyro_osds.explore.annealing import Exploration, ReferencePath, explore
+from pyro_osds.explore.annealing import explore
+from pyro_osds.explore.particles import Exploration
+from pyro_osds.explore.paths import ReferencePath
 from pyro_osds.flow.base import whitened
 from pyro_osds.flow.leap import Leap
 from pyro_osds.target import Target, TargetWrapper

@@ -8,16 +8,20 @@ the check. In many dimensions particles are too few for a base: the Gaussian of 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_osds.explore.annealing import AnnealingPath, Exploration, PriorPath, ReferencePath, explore
+from pyro_osds.explore.annealing import explore
+from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import MAX_COMPONENTS, adapt_mixture, effective_share, mixture_base
 from pyro_osds.explore.mode_search import lost_modes
 from pyro_osds.explore.modes import Modes, find_modes
 from pyro_osds.explore.ordering import find_exchanges, ordered
+from pyro_osds.explore.particles import Exploration
+from pyro_osds.explore.paths import AnnealingPath, PriorPath, ReferencePath
 from pyro_osds.explore.propriety import Endless, find_endless
 from pyro_osds.explore.reference import throw, wide_reference
 from pyro_osds.explore.variational import variational_base
@@ -65,6 +69,7 @@ class Survey:
         endless: Where the density was seen not to fall off, as one without an integral does not; or None.
         undefined_share: Share of the draws of the prior with a density that is nan or ``+inf``.
         undefined_at: One of them, ``(D,)``; empty where there is none.
+        progress: How far an exploration had come that was stopped; empty for one that came to its end.
     """
 
     target: Any
@@ -75,6 +80,7 @@ class Survey:
     endless: Endless | None = None
     undefined_share: float = 0.0
     undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
+    progress: str = ""
 
     def __post_init__(self) -> None:
         # Files of earlier versions hold the coordinates alone.
@@ -102,7 +108,13 @@ class Survey:
         ]
 
 
-def survey(target: Target, num_particles: int = 64, num_replicates: int = 8, starts: Tensor | None = None) -> Survey:
+def survey(
+    target: Target,
+    num_particles: int = 64,
+    num_replicates: int = 8,
+    starts: Tensor | None = None,
+    journal: Journal | None = None,
+) -> Survey:
     """Explore a target and choose the base.
 
     Arguments:
@@ -110,6 +122,7 @@ def survey(target: Target, num_particles: int = 64, num_replicates: int = 8, sta
         num_particles: Particles on each replicate.
         num_replicates: Independent repeats of the annealing.
         starts: Unconstrained points to look around, ``(S, D)``, where no prior can be sampled.
+        journal: Where all is noted, so that an exploration that was stopped can be taken up again.
 
     Returns:
         The base, the particles and the check.
@@ -121,46 +134,56 @@ def survey(target: Target, num_particles: int = 64, num_replicates: int = 8, sta
         >>> found.modes.count, found.base.loc.round().tolist()
         (1, [3.0, 3.0])
     """
+    journal = journal or Journal()
     target = as_target(target)
-    way, spread = first_way(target, starts)
-    exploration = explore(way, num_particles, num_replicates, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
+    way, spread = journal.part(lambda: first_way(target, starts, journal))
+    exploration = explore(
+        way, num_particles, num_replicates, ess_threshold=0.3, num_moves=1, num_leapfrog=6, journal=journal
+    )
     exploration = replace(exploration, start=exploration.start if spread is None else spread)
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
+    journal.reached = target, exploration, None
     given, (target, exploration, modes) = target, _in_one_order(target, exploration)
     more = _affordable(given, exploration) if modes.parted > MANY_PARTED and given.vectorized else 0
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
         num_particles *= more
         exploration = explore(
-            way, num_particles, num_replicates, ess_threshold=0.8, num_moves=4, phase="Explore slowly"
+            way, num_particles, num_replicates, ess_threshold=0.8, num_moves=4, phase="Explore slowly", journal=journal
         )
         num_evaluations += exploration.num_evaluations
         exploration = replace(exploration, start=exploration.start if spread is None else spread)
         target, exploration, modes = _in_one_order(given, exploration)
     target, exploration = _choose_coordinates(target, exploration)
-    exploration = _with_lost_modes(target, exploration, num_particles, num_replicates)
+    journal.reached = target, exploration, None
+    exploration = _with_lost_modes(target, exploration, num_particles, num_replicates, journal)
     modes = _find_modes(target, exploration)
-    base = _choose_base(target, exploration, modes)
+    base = journal.part(lambda: _choose_base(target, exploration, modes))
+    journal.reached = target, exploration, base
     if _has_many_dimensions(target, exploration) and modes.parted <= MANY_PARTED:
-        base = variational_base(target, base)
-        exploration = _explore_from(target, base, exploration, num_particles, num_replicates)
+        base = journal.part(partial(variational_base, target, base))
+        journal.reached = target, exploration, base
+        exploration = _explore_from(target, base, exploration, num_particles, num_replicates, journal)
         num_evaluations += exploration.num_evaluations
         ways = _MAX_WAYS
     while exploration.num_temperatures > SHORT_WAY and ways < _MAX_WAYS and modes.parted <= MANY_PARTED:
         way = ReferencePath(target, base.sample, base.log_prob)
         try:
-            exploration = explore(way, num_particles, num_replicates, max_settling=0, phase="Explore again")
+            exploration = explore(
+                way, num_particles, num_replicates, max_settling=0, phase="Explore again", journal=journal
+            )
         except NotFiniteError:
             # A base all of whose draws overflow knows less than the particles that it was fitted to.
             break
         modes = _find_modes(target, exploration)
-        base = _choose_base(target, exploration, modes)
+        base = journal.part(partial(_choose_base, target, exploration, modes))
+        journal.reached = target, exploration, base
         num_evaluations += exploration.num_evaluations
         ways += 1
 
     loc, scale_tril = weighted_moments(exploration.z, torch.zeros_like(exploration.log_prob))
-    endless = find_endless(target, loc, scale_tril)
+    endless = journal.part(lambda: find_endless(target, loc, scale_tril))
 
     undefined = first.num_undefined / len(first.start) if from_prior else 0.0
 
@@ -210,11 +233,19 @@ def resurvey(found: Survey, exploration: Exploration) -> Survey:
     return replace(found, base=base, exploration=replace(exploration, replicate_log_evidence=check), modes=modes)
 
 
-def first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Tensor | None]:
-    """The way from the prior or, where it cannot be sampled, from a wide reference; then with points spread widely."""
+def first_way(
+    target: Target, starts: Tensor | None, journal: Journal | None = None
+) -> tuple[AnnealingPath, Tensor | None]:
+    """The way from the prior or, where it cannot be sampled, from a wide reference; then with points spread widely.
+
+    Arguments:
+        target: The target.
+        starts: Unconstrained points to look around, ``(S, D)``, where no prior can be sampled.
+        journal: Where moves of the points are noted, if this is the part at work.
+    """
     if target.can_sample_prior:
         return PriorPath(target), None
-    rest = throw(target, starts=starts)
+    rest = throw(target, starts=starts, journal=journal)
     reference = wide_reference(target, rest)
 
     return ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob), rest.z
@@ -233,12 +264,12 @@ class _Whitened(TargetWrapper):
 
 
 def _explore_from(
-    target: Target, base: Base, before: Exploration, num_particles: int, num_replicates: int
+    target: Target, base: Base, before: Exploration, num_particles: int, num_replicates: int, journal: Journal
 ) -> Exploration:
     """The short way from a base, in its coordinates: there, few particles suffice for the scale of the moves."""
     density = base.density
     path = ReferencePath(_Whitened(target, base), lambda count: density.sample(torch.Size([count])), density.log_prob)
-    found = explore(path, num_particles, num_replicates, phase="Explore again")
+    found = explore(path, num_particles, num_replicates, phase="Explore again", journal=journal)
 
     return replace(found, z=base.from_whitened(found.z), log_prob=found.log_prob - base.log_abs_det, start=before.start)
 
@@ -268,15 +299,17 @@ def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Explor
     return best
 
 
-def _with_lost_modes(target: Target, exploration: Exploration, num_particles: int, num_replicates: int) -> Exploration:
+def _with_lost_modes(
+    target: Target, exploration: Exploration, num_particles: int, num_replicates: int, journal: Journal
+) -> Exploration:
     """The exploration, or a better one where mode search found a mode that holds none of its particles."""
     if not target.vectorized:
         return exploration
-    reference = lost_modes(target, exploration.start, exploration.z, exploration.log_prob)
+    reference = journal.part(lambda: lost_modes(target, exploration.start, exploration.z, exploration.log_prob))
     if reference is None:
         return exploration
     way = ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
-    again = explore(way, num_particles, num_replicates, phase="Explore again")
+    again = explore(way, num_particles, num_replicates, phase="Explore again", journal=journal)
     # A lower evidence than before is no discovery.
     lower = again.log_evidence < exploration.log_evidence - LOWER_SIGMAS * exploration.std_error
 

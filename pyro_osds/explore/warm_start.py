@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_osds.explore.annealing import Exploration, ReferencePath, explore
+from pyro_osds.explore.annealing import explore
 from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
 from pyro_osds.explore.mode_search import lost_modes
 from pyro_osds.explore.modes import find_modes
+from pyro_osds.explore.particles import Exploration
+from pyro_osds.explore.paths import ReferencePath
 from pyro_osds.explore.propriety import find_endless
 from pyro_osds.explore.refinement import refine
 from pyro_osds.explore.survey import Survey, first_way

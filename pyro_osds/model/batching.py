@@ -38,6 +38,7 @@ from pyro_osds.model.graph import (
 )
 from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.vmap import PointsDisagree, VmapCompat, vmappable_pyro
+from pyro_osds.runtime.clock import check_time
 from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
 from pyro_osds.runtime.source import first_line, user_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
@@ -378,6 +379,7 @@ def _close(got: Tensor, expected: Tensor, rounding: float) -> bool:
 def _loop(read: Callable[[Tensor], Any], z: Tensor) -> Any:
     results = []
     for row in z:
+        check_time()
         with VmapCompat():
             results.append(read(row))
     if isinstance(results[0], dict):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_osds.runtime.clock import check_time
 from pyro_osds.runtime.execution import freeze
 from pyro_osds.runtime.recorder import record_operations
 
@@ -140,11 +141,13 @@ def in_blocks(graph: Graph, z: Tensor) -> tuple[Tensor, ...]:
             return tuple(graph.run(z))
     num_blocks = math.ceil(len(z) / graph.block_size)
     filling = z[-1:].expand(num_blocks * graph.block_size - len(z), -1)
-    blocks = torch.cat([z, filling]).split(graph.block_size)
+    results = []
     with torch.no_grad():
-        results = zip(*[graph.run(block) for block in blocks], strict=True)
+        for block in torch.cat([z, filling]).split(graph.block_size):
+            check_time()
+            results.append(graph.run(block))
 
-    return tuple(torch.cat(parts)[: len(z)] for parts in results)
+    return tuple(torch.cat(parts)[: len(z)] for parts in zip(*results, strict=True))
 
 
 class DensitiesWithScores(torch.autograd.Function):

@@ -15,11 +15,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyro_osds.explore.annealing import Exploration
+from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.refinement import refine
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
 from pyro_osds.posterior.verdict import judge, judge_annealed
+from pyro_osds.runtime.clock import OutOfTimeError, time_limit
 from pyro_osds.runtime.precision import is_rough, rounding_noise
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
@@ -32,8 +33,10 @@ CORRECTIONS = ("imh", "psis", "none")
 
 # Weighted draws at least, which a fast density gives in milliseconds: the tail of fewer is hardly known.
 _MIN_DRAWS = 4096
-# At most: beyond, the standard error falls too slowly for what they take.
-_MAX_DRAWS = 32768
+MAX_DRAWS = 32768
+"""Weighted draws at most: beyond, the standard error falls too slowly for what they take."""
+NUM_PROBES, NUM_PROBES_SLOWLY = 256, 32
+"""Draws at which rounding is looked for; fewer where densities come point by point, since each takes some runs."""
 # Particles on each replicate of a refinement, as of an exploration.
 _REFINEMENT_PARTICLES = 64
 # Draws at which a gradient is held against differences of the density, where one of them is not as expected.
@@ -54,6 +57,7 @@ class PosteriorDraws:
         refinement: The short refinement that gave the second opinion, if the weights asked for one.
         flow_log_weight: Log weights of the flow's own draws, ``(S,)``, also where a refinement gave the draws.
         flow_not_finite: How many of these had a log density of nan or ``+inf``.
+        is_whole: Whether there was time for all of it; if not, draws are fewer, or a second opinion is missing.
     """
 
     proposals: FlowDraws
@@ -63,6 +67,7 @@ class PosteriorDraws:
     refinement: Exploration | None = None
     flow_log_weight: Tensor = field(default_factory=lambda: torch.empty(0))
     flow_not_finite: int = 0
+    is_whole: bool = True
 
     @property
     def z(self) -> Tensor:
@@ -78,8 +83,9 @@ def draw_posterior(
     correction: str = "imh",
     check: EvidenceCheck | None = None,
     improper_sites: Sequence[str] = (),
-    max_draws: int = _MAX_DRAWS,
+    max_draws: int = MAX_DRAWS,
     reasons: Sequence[Reason] = (),
+    deadline: float = math.inf,
 ) -> PosteriorDraws:
     """Fresh draws, weighed, judged and corrected.
 
@@ -94,13 +100,18 @@ def draw_posterior(
         improper_sites: Latent sites with an improper prior.
         max_draws: Weighted draws at most, if the chains do not need more.
         reasons: What else speaks against the evidence.
+        deadline: When a second opinion is left at the latest.
 
     Returns:
         The posterior draws.
     """
-    num_proposals = num_chains * num_samples
+    num_proposals, is_whole, second = num_chains * num_samples, True, None
     draws, weights = _weigh_enough(leap, target, max(num_proposals, min(_MIN_DRAWS, max_draws)), max_draws)
-    second = _second_opinion(leap, target, weights)
+    try:
+        with time_limit(deadline):
+            second = _second_opinion(leap, target, weights)
+    except OutOfTimeError:
+        is_whole = False
     index, acceptance = _choose(draws.log_weight, weights, num_chains, num_samples, correction)
     evidence = judge(
         weights,
@@ -113,7 +124,7 @@ def draw_posterior(
         Mixing(*mixing(draws.z[index])),
     )
 
-    return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight, draws.num_not_finite)
+    return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight, draws.num_not_finite, is_whole)
 
 
 def _choose(
@@ -244,12 +255,11 @@ def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:
     if not finite.any():
         return 0.0
     evaluate = partial(log_prob_and_score, target.log_prob)
-    if target.is_double and (
-        not is_rough(evaluate, z[finite]) or has_wrong_gradient(target.log_prob, z[finite][:_NUM_GRADIENTS])
-    ):
+    z = z[finite][: NUM_PROBES if target.vectorized else NUM_PROBES_SLOWLY]
+    if target.is_double and (not is_rough(evaluate, z) or has_wrong_gradient(target.log_prob, z[:_NUM_GRADIENTS])):
         return torch.finfo(log_prob.dtype).eps * log_prob[finite].abs().median().item()
 
-    return rounding_noise(evaluate, z[finite])
+    return rounding_noise(evaluate, z)
 
 
 def _second_opinion(leap: Proposal, target: Target, weights: WeightSummary) -> Exploration | None:

@@ -17,18 +17,18 @@ verdicts or, where there is none, the one with the higher log evidence, since an
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
-from pyro_osds.explore.annealing import Exploration
+from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.refinement import refine
 from pyro_osds.explore.survey import Survey, resurvey
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.evidence import Evidence
+from pyro_osds.runtime.clock import OutOfTimeError, is_past, time_limit
 from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.stats.thresholds import POOR_WEIGHT_ESS
 from pyro_osds.target import NotFiniteError, Target
@@ -100,7 +100,7 @@ class Escalation:
         judge: Draws and verdict from the weights of a leap.
         walk: Draws and verdict from a refinement that starts from a leap, given the draws that its weights judged.
         explore: Draws and verdict of exploration anew, given those of the stage before; None where it costs too much.
-        deadline: No stage is begun after this time of ``time.perf_counter``.
+        deadline: Time at which the stage at work is left, and after which none is begun.
         stages: What stages have left before; a run that was cut short goes on from there.
     """
 
@@ -121,8 +121,10 @@ class Escalation:
         judged = self.stages.judged
         if name not in judged:
             self._begin()
-            judged[name] = judge()
-            self.stages.random = None
+            draws = judge()
+            if not draws.is_whole:
+                return draws
+            judged[name], self.stages.random = draws, None
 
         return judged[name]
 
@@ -134,10 +136,14 @@ class Escalation:
             keep: Called with the better draws, and what to report, after each stage.
         """
         keep(draws, self._report("flow", draws.evidence))
+        if not draws.is_whole:
+            return
         evidence, done = draws.evidence, self.stages.judged
         poor = not evidence.is_settled and not evidence.ess >= POOR_WEIGHT_ESS * evidence.num_draws
         if poor and self._may_be_larger() and self._may_go_on(self.stages.is_larger is not None):
             draws = self._tried("larger flow", draws, keep, self._larger_flow)
+            if not draws.is_whole:
+                return
         leap = self.recipe.trainer.leap
         if not draws.evidence.is_settled and is_bijective(leap) and self._may_go_on(_REFINEMENT in done):
             draws = self._tried(_REFINEMENT, draws, keep, partial(self._walked, leap))
@@ -149,9 +155,13 @@ class Escalation:
             self._tried("exploration", draws, keep, partial(self._explored, self.explore))
 
     def _tried(self, name: str, draws: PosteriorDraws, keep: Keep, stage: Stage) -> PosteriorDraws:
-        """Draws of a stage or, where none of its starting points has a density, those that there are."""
+        """Draws of a stage or, where it could not begin or ran out of time, those that there are."""
         try:
             return stage(draws, keep)
+        except OutOfTimeError:
+            keep(draws, f"{name}: stopped by max_time")
+
+            return draws
         except NotFiniteError:
             self.stages.random = None
             keep(draws, f"{name}: could not begin, since none of its starting points lies in the posterior")
@@ -159,7 +169,8 @@ class Escalation:
             return draws
 
     def _walked(self, leap: Leap, draws: PosteriorDraws, keep: Keep) -> PosteriorDraws:
-        walked = self.judged_once(_REFINEMENT, lambda: self.walk(leap, draws))
+        with time_limit(self.deadline):
+            walked = self.judged_once(_REFINEMENT, lambda: self.walk(leap, draws))
         keep(walked, self._report(_REFINEMENT, walked.evidence))
 
         return walked
@@ -171,7 +182,8 @@ class Escalation:
         keep: Keep,
     ) -> PosteriorDraws:
         """Keep what exploration found, if it is better founded than what there is."""
-        explored = self.judged_once("exploration", lambda: explore(draws))
+        with time_limit(self.deadline):
+            explored = self.judged_once("exploration", lambda: explore(draws))
         report = self._report("exploration", explored.evidence)
         higher = explored.evidence.log_integral > draws.evidence.log_integral
         if explored.evidence.is_settled or higher:
@@ -189,7 +201,7 @@ class Escalation:
         """Whether a stage may be begun; where not, the random numbers of its beginning are kept."""
         if self.recipe.is_paused or self.recipe.trainer.history.interrupted:
             return False
-        if is_finished or time.perf_counter() < self.deadline:
+        if is_finished or not is_past(self.deadline):
             return True
         self._begin()
 
@@ -228,7 +240,8 @@ class Escalation:
         """What the larger flow starts from: particles of a refinement that there is, or of a short one."""
         if self.stages.survey is None:
             self._begin()
-            self.stages.survey = resurvey(self.recipe.found, draws.refinement or self._particles(flow))
+            with time_limit(self.deadline):
+                self.stages.survey = resurvey(self.recipe.found, draws.refinement or self._particles(flow))
             self.stages.random = None
 
         return self.stages.survey

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from pyro_osds.explore.annealing import Exploration
+from pyro_osds.explore.particles import Exploration
 from pyro_osds.runtime.text import Card
 from pyro_osds.stats.thresholds import GOOD_PARETO_K, apart, pareto_k_threshold
 

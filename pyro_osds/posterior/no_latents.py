@@ -100,7 +100,7 @@ class PointRecipe:
     def stay(self) -> None:
         """Nothing."""
 
-    def set_deadline(self, deadline: float) -> None:
+    def set_deadline(self, deadline: float, seconds_per_draw: float = 0.0) -> None:
         """Nothing."""
 
     def with_steps(self, num_steps: int) -> PointLeap:

@@ -19,6 +19,20 @@ from pyro_osds.train.velocity import VelocityLeap
 _NUM_LOOKED_AT, _NUM_LOOKED_AT_SLOWLY = 512, 32
 
 
+def objections(leap: Any, target: Target, given: Target, found: Survey | None) -> tuple[Reason, ...]:
+    """All that speaks against draws and evidence, whatever their weights.
+
+    Arguments:
+        leap: The trained leap.
+        target: The target that it leaps to.
+        given: The user's posterior.
+        found: What exploration found, if there was something to explore.
+    """
+    hopeless = hopeless_objections(leap, target.unordered, found)
+
+    return (*_stopped(found), *hopeless, *model_objections(leap, target, given, found))
+
+
 def hopeless_objections(leap: Any, target: Target, found: Survey | None) -> tuple[Reason, ...]:
     """What no further work cures: a density without an integral, a flow without a volume.
 
@@ -63,6 +77,20 @@ def _point_objections(given: Target) -> tuple[Reason, ...]:
     point = torch.zeros(1, 0, dtype=given.dtype, device=given.device)
 
     return tuple(truncated(given, point, torch.ones(1, dtype=given.dtype, device=given.device)))
+
+
+def _stopped(found: Survey | None) -> tuple[Reason, ...]:
+    """What speaks against everything that comes after an exploration that was stopped before its end."""
+    if found is None or not found.progress:
+        return ()
+
+    return (
+        Reason(
+            f"Exploration was stopped before its end, {found.progress}: parts of the posterior may be missing, and the "
+            "base of the flow is preliminary. Call resume(), which goes on from there, or raise max_time.",
+            mendable=False,
+        ),
+    )
 
 
 def _endless(target: Target, found: Survey | None) -> tuple[Reason, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pyro_osds.explore.annealing import Exploration
+from pyro_osds.explore.particles import Exploration
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason
 from pyro_osds.stats.thresholds import (
     CHECK_QUANTILE,

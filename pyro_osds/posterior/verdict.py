@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pyro_osds.explore.annealing import Exploration
+from pyro_osds.explore.particles import Exploration
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
 from pyro_osds.posterior.reasons import (
     below_reasons,

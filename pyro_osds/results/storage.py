@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pyro_osds.explore.annealing import Exploration
 from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.ordering import Exchange
+from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.propriety import Endless
 from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.base import Base

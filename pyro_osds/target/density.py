@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_osds.runtime.clock import check_time
+
 
 class NotFiniteError(ValueError):
     """A target that is finite at none of the points that were tried.
@@ -59,6 +61,7 @@ def log_prob_and_score(log_prob_fn: Callable[[Tensor], Tensor], z: Tensor) -> tu
         >>> log_prob_and_score(lambda z: -0.5 * z.square().sum(-1), torch.tensor([[1.0, 2.0]]))
         (tensor([-2.5000]), tensor([[-1., -2.]]))
     """
+    check_time()
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         log_prob = log_prob_fn(z)
@@ -77,4 +80,9 @@ def in_chunks(function: Callable[[Tensor], Tensor], z: Tensor, chunk_size: int =
         >>> in_chunks(lambda z: z.sum(-1), torch.ones(5, 2), chunk_size=2)
         tensor([2., 2., 2., 2., 2.])
     """
-    return torch.cat([function(chunk) for chunk in z.split(chunk_size)])
+
+    def evaluate(chunk: Tensor) -> Tensor:
+        check_time()
+        return function(chunk)
+
+    return torch.cat([evaluate(chunk) for chunk in z.split(chunk_size)])

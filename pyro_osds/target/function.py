@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_osds.runtime.precision import most_precise
 from pyro_osds.runtime.source import first_line, own_line
+from pyro_osds.target.density import in_chunks
 from pyro_osds.target.gradient import has_wrong_gradient
 from pyro_osds.target.protocol import Target
 
@@ -22,6 +23,8 @@ _NUM_PROBES = 8
 _STEPS, _AGREE, _WRONG = (1e-4, 5e-5), 1e-3, 1e-2
 # Threads may add up in another order, which changes the last digits of single precision.
 _SAME = 1e-6
+# Points with gradients at once: a limit of time is looked at in between.
+_BLOCK_SIZE = 512
 
 
 class FunctionTarget(Target):
@@ -94,9 +97,13 @@ class FunctionTarget(Target):
         distributions refuse the whole batch: it gets a density that is not a number, which the sampler counts.
         """
         with pyro.validation_enabled(False):
-            if self._score_fn is not None and torch.is_grad_enabled() and z.requires_grad:
-                return _WithScore.apply(z.to(self.dtype), self._values, self._score)
-            return self._values(z.to(self.dtype))
+            z = z.to(self.dtype)
+            if not (torch.is_grad_enabled() and z.requires_grad):
+                return self._values(z)
+            return self._scored(z) if len(z) <= _BLOCK_SIZE else in_chunks(self._scored, z, _BLOCK_SIZE)
+
+    def _scored(self, z: Tensor) -> Tensor:
+        return self._values(z) if self._score_fn is None else _WithScore.apply(z, self._values, self._score)
 
     def _values(self, z: Tensor) -> Tensor:
         return self._log_prob_fn(z)

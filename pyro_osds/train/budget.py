@@ -20,7 +20,8 @@ class Budget:
         max_gap: Give up after the first round if the ELBO is further from the log evidence, nats.
         elbo_gap: Stop when the ELBO is this close to the log evidence, nats, and the weights have a good tail.
         num_validation_draws: Fresh draws to judge a round on.
-        deadline: Time of ``time.perf_counter`` at which training ends with what it has.
+        deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which training ends with what it has.
+        seconds_per_draw: What a weighted draw takes, where that is known: no look begins that ends after the deadline.
         optim: A Pyro optimiser to use instead of Adam on a one-cycle schedule; it brings its own learning rate.
     """
 
@@ -36,4 +37,5 @@ class Budget:
     elbo_gap: float = 0.02
     num_validation_draws: int = 4096
     deadline: float = math.inf
+    seconds_per_draw: float = 0.0
     optim: Any = None

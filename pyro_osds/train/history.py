@@ -36,6 +36,13 @@ class History:
     num_skipped: int = 0
     interrupted: bool = False
 
+    @property
+    def headline(self) -> str:
+        """Iterations and the last ELBO, in words."""
+        elbo = f"ELBO {self.elbo[-1]:.4f}" if self.elbo else "no ELBO"
+
+        return f"{len(self.loss)} iterations, {elbo}"
+
     def record(self, loss: float, terms: dict[str, Tensor]) -> None:
         """Add a step: its loss, and the parts of it that it had."""
         for name in terms:

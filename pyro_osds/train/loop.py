@@ -7,7 +7,6 @@ after each: a run that goes on repeats nothing and leaves nothing out, so that i
 from __future__ import annotations
 
 import copy
-import time
 from typing import Any, Protocol
 
 from pyro_osds.runtime.progress import NoBar
@@ -80,17 +79,6 @@ def go_on(training: Resumable, paused: dict[str, Any] | None) -> None:
     if paused is not None:
         set_random_state(paused["random"])
         training.restore(paused)
-
-
-def is_past(deadline: float) -> bool:
-    """Whether ``time.perf_counter`` is beyond a deadline.
-
-    Example:
-        >>> import math
-        >>> is_past(math.inf), is_past(-math.inf)
-        (False, True)
-    """
-    return time.perf_counter() > deadline
 
 
 def _place(training: Resumable, random: dict[str, Any]) -> dict[str, Any]:

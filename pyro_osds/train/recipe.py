@@ -184,11 +184,17 @@ class Recipe:
         """Whether training was cut short and would go on."""
         return self._contest is not None or self.trainer.paused is not None or self.teacher_history.paused is not None
 
-    def set_deadline(self, deadline: float) -> None:
-        """From now on training ends at this time of ``time.perf_counter``."""
-        self._builder = replace(self._builder, budget=replace(self._builder.budget, deadline=deadline))
+    def set_deadline(self, deadline: float, seconds_per_draw: float = 0.0) -> None:
+        """From now on training ends at a time.
+
+        Arguments:
+            deadline: Time of :func:`~pyro_osds.runtime.clock.now`.
+            seconds_per_draw: What a weighted draw takes, where that is known.
+        """
+        limit = {"deadline": deadline, "seconds_per_draw": seconds_per_draw}
+        self._builder = replace(self._builder, budget=replace(self._builder.budget, **limit))
         for trainer in (self.trainer, *([self._contest.challenger] if self._contest else ())):
-            trainer.budget = replace(trainer.budget, deadline=deadline)
+            trainer.budget = replace(trainer.budget, **limit)
 
     def stay(self) -> None:
         """Make do with the better flow so far; what was cut short is not gone on with."""

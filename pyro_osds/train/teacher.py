@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from pyro_osds.flow.diffusion import Diffusion, Paths
+from pyro_osds.runtime.clock import is_past
 from pyro_osds.runtime.progress import NoBar, progress_bar
 from pyro_osds.target import log_prob_and_score
 from pyro_osds.train.descent import MovingAverage, clipped, gradients_of
-from pyro_osds.train.loop import go_on, is_past, run_moves
+from pyro_osds.train.loop import go_on, run_moves
 from pyro_osds.train.objectives import path_log_variance, path_reverse_kl, score_matching
 from pyro_osds.train.optimizer import one_cycle
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
 from pyro_osds.flow.replay import ReplayedFlow
+from pyro_osds.runtime.clock import is_past
 from pyro_osds.runtime.parallel import is_together, mean_gradients
 from pyro_osds.runtime.progress import NoBar, progress_bar
 from pyro_osds.runtime.warnings import InterruptedWarning, TrainingWarning, warn
@@ -28,7 +29,7 @@ from pyro_osds.target import Target
 from pyro_osds.train.budget import Budget
 from pyro_osds.train.descent import MovingAverage, clipped, flat_norm, gradients_of
 from pyro_osds.train.history import History
-from pyro_osds.train.loop import go_on, is_past, run_moves
+from pyro_osds.train.loop import go_on, run_moves
 from pyro_osds.train.objectives import Objective, exact_volume, reverse_kl
 from pyro_osds.train.optimizer import chosen, clip, one_cycle, step_schedule
 
@@ -183,8 +184,11 @@ class Trainer:
 
     @property
     def is_late(self) -> bool:
-        """Whether the deadline has passed; the first look, which costs little, is always taken."""
-        return self._course.phase != "start" and is_past(self.budget.deadline)
+        """Whether the deadline has passed, or would pass during the look that comes next."""
+        course, budget = self._course, self.budget
+        looks = course.phase == "start" or (course.phase != "between" and not course.steps_left)
+
+        return is_past(budget.deadline - looks * self._num_looked_at * budget.seconds_per_draw)
 
     def advance(self, progress: NoBar) -> None:
         """One whole move: a step, or the look that ends a round and decides what follows."""
@@ -259,9 +263,10 @@ class Trainer:
     def _keep_late(self) -> None:
         """The time is over: the average so far is kept if it is better than the best round, or warmed up."""
         course = self._course
-        if course.phase == "between":
+        if course.phase in ("start", "between"):
             return
-        score, _, _ = self._validate()
+        # There is no time for a long look where densities come point by point.
+        score, _, _ = self._validate(None if self.target.vectorized else self.budget.batch_size)
         is_better = course.phase == "warm_up" or score > course.best_score
         self.leap.flow.load_state_dict(self._average.module.state_dict() if is_better else course.best)
 
@@ -304,10 +309,13 @@ class Trainer:
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["schedule"])
 
-    def _validate(self) -> tuple[float, float, float]:
+    @property
+    def _num_looked_at(self) -> int:
+        return max(self.budget.batch_size, self.budget.num_validation_draws)
+
+    def _validate(self, num_draws: int | None = None) -> tuple[float, float, float]:
         """ELBO, its distance to the log evidence, and pareto k of the averaged weights, on fresh draws."""
-        num_draws = max(self.budget.batch_size, self.budget.num_validation_draws)
-        log_weight = weigh(self.averaged(), self.target, num_draws).log_weight
+        log_weight = weigh(self.averaged(), self.target, num_draws or self._num_looked_at).log_weight
         history = self.history
         history.look(log_weight, lower_bound(log_weight))
         elbo, gap, k = history.elbo[-1], history.gap[-1], history.pareto_k[-1]

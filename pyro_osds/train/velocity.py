@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from pyro_osds.flow.diffusion import Diffusion
+from pyro_osds.runtime.clock import is_past
 from pyro_osds.runtime.light_adam import LightAdam
 from pyro_osds.runtime.progress import NoBar, progress_bar
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
@@ -34,7 +35,7 @@ from pyro_osds.stats.weights import weigh
 from pyro_osds.train.budget import Budget
 from pyro_osds.train.descent import MovingAverage, clipped, gradients_of
 from pyro_osds.train.history import History
-from pyro_osds.train.loop import go_on, is_past, run_moves
+from pyro_osds.train.loop import go_on, run_moves
 from pyro_osds.train.objectives import path_reverse_kl, state_consistency, two_half_steps, volume_consistency
 
 VOLUMES = ("published", "exact")

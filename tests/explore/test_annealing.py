@@ -8,15 +8,9 @@ import torch
 from helpers import assert_within_standard_error
 from torch.distributions import MultivariateNormal
 
-from pyro_osds.explore.annealing import (
-    PriorPath,
-    ReferencePath,
-    _HamiltonianMover,
-    _increment,
-    _resample,
-    _settle,
-    explore,
-)
+from pyro_osds.explore.annealing import _HamiltonianMover, _increment, _settled, explore
+from pyro_osds.explore.particles import Annealing, MovesSoFar, resample
+from pyro_osds.explore.paths import PriorPath, ReferencePath
 from pyro_osds.model import ModelTarget
 from pyro_osds.stats.weights import effective_sample_size, pareto_k
 from pyro_osds.target import FunctionTarget
@@ -33,7 +27,7 @@ def test_systematic_resampling_keeps_proportions():
     # Each particle is taken N w times, rounded up or down, and never by another replicate.
     weights = torch.rand(3, 50, dtype=torch.float64).square()
     weights[1, :40] = 0
-    index = _resample(weights.log())
+    index = resample(weights.log())
     expected = 50 * weights / weights.sum(1, keepdim=True)
     taken = index.bincount(minlength=150).view(3, 50)
     assert ((taken >= expected.floor()) & (taken <= expected.ceil())).all()
@@ -43,14 +37,14 @@ def test_systematic_resampling_keeps_proportions():
 def test_systematic_resampling_has_the_right_mean():
     # On average over its random offset a particle is taken N w times.
     weights = torch.tensor([[0.05, 0.15, 0.8]], dtype=torch.float64)
-    taken = torch.stack([_resample(weights.log()).bincount(minlength=3) for _ in range(2000)]).double()
+    taken = torch.stack([resample(weights.log()).bincount(minlength=3) for _ in range(2000)]).double()
     for i in range(3):
         assert_within_standard_error(taken[:, i].mean(), 3 * weights[0, i], taken[:, i].std().item() / math.sqrt(2000))
 
 
 def test_a_replicate_without_weight_keeps_all_its_particles():
     # All weights zero: nothing to choose by, so everything stays.
-    assert _resample(torch.full((1, 6), -torch.inf)).tolist() == [0, 1, 2, 3, 4, 5]
+    assert resample(torch.full((1, 6), -torch.inf)).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_increment_leaves_the_share_that_was_asked_for():
@@ -219,13 +213,18 @@ class Drifting:
 
         return z, log_reference, log_target + climbs * log_target.std()
 
+    def state(self):
+        return MovesSoFar(1.0, 1.0, self.num_moves)
+
 
 @pytest.mark.parametrize(
     ("num_climbs", "max_settling", "num_moves", "settled"),
-    [(0, 5, 1, True), (3, 5, 4, True), (5, 5, 5, False), (9, 0, 0, True)],
+    [(0, 5, 1, True), (3, 5, 4, True), (5, 5, 5, False), (9, 0, 0, False)],
 )
 def test_particles_that_drift_have_not_settled(num_climbs, max_settling, num_moves, settled, float64):
-    # Moves go on until the mean log density stays, at most a given number; where nobody looks nothing is said.
-    mover, log_prob = Drifting(num_climbs), torch.randn(500)
-    *_, found = _settle(mover, torch.zeros(500, 1), log_prob, log_prob, max_settling)
-    assert found == settled and mover.num_moves == num_moves
+    # Moves go on until the mean log density stays, at most a given number.
+    mover, log_prob, z = Drifting(num_climbs), torch.randn(500), torch.zeros(500, 1)
+    at = Annealing(z, log_prob, log_prob, torch.zeros(5), mover.state(), z, 0, z[:0], beta=1.0)
+    while not at.is_over(max_settling):
+        at = _settled(at, mover)
+    assert at.settled == settled and mover.num_moves == at.num_rounds == num_moves

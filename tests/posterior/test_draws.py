@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import assert_within_standard_error
 
-from pyro_osds.explore.annealing import Exploration
+from pyro_osds.explore.particles import Exploration
 from pyro_osds.flow.base import gaussian_base
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap

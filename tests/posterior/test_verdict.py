@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import assert_within_standard_error
 
-from pyro_osds.explore.annealing import Exploration
+from pyro_osds.explore.particles import Exploration
 from pyro_osds.posterior import verdict
 from pyro_osds.posterior.verdict import EvidenceCheck, Mixing, Reason, judge_annealed
 from pyro_osds.stats.weights import summarize_weights

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pyro_osds import OSDS
-from pyro_osds.explore.annealing import ReferencePath, explore
+from pyro_osds.explore.annealing import explore
+from pyro_osds.explore.paths import ReferencePath
 from pyro_osds.runtime import progress
 from pyro_osds.runtime.progress import NoBar, Phase, progress_bar, run_bar
 from pyro_osds.target import FunctionTarget

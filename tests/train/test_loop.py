@@ -6,8 +6,9 @@ import signal
 import pytest
 import torch
 
+from pyro_osds.runtime.clock import is_past
 from pyro_osds.runtime.progress import NoBar
-from pyro_osds.train.loop import go_on, is_past, run_moves
+from pyro_osds.train.loop import go_on, run_moves
 
 
 class Sum:

@@ -8,9 +8,9 @@ import torch
 from models import log_gamma, mixture_draws, mixture_log_prob
 from torch.distributions import Gamma
 
-from pyro_osds.explore.annealing import Exploration
 from pyro_osds.explore.mixture import mixture_base
 from pyro_osds.explore.modes import Modes
+from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.base import gaussian_base, standard_base
 from pyro_osds.flow.coupling import FlowMap

@@ -1,0 +1,177 @@
+"""Particles on independent replicates: what annealing found, and where it stands on its way there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_osds.stats.weights import effective_sample_size, pareto_k
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """Equally weighted particles at the end of an annealing run, and what the run saw.
+
+    Arguments:
+        z: Particles, ``(num_replicates * num_particles, D)``.
+        log_prob: Log density of the target at the particles.
+        replicate_log_evidence: One estimate per replicate, nats, ``(num_replicates,)``.
+        num_temperatures: Annealing steps taken.
+        num_evaluations: Points at which the density was evaluated.
+        acceptance: Mean acceptance of the last Hamiltonian moves.
+        num_not_finite: Particles that were drawn from the reference with a density that is not finite.
+        pareto_k: Largest shape of the tail of the weights of one change of temperature.
+        ess: Smallest effective number of particles after one.
+        start: The draws of the reference, ``(num_replicates * num_particles, D)``.
+        settled: Whether the mean log density had stopped drifting at the end; true where nobody looked.
+        num_undefined: Draws of the reference with a density that is nan or ``+inf``.
+        undefined_at: One of them, ``(D,)``; empty where there is none.
+    """
+
+    z: Tensor
+    log_prob: Tensor
+    replicate_log_evidence: Tensor
+    num_temperatures: int
+    num_evaluations: int
+    acceptance: float
+    num_not_finite: int
+    pareto_k: float = -math.inf
+    ess: float = math.nan
+    start: Tensor = field(default_factory=lambda: torch.empty(0))
+    settled: bool = True
+    num_undefined: int = 0
+    undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def log_evidence(self) -> float:
+        """Log of the replicates' mean evidence, nats."""
+        estimates = self.replicate_log_evidence.double()
+
+        return (torch.logsumexp(estimates, 0) - math.log(len(estimates))).item()
+
+    @property
+    def std_error(self) -> float:
+        """Standard error of ``log_evidence`` from the spread between replicates, nats."""
+        estimates = self.replicate_log_evidence.double()
+        ratios = (estimates - self.log_evidence).exp()
+
+        return (ratios.std() / math.sqrt(len(ratios))).item()
+
+
+class MovesSoFar(NamedTuple):
+    """What Hamiltonian moves have learnt, and what they took: step size, mean acceptance, evaluations."""
+
+    step_size: float
+    acceptance: float
+    num_evaluations: int
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """Where an annealing run stands: equally weighted particles at one temperature.
+
+    Arguments:
+        z: Particles, ``(num_replicates * num_particles, D)``.
+        log_reference: Log density of the reference at the particles.
+        log_target: Log density of the target at the particles.
+        log_evidence: One estimate per replicate so far, nats, ``(num_replicates,)``.
+        moves: What the moves have learnt.
+        start: The draws of the reference.
+        num_not_finite: How many of these have a density that is not finite.
+        undefined: Those of them with a density that is nan or ``+inf``.
+        beta: The inverse temperature.
+        num_temperatures: Changes of temperature so far.
+        pareto_k: Largest shape of the tail of the weights of one of them.
+        ess: Smallest effective number of particles after one.
+        num_rounds: Rounds of moves at the target.
+        settled: Whether the mean log density has stopped drifting there.
+    """
+
+    z: Tensor
+    log_reference: Tensor
+    log_target: Tensor
+    log_evidence: Tensor
+    moves: MovesSoFar
+    start: Tensor
+    num_not_finite: int
+    undefined: Tensor
+    beta: float = 0.0
+    num_temperatures: int = 0
+    pareto_k: float = -math.inf
+    ess: float = math.inf
+    num_rounds: int = 0
+    settled: bool = False
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """Log target over reference, ``(num_replicates, num_particles)``."""
+        return (self.log_target - self.log_reference).view(len(self.log_evidence), -1)
+
+    def is_over(self, max_settling: int) -> bool:
+        """Whether particles are at the target, and settled or given up on."""
+        return self.beta == 1.0 and (self.settled or self.num_rounds >= max_settling)
+
+    def weighed(self, log_weight: Tensor) -> Annealing:
+        """The same with the evidence of a change of temperature, ``(num_replicates, num_particles)`` log weights."""
+        change = torch.logsumexp(log_weight.double(), 1) - math.log(log_weight.shape[1])
+
+        return replace(
+            self,
+            log_evidence=self.log_evidence + change,
+            pareto_k=max(self.pareto_k, pareto_k(log_weight.flatten())),
+            ess=min(self.ess, effective_sample_size(log_weight.flatten())),
+        )
+
+    def at_once(self) -> Annealing:
+        """The rest of the way in one step, without any move: what is known of the target by now."""
+        if self.beta == 1.0:
+            return self
+        log_weight = ((1.0 - self.beta) * self.log_ratio).nan_to_num(nan=-torch.inf)
+        index = resample(log_weight)
+        z, log_reference, log_target = (x[index] for x in (self.z, self.log_reference, self.log_target))
+
+        return replace(
+            self.weighed(log_weight), z=z, log_reference=log_reference, log_target=log_target, beta=1.0, settled=False
+        )
+
+    def result(self, settled: bool) -> Exploration:
+        """What was found.
+
+        Arguments:
+            settled: Whether the particles came to rest, or nobody looked.
+        """
+        return Exploration(
+            self.z,
+            self.log_target,
+            self.log_evidence,
+            self.num_temperatures,
+            self.moves.num_evaluations,
+            self.moves.acceptance,
+            self.num_not_finite,
+            self.pareto_k,
+            self.ess,
+            self.start,
+            settled,
+            len(self.undefined),
+            self.undefined[:1].flatten(),
+        )
+
+
+def resample(log_weight: Tensor) -> Tensor:
+    """Systematic resampling on each replicate, ``(num_replicates, N)`` to flat indices ``(num_replicates * N,)``.
+
+    Arguments:
+        log_weight: Log weights of the particles.
+    """
+    num_replicates, num_particles = log_weight.shape
+    weights = torch.softmax(log_weight.double(), 1).nan_to_num(1.0 / num_particles)
+    offset = torch.rand(num_replicates, 1, dtype=torch.float64, device=weights.device)
+    grid = (torch.arange(num_particles, dtype=torch.float64, device=weights.device) + offset) / num_particles
+    index = torch.searchsorted(weights.cumsum(1), grid).clamp(max=num_particles - 1)
+    first = torch.arange(num_replicates, device=weights.device)[:, None] * num_particles
+
+    return (index + first).reshape(-1)

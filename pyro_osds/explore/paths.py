@@ -1,0 +1,66 @@
+"""Pairs of densities to anneal between: from a model's own prior, or from any density that can be sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from pyro_osds.target import Target
+
+
+class AnnealingPath(Protocol):
+    """A pair of densities to anneal between."""
+
+    dim: int
+
+    def sample(self, num_draws: int, /) -> Tensor:
+        """Draws of the reference, ``(num_draws, D)``."""
+        ...
+
+    def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log reference and log target at a batch, ``(B, D) -> (B,), (B,)``."""
+        ...
+
+
+class PriorPath:
+    """From a model's own prior to its posterior; one run of the model gives both densities.
+
+    Arguments:
+        target: A target with ``sample_prior`` and ``log_prior_and_likelihood``, such as ``ModelTarget``.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.dim = target.dim
+        self._target = target
+
+    def sample(self, num_draws: int, /) -> Tensor:
+        """Draws of the prior, ``(num_draws, D)``."""
+        return self._target.sample_prior(num_draws)  # type: ignore[attr-defined]
+
+    def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log prior and log joint density, ``(B, D) -> (B,), (B,)``."""
+        log_prior, log_likelihood = self._target.log_prior_and_likelihood(z)  # type: ignore[attr-defined]
+
+        return log_prior, log_prior + log_likelihood
+
+
+class ReferencePath:
+    """From any normalised density that can be sampled, such as a fitted base, to the target.
+
+    Arguments:
+        target: The target.
+        sample: Draws of the reference, ``n -> (n, D)``.
+        log_prob: Log density of the reference, ``(B, D) -> (B,)``.
+    """
+
+    def __init__(self, target: Target, sample: Callable[[int], Tensor], log_prob: Callable[[Tensor], Tensor]) -> None:
+        self.dim = target.dim
+        self.sample = sample
+        self._target = target
+        self._log_prob = log_prob
+
+    def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log reference and log target, ``(B, D) -> (B,), (B,)``."""
+        return self._log_prob(z), self._target.log_prob(z)

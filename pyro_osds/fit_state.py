@@ -1,0 +1,60 @@
+"""Where a fit stands: what a file or another process needs to go on with it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from pyro_osds.explore.coordinates import coordinates_of
+from pyro_osds.explore.journal import Journal
+from pyro_osds.flow.leap import Leap, is_bijective
+from pyro_osds.posterior.escalation import Stages
+from pyro_osds.target import Target
+
+
+def state_of(fit: Any) -> dict[str, Any]:
+    """All that draws, verdicts and further training depend on, except the target and random numbers.
+
+    Arguments:
+        fit: A :class:`~pyro_osds.fit.Fit`.
+    """
+    walks = {num_steps: leap for num_steps, leap in fit.few_steps.items() if is_bijective(leap)}
+    flow = fit.leap.flow if is_bijective(fit.leap) else None
+
+    return {
+        "coordinates": coordinates_of(fit.target),
+        "starts": fit.starts,
+        "recipe": fit.recipe.state(),
+        "is_averaged": fit.leap is not fit.trainer.leap,
+        "draws": fit.draws if fit.is_judged else None,
+        "few_steps": {n: leap.flow.state_dict() for n, leap in walks.items() if leap.flow is not flow},
+        "rungs": fit.stages.state(),
+        "is_interrupted": fit.is_interrupted,
+        "exploration_began": fit.stopped.beginning if fit.stopped else None,
+        "start_report": fit.start_report,
+        "run_report": fit.run_report,
+        "seconds": fit.seconds,
+    }
+
+
+def restore(fit: Any, state: dict[str, Any], target: Target) -> None:
+    """Stand where another fit stood, but for its draws.
+
+    Arguments:
+        fit: A :class:`~pyro_osds.fit.Fit` with the other one's recipe.
+        state: What :func:`state_of` gave; it stays as it is.
+        target: The target in the coordinates of the other one.
+    """
+    fit.trainer = fit.recipe.trainer
+    fit.leap = fit.trainer.averaged() if state["is_averaged"] else fit.trainer.leap
+    for num_steps, weights in state["few_steps"].items():
+        assert is_bijective(fit.leap)
+        walk = Leap(fit.leap.base, copy.deepcopy(fit.leap.flow), num_steps)
+        walk.flow.load_state_dict(weights)
+        fit.few_steps[num_steps] = walk
+    fit.stages = Stages.restored(state["rungs"], target)
+    fit.is_interrupted = state["is_interrupted"]
+    # A journal stays with its process: an exploration that was stopped is made again, with the same random numbers.
+    fit.stopped = Journal(state["exploration_began"]) if state.get("exploration_began") else None
+    fit.start_report, fit.run_report = state["start_report"], state["run_report"]
+    fit.seconds = dict(state["seconds"])
