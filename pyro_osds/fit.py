@@ -18,7 +18,7 @@ from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.stopped import survey_in_time
 from pyro_osds.explore.survey import Survey, explore_anew, is_affordable
 from pyro_osds.explore.warm_start import FarOffError, survey_from
-from pyro_osds.fit_state import restore, state_of
+from pyro_osds.fit_state import log_choices, restore, state_of
 from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior.draws import (
     NUM_REPLICATES,
@@ -138,7 +138,7 @@ class Fit:
         fit = cls(target, settings, found, starts, deadline, journal if stopped else None)
         fit.start_report = (f"exploration: stopped by {stopped}, {found.progress}",) if found and stopped else ()
         fit.seconds["exploration_time"] = now() - start
-        fit.log_choices()
+        log_choices(fit)
 
         return fit
 
@@ -168,7 +168,7 @@ class Fit:
             fit.trainer = fit.recipe.trainer
             fit.leap = fit.trainer.leap
             fit.start_report = ("warm start: from the flow of the last fit",)
-            fit.log_choices()
+            log_choices(fit)
         fit.run_report = fit.start_report
         fit.seconds["exploration_time"] = now() - start
 
@@ -181,7 +181,9 @@ class Fit:
         start = now()
         if self._deadline < math.inf and self.recipe.found is not None:
             self._per_draw = seconds_per_draw(self.leap, self.target)
-        self.recipe.set_deadline(self._deadline - self._reserve(), self._per_draw)
+        num_draws, left = self.settings.num_chains * self.settings.num_samples, self._deadline - now()
+        for_draws = reserve(num_draws, self._per_draw, self.target.vectorized, left)
+        self.recipe.set_deadline(self._deadline - for_draws, self._per_draw)
         self.recipe.run()
         self.trainer = self.recipe.trainer
         self.leap = self.trainer.leap
@@ -295,15 +297,6 @@ class Fit:
     def __setstate__(self, stored: dict[str, Any]) -> None:
         self.__dict__ = Fit.restored(stored["target"], stored["settings"], stored["state"]).__dict__
 
-    def log_choices(self) -> None:
-        """What was chosen before anything is trained."""
-        found, target = self.recipe.found, self.model_target
-        _log.info("density: %d dimensions, evaluated as %r", target.dim, target.backend)
-        for line in found.description() if found else ():
-            _log.info(line)
-        _log.info("explored in %.1f s", self.seconds["exploration_time"])
-        _log.info("recipe: %s", self.recipe.name)
-
     # ---- draws ----
 
     @property
@@ -390,14 +383,6 @@ class Fit:
             improper_sites=self.model_target.improper_sites,
             reasons=self._objections(),
         )
-
-    def _reserve(self) -> float:
-        """Seconds that training leaves for the draws."""
-        if self._per_draw == 0.0:
-            return 0.0
-        num_draws = self.settings.num_chains * self.settings.num_samples
-
-        return reserve(num_draws, self._per_draw, self.target.vectorized, self._deadline - now())
 
     def _objections(self) -> tuple[Reason, ...]:
         """What speaks against draws and evidence, whatever their weights."""

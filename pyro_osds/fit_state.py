@@ -1,8 +1,9 @@
-"""Where a fit stands: what a file or another process needs to go on with it."""
+"""Where a fit stands: what a file or another process needs to go on with it, and what the log says of its choices."""
 
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 from pyro_osds.explore.coordinates import coordinates_of
@@ -10,6 +11,9 @@ from pyro_osds.explore.journal import Journal
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.escalation import Stages
 from pyro_osds.target import Target
+
+# The log of a fit, wherever its lines are written.
+_log = logging.getLogger("pyro_osds.fit")
 
 
 def state_of(fit: Any) -> dict[str, Any]:
@@ -58,3 +62,17 @@ def restore(fit: Any, state: dict[str, Any], target: Target) -> None:
     fit.stopped = Journal(state["exploration_began"]) if state.get("exploration_began") else None
     fit.start_report, fit.run_report = state["start_report"], state["run_report"]
     fit.seconds = dict(state["seconds"])
+
+
+def log_choices(fit: Any) -> None:
+    """What was chosen before anything is trained.
+
+    Arguments:
+        fit: A :class:`~pyro_osds.fit.Fit`.
+    """
+    found, target = fit.recipe.found, fit.model_target
+    _log.info("density: %d dimensions, evaluated as %r", target.dim, target.backend)
+    for line in found.description() if found else ():
+        _log.info(line)
+    _log.info("explored in %.1f s", fit.seconds["exploration_time"])
+    _log.info("recipe: %s", fit.recipe.name)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_osds.model.agreement import agree, check_points
 from pyro_osds.model.foreign.factorisations import is_failure
 from pyro_osds.model.foreign.saved import KeepSaved, is_about_changes
 from pyro_osds.model.graph import (
@@ -346,34 +347,6 @@ def _seconds(function: Callable[[Tensor], Any], z: Tensor) -> float:
         times.append(time.perf_counter() - start)
 
     return min(times[1:])
-
-
-def check_points(example: Tensor) -> Tensor:
-    """Eight points at which backends are compared: near the example, and further out on both sides, ``(8, D)``."""
-    with torch.random.fork_rng(devices=[]):
-        noise = torch.randn(5, len(example), dtype=example.dtype, device="cpu").to(example.device)
-    near = [example, example + 0.1 * noise[0], example + 0.5 * noise[1], 0.5 * noise[2]]
-
-    return torch.stack([*near, noise[3], -noise[3], 2.0 * noise[4], -2.0 * noise[4]])
-
-
-def agree(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], is_double: bool = True) -> bool:
-    """Whether values and scores are equal up to rounding; where single runs are not finite, others must not be."""
-    got, expected = got[: len(expected)], expected[: len(got)]
-    usable = torch.stack([value.isfinite() for value in expected[:2]]).all(0)
-    if not torch.equal(torch.stack([value.isfinite() for value in got[:2]]).all(0), usable):
-        return False
-    # Half of the digits in double precision, and all but the last three in single: terms may cancel.
-    rounding = 1e-8 if is_double else 1e-4
-
-    return all(_close(a[usable], b[usable], rounding) for a, b in zip(got, expected, strict=True))
-
-
-def _close(got: Tensor, expected: Tensor, rounding: float) -> bool:
-    finite = expected.isfinite()
-    size = expected[finite].abs().amax().clamp(min=1.0).item() if finite.any() else 1.0
-
-    return torch.allclose(got[finite], expected[finite], rtol=10 * rounding, atol=rounding * size)
 
 
 def _loop(read: Callable[[Tensor], Any], z: Tensor) -> Any:

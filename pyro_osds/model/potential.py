@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_osds.model.batching import Ladder, check_points
+from pyro_osds.model.agreement import check_points
+from pyro_osds.model.batching import Ladder
 from pyro_osds.model.checks.determinism import check_deterministic, no_training_layers
 from pyro_osds.model.checks.gradients import check_gradients
 from pyro_osds.model.graph import with_scores

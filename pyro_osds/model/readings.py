@@ -24,6 +24,27 @@ class SiteReadings:
     _run: Callable[[Tensor], ModelRun]
     _value_shapes: Mapping[str, torch.Size]
     _dtypes: Mapping[str, torch.dtype]
+    _closed_forms: Collection[str]
+    _discrete_observations: tuple[str, ...]
+
+    def has_closed_form(self, name: str) -> bool:
+        """Whether a site's density is computed in its unconstrained coordinate, so that no mass is lost at an edge."""
+        return name in self._closed_forms
+
+    @property
+    def discrete_observations(self) -> tuple[str, ...]:
+        """Observed sites with a probability, which is at most one, instead of a density."""
+        return self._discrete_observations
+
+    @property
+    def standardized(self) -> bool:
+        """Whether location-scale sites have standardised coordinates."""
+        return self.coordinates.standardized
+
+    @property
+    def has_latents_below_discrete(self) -> bool:
+        """Whether the prior of a continuous latent depends on a discrete one."""
+        return bool(self.coordinates.below_discrete)
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Draws at every continuous latent site, ``(B, D)`` to ``{name: (B, *shape)}``."""

@@ -18,15 +18,16 @@ from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_osds.model.batching import Ladder, check_points
+from pyro_osds.model.agreement import check_points
+from pyro_osds.model.batching import Ladder
 from pyro_osds.model.checks.determinism import check_deterministic
 from pyro_osds.model.checks.failures import explained
-from pyro_osds.model.checks.gradients import check_gradients
+from pyro_osds.model.checks.gradients import check_gradients, loses_gradient
 from pyro_osds.model.checks.impossible import why_impossible
-from pyro_osds.model.checks.observations import forgotten, observed_values, rounded_counts, scaled
+from pyro_osds.model.checks.observations import observed_values
 from pyro_osds.model.checks.parameters import refuse_missing
 from pyro_osds.model.checks.reach import reached
-from pyro_osds.model.checks.shapes import repeated
+from pyro_osds.model.checks.suspicions import suspicions
 from pyro_osds.model.coordinates import Coordinates
 from pyro_osds.model.discrete.decode import decode
 from pyro_osds.model.discrete.enumeration import Enumerate
@@ -40,7 +41,7 @@ from pyro_osds.model.graph import block_size, large_block_size, with_scores
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.readings import SiteReadings
-from pyro_osds.model.run import ModelRun, is_deterministic, is_missing_part
+from pyro_osds.model.run import ModelRun
 from pyro_osds.model.sites import LatentSite, check_support, checked_samples, flatten, split
 from pyro_osds.model.trace import (
     check_latents,
@@ -57,7 +58,6 @@ from pyro_osds.model.trace import (
 )
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import in_double
-from pyro_osds.runtime.warnings import ModelWarning, warn
 from pyro_osds.target import Target
 
 # Points at which it is asked what depends on what: a gradient may vanish at one of them.
@@ -164,7 +164,7 @@ class ModelTarget(SiteReadings, Target):
         sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
         self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes)
         self.vectorized = self._ladder.vectorized
-        if masked and self._loses_gradient():
+        if masked and loses_gradient(lambda row: self._run_for_gradients(row, None).log_densities(row), self.start):
             refuse_missing(masked, model, args, self.kwargs)
         if self.dim and not self.vectorized and self.is_double:
             check_gradients(with_scores(self._ladder.densities), self.sites, check_points(self.start)[:4])
@@ -174,16 +174,6 @@ class ModelTarget(SiteReadings, Target):
     def is_double(self) -> bool:
         """Whether densities are evaluated in double precision; not where the model insists on single."""
         return self._ladder.is_double
-
-    @property
-    def standardized(self) -> bool:
-        """Whether location-scale sites have standardised coordinates."""
-        return self.coordinates.standardized
-
-    @property
-    def has_latents_below_discrete(self) -> bool:
-        """Whether the prior of a continuous latent depends on a discrete one."""
-        return bool(self.coordinates.below_discrete)
 
     @property
     def jointly_summed(self) -> tuple[str, ...]:
@@ -228,15 +218,6 @@ class ModelTarget(SiteReadings, Target):
     def log_prior_and_likelihood(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms of the log joint density from one run of the model, ``(B, D) -> (B,), (B,)``."""
         return self._ladder.densities(z.to(self.dtype))
-
-    def has_closed_form(self, name: str) -> bool:
-        """Whether a site's density is computed in its unconstrained coordinate, so that no mass is lost at an edge."""
-        return name in self._closed_forms
-
-    @property
-    def discrete_observations(self) -> tuple[str, ...]:
-        """Observed sites with a probability, which is at most one, instead of a density."""
-        return self._discrete_observations
 
     def split(self, row: Tensor) -> dict[str, Tensor]:
         """Coordinates by site of one point ``(D,)``, as ``coordinates`` takes them."""
@@ -401,33 +382,13 @@ class ModelTarget(SiteReadings, Target):
 
     def _look_at_observations(self, trace: Any) -> tuple[str, ...]:
         """What is suspicious about the observations, in sentences; the worst are warned of at once."""
-        counts = [*rounded_counts(trace), *repeated(trace)]
-        some = [site.name for site in self.sites if site.stop > site.start]
-        # What is imputed has its prior, unless more is observed of it.
-        nodes = trace.nodes
-        names = [n for n in some if not (is_deterministic(nodes[n]) or is_missing_part(nodes[n], nodes))]
-        rows = check_points(self.start)[1:_NUM_LOOKED_AT]
-        found: set[str] = set()
+        rows, found = check_points(self.start)[1:_NUM_LOOKED_AT], set[str]()
         for given in [None] if self._joint is None else self._joint.spread(_NUM_SPREAD):
             run = partial(self._run_for_gradients, given=given)
             found |= reached(run, self.sites, self.discrete_sites, rows)
-        unreached = [name for name in names if name not in found]
-        notes, is_mistake = forgotten(trace, unreached, (*self.args, *self.kwargs.values()))
-        self.mistakes = tuple(notes) if is_mistake else ()
-        for note in (*counts, *self.mistakes):
-            warn(note, ModelWarning)
+        notes, self.mistakes = suspicions(trace, self.sites, found, (*self.args, *self.kwargs.values()))
 
-        return (*counts, *notes, *scaled(trace))
-
-    def _loses_gradient(self) -> bool:
-        """Whether the log joint density is a number at the start, and its gradient is not."""
-        row = self.start.clone().requires_grad_()
-        total = sum(self._run_for_gradients(row, None).log_densities(row))
-        if not isinstance(total, Tensor) or not total.requires_grad:
-            return False
-        (gradient,) = torch.autograd.grad(total, row)
-
-        return bool(total.isfinite()) and bool(gradient.isnan().any())
+        return notes
 
     def _run_for_gradients(self, row: Tensor, given: Mapping[str, Tensor] | None) -> ModelRun:
         with torch.enable_grad(), vmappable_pyro(), self._precision(), self._ladder.saved(), VmapCompat():

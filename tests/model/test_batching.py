@@ -8,7 +8,8 @@ import pytest
 import torch
 from pyro.ops.special import safe_log
 
-from pyro_osds.model.batching import Ladder, VectorizationWarning, agree, check_points
+from pyro_osds.model.agreement import agree, check_points
+from pyro_osds.model.batching import Ladder, VectorizationWarning
 from pyro_osds.model.graph import BLOCK_SIZE, MIN_BATCH, with_scores
 
 SIZES = [1, MIN_BATCH - 1, MIN_BATCH, BLOCK_SIZE + 1]

@@ -63,6 +63,26 @@ def check_gradients(
         )
 
 
+def loses_gradient(log_densities: Callable[[Tensor], tuple[Tensor, ...]], point: Tensor) -> bool:
+    """Whether a log density is a number at a point, and its gradient is not.
+
+    Arguments:
+        log_densities: Terms of it at one point.
+        point: The point, ``(D,)``.
+
+    Example:
+        >>> loses_gradient(lambda x: ((x - x).sqrt().sum(),), torch.ones(1))
+        True
+    """
+    row = point.clone().requires_grad_()
+    total = sum(log_densities(row))
+    if not isinstance(total, Tensor) or not total.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(total, row)
+
+    return bool(total.isfinite()) and bool(gradient.isnan().any())
+
+
 def _is_wrong(scored: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor, score: Tensor, site: LatentSite) -> bool:
     """Whether slopes along one direction in a site's coordinates differ from differences that agree with each other."""
     direction = torch.zeros_like(z)
