@@ -46,6 +46,8 @@ _STEP_SPREAD = 5.0
 # Standard errors of the mean log density within which it does not drift. Less, and settled particles are often moved
 # once more; more, and a slow drift is taken for noise.
 _SETTLED_SIGMAS = 2.0
+# Particles of each temperature that are kept: together they show each part that was passed by.
+_NUM_PASSED = 32
 _log = logging.getLogger(__name__)
 
 
@@ -123,6 +125,7 @@ class Exploration:
         settled: Whether the mean log density had stopped drifting at the end; true where nobody looked.
         num_undefined: Draws of the reference with a density that is nan or ``+inf``.
         undefined_at: One of them, ``(D,)``; empty where there is none.
+        passed: Some of the particles at each temperature, ``(P, D)``.
     """
 
     z: Tensor
@@ -138,6 +141,7 @@ class Exploration:
     settled: bool = True
     num_undefined: int = 0
     undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
+    passed: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def log_evidence(self) -> float:
@@ -169,6 +173,7 @@ def explore(
     max_temperatures: int = 100,
     max_settling: int = 20,
     phase: str = "Explore",
+    strata: Callable[[Tensor], Tensor] | None = None,
 ) -> Exploration:
     """Anneal particles from the path's reference to its target.
 
@@ -183,6 +188,8 @@ def explore(
         max_settling: Rounds of moves at the target, at most, until the mean log density no longer drifts.
         max_temperatures: After this many the rest of the way is one step, so that a run always ends.
         phase: What the progress bar of a run calls it.
+        strata: The part of the posterior that each particle is in, ``(N, D) -> (N,)``. Then each part keeps its share
+            of the weight when particles are resampled, to within one particle.
 
     Returns:
         The particles at the target and the replicates' estimates of the log evidence.
@@ -199,6 +206,7 @@ def explore(
     log_evidence = z.new_zeros(num_replicates, dtype=torch.float64)
     beta, num_temperatures, k, ess = 0.0, 0, -math.inf, math.inf
     progress = progress_bar(1.0, phase)
+    passed = [z[:: max(1, num_total // _NUM_PASSED)]]
     while beta < 1.0:
         log_ratio = (log_target - log_reference).view(num_replicates, num_particles)
         last = num_temperatures + 1 >= max_temperatures
@@ -207,9 +215,10 @@ def explore(
         log_evidence += torch.logsumexp(log_weight.double(), 1) - math.log(num_particles)
         k, ess = max(k, pareto_k(log_weight.flatten())), min(ess, effective_sample_size(log_weight.flatten()))
         before, beta = beta, 1.0 if beta + increment > 1.0 - _ROUNDING else beta + increment
-        index = _resample(log_weight)
+        index = _resample(log_weight) if strata is None else _resample_by_stratum(log_weight, strata(z))
         z, log_reference, log_target = mover.move(z[index], log_reference[index], log_target[index], beta)
         num_temperatures += 1
+        passed.append(z[:: max(1, num_total // _NUM_PASSED)])
         progress.set_postfix(beta=f"{beta:.2g}", temperatures=str(num_temperatures))
         progress.update(beta - before)
         _log.debug("%s: beta %.3g, acceptance %.2f", phase, beta, mover.acceptance)
@@ -231,6 +240,7 @@ def explore(
         settled,
         len(undefined),
         undefined[:1].flatten(),
+        torch.cat(passed),
     )
 
 
@@ -299,6 +309,15 @@ def _resample(log_weight: Tensor) -> Tensor:
     first = torch.arange(num_replicates, device=weights.device)[:, None] * num_particles
 
     return (index + first).reshape(-1)
+
+
+def _resample_by_stratum(log_weight: Tensor, stratum: Tensor) -> Tensor:
+    """The same with the particles of a stratum side by side: each of them keeps its share but for one particle."""
+    order = stratum.view(log_weight.shape).argsort(dim=1, stable=True)
+    index = _resample(log_weight.gather(1, order))
+    first = torch.arange(len(log_weight), device=order.device)[:, None] * log_weight.shape[1]
+
+    return (order + first).reshape(-1)[index]
 
 
 class _HamiltonianMover:

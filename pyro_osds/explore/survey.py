@@ -8,6 +8,7 @@ the check. In many dimensions particles are too few for a base: the Gaussian of 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from pyro_osds.explore.mixture import MAX_COMPONENTS, adapt_mixture, effective_s
 from pyro_osds.explore.mode_search import lost_modes
 from pyro_osds.explore.modes import Modes, find_modes
 from pyro_osds.explore.ordering import find_exchanges, ordered
+from pyro_osds.explore.parts import Part
 from pyro_osds.explore.propriety import Endless, find_endless
 from pyro_osds.explore.reference import throw, wide_reference
+from pyro_osds.explore.search import Search, base_with_parts, by_component, lost_parts, search, with_parts
 from pyro_osds.explore.variational import variational_base
 from pyro_osds.flow.base import Base, gaussian_base
 from pyro_osds.stats.moments import ENOUGH_PARTICLES, weighted_moments
@@ -48,6 +51,8 @@ _MAX_WAYS = 3
 _MORE_PARTICLES = 8
 # What the slow way may cost, in terms of the log density: about a minute on one core.
 _MAX_TERMS = 2e9
+# Searches at most, each around what the one before has added.
+_MAX_SEARCHES = 3
 # Evaluations of the slow way by temperature of the first one and by particle: it has more temperatures, and more moves.
 _SLOW_WAY = 50
 
@@ -65,6 +70,7 @@ class Survey:
         endless: Where the density was seen not to fall off, as one without an integral does not; or None.
         undefined_share: Share of the draws of the prior with a density that is nan or ``+inf``.
         undefined_at: One of them, ``(D,)``; empty where there is none.
+        search: What was found by ascents and probes, and what of it annealing had lost; None where nobody looked.
     """
 
     target: Any
@@ -75,6 +81,7 @@ class Survey:
     endless: Endless | None = None
     undefined_share: float = 0.0
     undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
+    search: Search | None = None
 
     def __post_init__(self) -> None:
         # Files of earlier versions hold the coordinates alone.
@@ -99,6 +106,7 @@ class Survey:
             f"base: {self.base.num_components} Gaussian component(s)",
             f"exploration: log evidence {exploration.log_evidence:.3f} +- {exploration.std_error:.3f}, "
             f"{self.num_evaluations} evaluations",
+            f"search: {self.search.sentence() if self.search else 'none'}",
         ]
 
 
@@ -139,7 +147,7 @@ def survey(target: Target, num_particles: int = 64, num_replicates: int = 8, sta
         exploration = replace(exploration, start=exploration.start if spread is None else spread)
         target, exploration, modes = _in_one_order(given, exploration)
     target, exploration = _choose_coordinates(target, exploration)
-    exploration = _with_lost_modes(target, exploration, num_particles, num_replicates)
+    exploration = seen = _with_lost_modes(target, exploration, num_particles, num_replicates)
     modes = _find_modes(target, exploration)
     base = _choose_base(target, exploration, modes)
     if _has_many_dimensions(target, exploration) and modes.parted <= MANY_PARTED:
@@ -163,8 +171,50 @@ def survey(target: Target, num_particles: int = 64, num_replicates: int = 8, sta
     endless = find_endless(target, loc, scale_tril)
 
     undefined = first.num_undefined / len(first.start) if from_prior else 0.0
+    found = Survey(target, base, exploration, modes, num_evaluations, endless, undefined, first.undefined_at)
 
-    return Survey(target, base, exploration, modes, num_evaluations, endless, undefined, first.undefined_at)
+    return found if endless else _searched(found, seen, num_particles, num_replicates)
+
+
+def _searched(found: Survey, seen: Exploration, num_particles: int, num_replicates: int) -> Survey:
+    """The survey after a second search; where that met what annealing had lost, with particles and base anew.
+
+    Arguments:
+        found: The survey so far.
+        seen: The way on which all of the space was seen, in the coordinates of the survey.
+        num_particles: Particles on each replicate.
+        num_replicates: Independent repeats of the annealing.
+    """
+    target = found.target
+    added: tuple[Part, ...] = ()
+    for _ in range(_MAX_SEARCHES):
+        looked = search(target, found.exploration, found.base, seen, added)
+        found = replace(found, search=looked)
+        lost = lost_parts(looked, target, found.exploration, found.base)
+        if not lost:
+            break
+        added += lost
+        reference = with_parts(found.base, lost)
+        way = ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
+        again = explore(
+            way,
+            num_particles,
+            num_replicates,
+            phase="Explore again",
+            strata=partial(by_component, reference),
+        )
+        # As before, a lower evidence is no discovery. The verdict will say that something was found.
+        if again.log_evidence < found.exploration.log_evidence - LOWER_SIGMAS * found.exploration.std_error:
+            break
+        found = replace(
+            found,
+            exploration=again,
+            modes=_find_modes(target, again),
+            base=base_with_parts(target, found.base, lost, again),
+            num_evaluations=found.num_evaluations + again.num_evaluations,
+        )
+
+    return found
 
 
 def explore_anew(
@@ -261,7 +311,8 @@ def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Explor
             u, start = one_order.to_ordered(z), one_order.to_ordered(exploration.start)
             with torch.no_grad():
                 log_prob = finite_log_prob(in_chunks(one_order.log_prob, u))
-            inside = replace(exploration, z=u, log_prob=log_prob, start=start)
+            passed = one_order.to_ordered(exploration.passed)
+            inside = replace(exploration, z=u, log_prob=log_prob, start=start, passed=passed)
             modes = _find_modes(one_order, inside)
             best = (one_order, inside, modes) if modes.parted < best[2].parted else best
 
@@ -280,7 +331,7 @@ def _with_lost_modes(target: Target, exploration: Exploration, num_particles: in
     # A lower evidence than before is no discovery.
     lower = again.log_evidence < exploration.log_evidence - LOWER_SIGMAS * exploration.std_error
 
-    return exploration if lower else replace(again, start=exploration.start)
+    return exploration if lower else replace(again, start=exploration.start, passed=exploration.passed)
 
 
 def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Target, Exploration]:
@@ -294,6 +345,7 @@ def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Targe
     other, u, log_abs_det = target.other_coordinates(exploration.z)
     _, start, _ = target.other_coordinates(exploration.start)
     start = start[start.isfinite().all(-1)]
+    _, passed, _ = target.other_coordinates(exploration.passed)
     usable = u.isfinite().all(-1) & log_abs_det.isfinite()
     if not usable.all():
         return target, exploration
@@ -302,7 +354,9 @@ def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Targe
         return target, exploration
     log_prob = exploration.log_prob + log_abs_det
 
-    return other, replace(exploration, z=u, log_prob=log_prob, start=start if len(start) else u)
+    start = start if len(start) else u
+
+    return other, replace(exploration, z=u, log_prob=log_prob, start=start, passed=passed)
 
 
 def _log_volume(z: Tensor) -> Tensor:
