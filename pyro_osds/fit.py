@@ -197,14 +197,14 @@ class Fit:
             self._keep(draws)
 
         improper, chains = self.model_target.improper_sites, (self.settings.num_chains, self.settings.num_samples)
-        num_particles = particles_for(math.prod(chains))
+        num_particles, parts = particles_for(math.prod(chains)), recipe.found.parts
 
         def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
-            return refined_posterior(leap, self.target, *chains, judged, improper, self._objections())
+            return refined_posterior(leap, self.target, *chains, judged, improper, self._objections(), parts)
 
         def explore(judged: PosteriorDraws) -> PosteriorDraws:
             anew = explore_anew(self.given, recipe.found, num_particles, NUM_REPLICATES, self._starts)
-            return annealed_posterior(anew, self.target, *chains, judged, improper, self._objections(), from_flow=False)
+            return annealed_posterior(anew, self.target, *chains, judged, improper, self._objections(), False, parts)
 
         start = time.perf_counter()
         self.run_report = self.start_report
@@ -366,7 +366,6 @@ class Fit:
     def _judge(self, leap: AnyLeap) -> PosteriorDraws:
         """Draws of a leap and the verdict on its weights."""
         settings, found = self.settings, self.recipe.found
-
         return draw_posterior(
             leap,
             self.target,
@@ -376,6 +375,7 @@ class Fit:
             EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
             self.model_target.improper_sites,
             reasons=self._objections(),
+            parts=found.parts if found else (),
             **({} if self.target.vectorized else {"max_draws": settings.num_chains * settings.num_samples}),
         )
 

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_osds.explore.hmc import Points, chosen, kinetic_energy, leapfrog
 from pyro_osds.runtime.progress import progress_bar
@@ -101,6 +102,11 @@ class ReferencePath:
         self.sample = sample
         self._target = target
         self._log_prob = log_prob
+
+    @classmethod
+    def from_density(cls, target: Target, density: Distribution) -> ReferencePath:
+        """From a density in the target's coordinates."""
+        return cls(target, lambda count: density.sample(torch.Size([count])), density.log_prob)
 
     def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log reference and log target, ``(B, D) -> (B,), (B,)``."""

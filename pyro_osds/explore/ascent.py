@@ -93,9 +93,7 @@ class _Climb:
             shares.append(share)
         known = inverse[0] > 0
         direction = direction * self.scale[index, None]
-        for step, bend, one, share in zip(
-            steps.flip(0), bends.flip(0), inverse.flip(0), reversed(shares), strict=True
-        ):
+        for step, bend, one, share in zip(steps.flip(0), bends.flip(0), inverse.flip(0), reversed(shares), strict=True):
             direction = direction + (share - one * (bend * direction).sum(-1))[:, None] * step
         slope = (score * direction).sum(-1)
         # Of a place without curvature only its slope is known: a step may gain one nat.

@@ -79,7 +79,7 @@ def outstanding(target: Target, base: Base, spread: Tensor) -> Tensor:
 
 
 def components(base: Base) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres ``(K, D)``, lower triangular scales ``(K, D, D)`` and weights ``(K,)`` of a base, in the target's units."""
+    """Centres ``(K, D)``, lower triangular scales ``(K, D, D)`` and weights ``(K,)`` of a base, not whitened."""
     density = base.density
     if isinstance(density, MultivariateNormal):
         locs, scales, weights = density.loc[None], density.scale_tril[None], density.loc.new_ones(1)

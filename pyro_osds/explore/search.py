@@ -13,22 +13,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pyro_osds.explore.annealing import Exploration
+from pyro_osds.explore.annealing import Exploration, ReferencePath, explore
 from pyro_osds.explore.ascent import Tops, ascend
-from pyro_osds.explore.mixture import MAX_COMPONENTS, adapt_mixture, effective_share, mixture_base
+from pyro_osds.explore.cover import base_with_parts, by_component, with_parts
 from pyro_osds.explore.modes import spread_out
-from pyro_osds.explore.parts import Part, basin, log_mean, lost_by_draws, lost_by_particles
-from pyro_osds.explore.probes import around, components, halo, outstanding
+from pyro_osds.explore.parts import Part, basin, lost_by_draws, lost_by_particles
+from pyro_osds.explore.probes import around, halo, outstanding
 from pyro_osds.flow.base import Base
-from pyro_osds.stats.gaussian import Gaussian
-from pyro_osds.stats.thresholds import LOST_SHARE
+from pyro_osds.stats.thresholds import LOST_SHARE, LOWER_SIGMAS
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
 
 # Points of each kind that climb: of the particles, of those on their way, of points spread widely, of probes.
@@ -37,6 +36,8 @@ _NUM_EACH, _NUM_EACH_SLOWLY = 64, 12
 _MANY_TERMS = 20_000
 # Dimensions up to which the curvature of a top, four scores for each of them, is affordable.
 _MAX_DIM = 128
+# Searches at most, each around what the one before has added.
+_MAX_SEARCHES = 3
 # Tops whose mass is looked at: those that most points came to, and the highest.
 _MAX_TOPS, _MAX_TOPS_SLOWLY = 64, 8
 # Squared distance, in variances of a part, within which a point at rest has come to its top.
@@ -47,8 +48,6 @@ _SAME_VALLEY = 0.5
 _BETWEEN = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 # Draws of the base that tell what it covers.
 _NUM_BASE_DRAWS = 4096
-# How much wider than they fit parts are drawn from: what is too narrow loses mass for good.
-_WIDENING = 1.4
 # Probability that the bound of the unseen holds.
 _BOUND = 0.95
 
@@ -92,6 +91,55 @@ class Search:
         )
 
 
+class Looked(NamedTuple):
+    """What is known after a search.
+
+    Arguments:
+        search: What was found; None in too many dimensions.
+        exploration: The particles: as they were or, where annealing had lost something, annealed anew.
+        base: The base, which covers what was found.
+        num_evaluations: Points at which the density was evaluated in annealing.
+    """
+
+    search: Search | None
+    exploration: Exploration
+    base: Base
+    num_evaluations: int
+
+
+def search_further(
+    target: Target, exploration: Exploration, base: Base, seen: Exploration, num_particles: int, num_replicates: int
+) -> Looked:
+    """Search and, where that meets what annealing or base had lost, begin annealing again with it, and search again.
+
+    Arguments:
+        target: The target.
+        exploration: The particles.
+        base: What the flow would start from.
+        seen: The way on which all of the space was seen: where it began, and what it passed.
+        num_particles: Particles on each replicate.
+        num_replicates: Independent repeats of the annealing.
+    """
+    added: tuple[Part, ...] = ()
+    found, num_evaluations = None, 0
+    for _ in range(_MAX_SEARCHES):
+        found = search(target, exploration, base, seen, added)
+        lost = lost_parts(found, target, exploration, base)
+        if not lost:
+            break
+        added += lost
+        reference = with_parts(base, lost)
+        way, strata = ReferencePath.from_density(target, reference), partial(by_component, reference)
+        again = explore(way, num_particles, num_replicates, phase="Explore again", strata=strata)
+        num_evaluations += again.num_evaluations
+        # A lower evidence than before is no discovery. If something is lost, the verdict will say so.
+        if again.log_evidence < exploration.log_evidence - LOWER_SIGMAS * exploration.std_error:
+            break
+        exploration, base = again, base_with_parts(target, base, lost, again)
+
+    return Looked(found, exploration, base, num_evaluations)
+
+
 def search(
     target: Target, exploration: Exploration, base: Base, seen: Exploration, added: Sequence[Part] = ()
 ) -> Search | None:
@@ -125,11 +173,16 @@ def _searched(
     parts = [part for part, _ in basins.tops if part is not None]
     beyond = halo(target, base)
     parts += [beyond] if beyond is not None else []
-    total = _total(exploration, parts)
+    total = log_total(exploration, parts)
     parts = [part for part in parts if part.log_mass > total + math.log(LOST_SHARE)]
 
     return Search(
-        len(starts), sum(at_random), len(basins.tops) + basins.num_dropped, at_random.count(1), tuple(parts), added,
+        len(starts),
+        sum(at_random),
+        len(basins.tops) + basins.num_dropped,
+        at_random.count(1),
+        tuple(parts),
+        added,
         basins.num_dropped,
     )
 
@@ -195,8 +248,13 @@ def _joined(target: Target, tops: Tops, index: Tensor, top: Tensor, asked: Tenso
     return joined
 
 
-def _total(exploration: Exploration, parts: Sequence[Part]) -> float:
-    """The log evidence that shares are of: the exploration's, or that of the largest part where it is larger."""
+def log_total(exploration: Exploration, parts: Sequence[Part]) -> float:
+    """The log evidence that shares are of: the exploration's, or that of the largest part where it is larger.
+
+    Arguments:
+        exploration: The particles.
+        parts: What was found.
+    """
     return max([exploration.log_evidence, *(part.log_mass for part in parts if part.std_error < _KNOWN)])
 
 
@@ -204,107 +262,32 @@ def _total(exploration: Exploration, parts: Sequence[Part]) -> float:
 _KNOWN = 0.3
 
 
-def lost_parts(found: Search | None, target: Target, exploration: Exploration, base: Base) -> tuple[Part, ...]:
+def lost_parts(found: Search | None, target: Target, exploration: Exploration, base: Base | None) -> tuple[Part, ...]:
     """Parts that the particles, or the draws of the base, lack.
 
     Arguments:
         found: What search found.
         target: The target.
         exploration: The particles.
-        base: What the flow would start from.
+        base: What the flow would start from; None where that is not known by its density.
     """
     if found is None or not found.parts:
         return ()
-    total = _total(exploration, found.parts)
+    total = log_total(exploration, found.parts)
     lost = lost_by_particles(found.parts, exploration.z, exploration.replicate_log_evidence, total)
-    if target.vectorized:
+    if base is not None and target.vectorized:
         lost += _lost_by_base(found.parts, target, base, total)
 
     return tuple({id(part): part for part, _ in lost}.values())
 
 
-def _lost_by_base(
-    parts: Sequence[Part], target: Target, base: Base, log_evidence: float
-) -> list[tuple[Part, float]]:
+def _lost_by_base(parts: Sequence[Part], target: Target, base: Base, log_evidence: float) -> list[tuple[Part, float]]:
     with torch.random.fork_rng(devices=[target.device] if target.device.type == "cuda" else []):
         z = base.sample(_NUM_BASE_DRAWS)
     with torch.no_grad():
         log_weight = finite_log_prob(in_chunks(target.log_prob, z)) - base.log_prob(z)
 
     return lost_by_draws(parts, z, finite_log_prob(log_weight), log_evidence)
-
-
-def with_parts(base: Base, parts: Sequence[Part]) -> MixtureSameFamily:
-    """A density to anneal from: half of it on what is known, half on parts that were lost, all a little wider.
-
-    Arguments:
-        base: What is known.
-        parts: What was lost.
-    """
-    centres, scales, weights = components(base)
-    probs = torch.cat([weights / weights.sum(), weights.new_full((len(parts),), 1.0 / len(parts))])
-    locs = torch.cat([centres, torch.stack([part.loc for part in parts]).to(centres)])
-    factors = torch.cat([scales, torch.stack([part.scale_tril for part in parts]).to(scales)])
-
-    return MixtureSameFamily(Categorical(probs=0.5 * probs), Gaussian(locs, _WIDENING * factors), validate_args=False)
-
-
-def base_with_parts(target: Target, base: Base, parts: Sequence[Part], exploration: Exploration) -> Base:
-    """A mixture base that has a component for each part, beside those that there are.
-
-    Arguments:
-        target: The target.
-        base: What there is.
-        parts: What it lacks.
-        exploration: Particles, those of the parts among them.
-    """
-    direct = _direct(base, parts, exploration)
-    labels = _labels(direct, exploration.z)
-    from_particles = mixture_base(exploration.z, labels)
-    if not target.vectorized:
-        return direct
-    bases = [adapt_mixture(candidate, target) for candidate in (direct, from_particles)]
-
-    return max(bases, key=partial(effective_share, target=target))
-
-
-def _direct(base: Base, parts: Sequence[Part], exploration: Exploration) -> Base:
-    """The components that there are beside those of the parts, each with the mass that it is known to have."""
-    centres, scales, weights = components(base)
-    locs = torch.cat([centres, torch.stack([part.loc for part in parts]).to(centres)])
-    factors = torch.cat([scales, torch.stack([part.scale_tril for part in parts]).to(scales)])
-    inside = torch.stack([part.holds(exploration.z) for part in parts]).double().mean(1)
-    # At least what a few particles would say, so that each component is drawn from and can be adapted.
-    shares = inside.clamp(min=0.5 / len(exploration.z)).to(weights)
-    rest = (1.0 - shares.sum()).clamp(min=0.05)
-    probs = torch.cat([rest * weights / weights.sum(), shares])
-    mixture = MixtureSameFamily(
-        Categorical(probs=probs / probs.sum()), Gaussian(base.to_whitened(locs), _solved(base, factors)),
-        validate_args=False,
-    )
-
-    return replace(base, density=mixture)
-
-
-def _solved(base: Base, factors: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(base.scale_tril, factors, upper=False)
-
-
-def _labels(base: Base, z: Tensor) -> Tensor:
-    """The component of a mixture base that each point most probably belongs to, counted from 0 without gaps, ``(N,)``."""
-    density = base.density
-    assert isinstance(density, MixtureSameFamily) and isinstance(density.component_distribution, MultivariateNormal)
-    log_joint = density.component_distribution.log_prob(base.to_whitened(z)[:, None])
-    labels = (log_joint + density.mixture_distribution.logits).argmax(1)
-
-    return labels.unique(return_inverse=True)[1]
-
-
-def by_component(reference: MixtureSameFamily, z: Tensor) -> Tensor:
-    """The component of a reference that each point most probably came from, ``(N,)``: the strata of resampling."""
-    log_joint = reference.component_distribution.log_prob(z[:, None])
-
-    return (log_joint + reference.mixture_distribution.logits).argmax(1)
 
 
 def _upper_bound(count: int, num_draws: int) -> float:
@@ -315,8 +298,11 @@ def _upper_bound(count: int, num_draws: int) -> float:
     for _ in range(_NUM_HALVINGS):
         middle = 0.5 * (low + high)
         terms = [
-            math.lgamma(num_draws + 1) - math.lgamma(k + 1) - math.lgamma(num_draws - k + 1)
-            + k * math.log(middle) + (num_draws - k) * math.log1p(-middle)
+            math.lgamma(num_draws + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(num_draws - k + 1)
+            + k * math.log(middle)
+            + (num_draws - k) * math.log1p(-middle)
             for k in range(count + 1)
         ]
         low, high = (middle, high) if sum(map(math.exp, terms)) > 1.0 - _BOUND else (low, middle)

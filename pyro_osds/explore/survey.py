@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.explore.annealing import AnnealingPath, Exploration, PriorPath, ReferencePath, explore
+from pyro_osds.explore.cover import base_with_parts, by_component, with_parts
 from pyro_osds.explore.mixture import MAX_COMPONENTS, adapt_mixture, effective_share, mixture_base
 from pyro_osds.explore.mode_search import lost_modes
 from pyro_osds.explore.modes import Modes, find_modes
@@ -22,7 +23,7 @@ from pyro_osds.explore.ordering import find_exchanges, ordered
 from pyro_osds.explore.parts import Part
 from pyro_osds.explore.propriety import Endless, find_endless
 from pyro_osds.explore.reference import throw, wide_reference
-from pyro_osds.explore.search import Search, base_with_parts, by_component, lost_parts, search, with_parts
+from pyro_osds.explore.search import Search, lost_parts, search_further
 from pyro_osds.explore.variational import variational_base
 from pyro_osds.flow.base import Base, gaussian_base
 from pyro_osds.stats.moments import ENOUGH_PARTICLES, weighted_moments
@@ -51,8 +52,6 @@ _MAX_WAYS = 3
 _MORE_PARTICLES = 8
 # What the slow way may cost, in terms of the log density: about a minute on one core.
 _MAX_TERMS = 2e9
-# Searches at most, each around what the one before has added.
-_MAX_SEARCHES = 3
 # Evaluations of the slow way by temperature of the first one and by particle: it has more temperatures, and more moves.
 _SLOW_WAY = 50
 
@@ -88,6 +87,11 @@ class Survey:
         if isinstance(self.endless, (tuple, list)):
             noted = tuple(self.endless)
             object.__setattr__(self, "endless", Endless(noted) if noted else None)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Parts of the posterior that search found, which draws have to reach."""
+        return self.search.parts if self.search else ()
 
     @property
     def is_folded(self) -> bool:
@@ -172,49 +176,19 @@ def survey(target: Target, num_particles: int = 64, num_replicates: int = 8, sta
 
     undefined = first.num_undefined / len(first.start) if from_prior else 0.0
     found = Survey(target, base, exploration, modes, num_evaluations, endless, undefined, first.undefined_at)
+    if endless:
+        return found
+    looked = search_further(target, exploration, base, seen, num_particles, num_replicates)
+    if looked.exploration is not exploration:
+        found = replace(found, modes=_find_modes(target, looked.exploration))
 
-    return found if endless else _searched(found, seen, num_particles, num_replicates)
-
-
-def _searched(found: Survey, seen: Exploration, num_particles: int, num_replicates: int) -> Survey:
-    """The survey after a second search; where that met what annealing had lost, with particles and base anew.
-
-    Arguments:
-        found: The survey so far.
-        seen: The way on which all of the space was seen, in the coordinates of the survey.
-        num_particles: Particles on each replicate.
-        num_replicates: Independent repeats of the annealing.
-    """
-    target = found.target
-    added: tuple[Part, ...] = ()
-    for _ in range(_MAX_SEARCHES):
-        looked = search(target, found.exploration, found.base, seen, added)
-        found = replace(found, search=looked)
-        lost = lost_parts(looked, target, found.exploration, found.base)
-        if not lost:
-            break
-        added += lost
-        reference = with_parts(found.base, lost)
-        way = ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
-        again = explore(
-            way,
-            num_particles,
-            num_replicates,
-            phase="Explore again",
-            strata=partial(by_component, reference),
-        )
-        # As before, a lower evidence is no discovery. The verdict will say that something was found.
-        if again.log_evidence < found.exploration.log_evidence - LOWER_SIGMAS * found.exploration.std_error:
-            break
-        found = replace(
-            found,
-            exploration=again,
-            modes=_find_modes(target, again),
-            base=base_with_parts(target, found.base, lost, again),
-            num_evaluations=found.num_evaluations + again.num_evaluations,
-        )
-
-    return found
+    return replace(
+        found,
+        base=looked.base,
+        exploration=looked.exploration,
+        num_evaluations=num_evaluations + looked.num_evaluations,
+        search=looked.search,
+    )
 
 
 def explore_anew(
@@ -232,9 +206,16 @@ def explore_anew(
     Returns:
         The particles, in the coordinates of the survey.
     """
+    seen = found.target
+    if found.search and found.search.added:
+        # The first way has lost them before.
+        reference = with_parts(found.base, found.search.added)
+        place = ReferencePath.from_density(seen, reference)
+        strata = partial(by_component, reference)
+        return explore(place, num_particles, num_replicates, ess_threshold=0.7, phase="Explore anew", strata=strata)
     way, _ = first_way(target, starts)
     exploration = explore(way, num_particles, num_replicates, ess_threshold=0.7, phase="Explore anew")
-    z, seen = exploration.z, found.target
+    z = exploration.z
     if seen.unordered is not target:
         z = target.other_coordinates(z)[1]
     z = seen.to_ordered(z)
@@ -253,6 +234,8 @@ def resurvey(found: Survey, exploration: Exploration) -> Survey:
     """
     modes = _find_modes(found.target, exploration)
     base = _choose_base(found.target, exploration, modes)
+    lost = lost_parts(found.search, found.target, exploration, base)
+    base = base_with_parts(found.target, base, lost, exploration) if lost else base
 
     # What starts from the flow cannot check it: a mode that the flow lost is lost to its refinement as well.
     check = found.exploration.replicate_log_evidence
@@ -267,7 +250,7 @@ def first_way(target: Target, starts: Tensor | None) -> tuple[AnnealingPath, Ten
     rest = throw(target, starts=starts)
     reference = wide_reference(target, rest)
 
-    return ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob), rest.z
+    return ReferencePath.from_density(target, reference), rest.z
 
 
 class _Whitened(TargetWrapper):
@@ -286,8 +269,7 @@ def _explore_from(
     target: Target, base: Base, before: Exploration, num_particles: int, num_replicates: int
 ) -> Exploration:
     """The short way from a base, in its coordinates: there, few particles suffice for the scale of the moves."""
-    density = base.density
-    path = ReferencePath(_Whitened(target, base), lambda count: density.sample(torch.Size([count])), density.log_prob)
+    path = ReferencePath.from_density(_Whitened(target, base), base.density)
     found = explore(path, num_particles, num_replicates, phase="Explore again")
 
     return replace(found, z=base.from_whitened(found.z), log_prob=found.log_prob - base.log_abs_det, start=before.start)
@@ -326,7 +308,7 @@ def _with_lost_modes(target: Target, exploration: Exploration, num_particles: in
     reference = lost_modes(target, exploration.start, exploration.z, exploration.log_prob)
     if reference is None:
         return exploration
-    way = ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
+    way = ReferencePath.from_density(target, reference)
     again = explore(way, num_particles, num_replicates, phase="Explore again")
     # A lower evidence than before is no discovery.
     lower = again.log_evidence < exploration.log_evidence - LOWER_SIGMAS * exploration.std_error

@@ -19,8 +19,8 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from pyro_osds.explore.annealing import Exploration
 from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.ordering import Exchange
-from pyro_osds.explore.propriety import Endless
 from pyro_osds.explore.parts import Part
+from pyro_osds.explore.propriety import Endless
 from pyro_osds.explore.search import Search
 from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.base import Base
