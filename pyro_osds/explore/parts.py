@@ -146,7 +146,7 @@ def log_mean(log_weight: Tensor) -> tuple[float, float]:
     return (top + mean.log()).item(), (weight.std() / mean / math.sqrt(len(weight))).item()
 
 
-def lost_share(part: Part, log_mass: float, std_error: float, log_evidence: float) -> float:
+def lost_share(part: Part, log_mass: float, std_error: float, log_evidence: float, most: float = 1.0) -> float:
     """The share of the evidence that another estimate of a part's mass lacks, if it lacks more than errors explain.
 
     Arguments:
@@ -154,6 +154,7 @@ def lost_share(part: Part, log_mass: float, std_error: float, log_evidence: floa
         log_mass: Another estimate of its mass, nats; ``-inf`` where there is none of it.
         std_error: Its standard error, nats.
         log_evidence: The log evidence that shares are of.
+        most: Share of the part's mass that the other may have at most to count as lacking it.
 
     Returns:
         The share that is lacking, which may exceed one; 0 where the two agree.
@@ -162,11 +163,13 @@ def lost_share(part: Part, log_mass: float, std_error: float, log_evidence: floa
     error = MAX_SIGMAS * math.hypot(part.std_error, std_error * other / found if found else 0.0)
     lacking = found - other
 
-    return lacking if lacking > LOST_SHARE and lacking > error * found else 0.0
+    is_lost = lacking > max(LOST_SHARE, error * found) and other <= most * found
+
+    return lacking if is_lost else 0.0
 
 
 def lost_by_draws(
-    parts: Sequence[Part], z: Tensor, log_weight: Tensor, log_evidence: float
+    parts: Sequence[Part], z: Tensor, log_weight: Tensor, log_evidence: float, most: float = 1.0
 ) -> list[tuple[Part, float]]:
     """Parts that weighted draws lack, each with the share of the evidence that is lacking.
 
@@ -175,12 +178,13 @@ def lost_by_draws(
         z: Draws, ``(S, D)``.
         log_weight: Their log weights, whose mean is the evidence, ``(S,)``.
         log_evidence: The log evidence that shares are of.
+        most: As for :func:`lost_share`.
     """
     lost = []
     for part in parts:
         inside = part.holds(z.to(part.centre))
         mass, std_error = log_mean(torch.where(inside, log_weight.double(), -torch.inf))
-        share = lost_share(part, mass, std_error, log_evidence)
+        share = lost_share(part, mass, std_error, log_evidence, most)
         if share:
             lost.append((part, share))
 
@@ -188,7 +192,7 @@ def lost_by_draws(
 
 
 def lost_by_particles(
-    parts: Sequence[Part], z: Tensor, replicate_log_evidence: Tensor, log_evidence: float
+    parts: Sequence[Part], z: Tensor, replicate_log_evidence: Tensor, log_evidence: float, most: float = 1.0
 ) -> list[tuple[Part, float]]:
     """Parts that annealed particles lack, each with the share of the evidence that is lacking.
 
@@ -197,6 +201,7 @@ def lost_by_particles(
         z: Equally weighted particles, replicate after replicate, ``(R * N, D)``.
         replicate_log_evidence: The log evidences of the replicates, ``(R,)``.
         log_evidence: The log evidence that shares are of.
+        most: As for :func:`lost_share`.
     """
     replicates = replicate_log_evidence.double()
     lost = []
@@ -206,7 +211,7 @@ def lost_by_particles(
         least = 0.5 / (len(z) // len(replicates))
         mass, std_error = log_mean(replicates + share_inside.log())
         noise = math.sqrt(1.0 / max(share_inside.sum().item(), least) / (len(z) // len(replicates)))
-        share = lost_share(part, mass, max(std_error, noise), log_evidence)
+        share = lost_share(part, mass, max(std_error, noise), log_evidence, most)
         if share:
             lost.append((part, share))
 

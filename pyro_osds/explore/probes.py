@@ -29,11 +29,15 @@ from pyro_osds.target import Target, finite_log_prob, in_chunks
 # Points that are thrown, and what they may cost in terms of the log density: a fifth of a second on one core. A
 # density whose cost is not known is taken for one of eight terms.
 _NUM_POINTS, _MAX_TERMS, _FEWEST, _UNKNOWN = 262_144, 1e6, 4096, 8
+# Points where densities come point by point: a second or two.
+_NUM_POINTS_SLOWLY = 2048
+# Components of a base that cost as much as the density does.
+_FEW_COMPONENTS = 8
 # Scales of what is known at which they are thrown: a spike on a shoulder is met at the first, a narrow mode four or
 # more standard deviations away at the others. Farther out the volume of any basin is a small share of all.
 _SCALES = (1.0, 2.0, 3.0)
 # Layers, by how far out points are, and the most outstanding points of each layer that are followed.
-_NUM_LAYERS, _NUM_OUTSTANDING = 4, 8
+_NUM_LAYERS, _NUM_OUTSTANDING, _NUM_OUTSTANDING_SLOWLY = 4, 8, 2
 # Standard deviations of the widest probe, as powers of two, and draws of each; point by point, of each as well.
 _NUM_OCTAVES, _NUM_DRAWS, _NUM_DRAWS_SLOWLY = 18, 256, 12
 # Far out, in standard deviations for the root of each dimension: a normal has nothing there, and what a flow with
@@ -41,6 +45,10 @@ _NUM_OCTAVES, _NUM_DRAWS, _NUM_DRAWS_SLOWLY = 18, 256, 12
 _FAR = 5.0
 # Components of what is known around which points are thrown.
 _MAX_CENTRES = 32
+# Smoothing of the draws that points are made of, in their standard deviations.
+_BANDWIDTH = 0.2
+# One half of the points reach so many times as far as the draws that they are made of.
+_STRETCH = 3.0
 
 
 def outstanding(target: Target, base: Base, spread: Tensor) -> Tensor:
@@ -54,13 +62,15 @@ def outstanding(target: Target, base: Base, spread: Tensor) -> Tensor:
     Returns:
         Points, ``(P, D)``; some hundred of very many.
     """
-    num_terms = target.num_terms or _UNKNOWN
-    count = int(min(_NUM_POINTS, max(_MAX_TERMS / num_terms, _FEWEST))) // (len(_SCALES) + 1)
+    num_terms = (target.num_terms or _UNKNOWN) * max(1.0, base.num_components / _FEW_COMPONENTS)
+    count = int(min(_NUM_POINTS, max(_MAX_TERMS / num_terms, _FEWEST))) if target.vectorized else _NUM_POINTS_SLOWLY
+    count //= len(_SCALES) + 1
+    num_outstanding = _NUM_OUTSTANDING if target.vectorized else _NUM_OUTSTANDING_SLOWLY
     centres, scales, weights = components(base)
     chosen = []
     for scale in (*_SCALES, None):
         if scale is None:
-            z = spread[torch.randint(len(spread), (count,), device=spread.device)]
+            z = smoothed(spread, count)
         else:
             which = torch.multinomial(weights, count, replacement=True)
             noise = torch.randn(count, target.dim, dtype=centres.dtype, device=centres.device)
@@ -73,9 +83,26 @@ def outstanding(target: Target, base: Base, spread: Tensor) -> Tensor:
         finite = log_prob.isfinite() & known.isfinite()
         z, excess = z[finite], (log_prob - known)[finite]
         for layer in known[finite].argsort().tensor_split(_NUM_LAYERS):
-            chosen.append(z[layer[excess[layer].topk(min(_NUM_OUTSTANDING, len(layer))).indices]])
+            chosen.append(z[layer[excess[layer].topk(min(num_outstanding, len(layer))).indices]])
 
     return torch.cat(chosen)
+
+
+def smoothed(start: Tensor, count: int) -> Tensor:
+    """Draws of a kernel density estimate of points, one half of them stretched.
+
+    Arguments:
+        start: Points, ``(M, D)``.
+        count: How many draws.
+    """
+    loc, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
+    chosen = start[torch.randint(len(start), (count,), device=start.device)]
+
+    points = chosen + _BANDWIDTH * torch.randn_like(chosen) @ scale_tril.mT
+    # Every other one far out: data may be a surprise to the prior.
+    points[::2] = loc + _STRETCH * (points[::2] - loc)
+
+    return points
 
 
 def components(base: Base) -> tuple[Tensor, Tensor, Tensor]:

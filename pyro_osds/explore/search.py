@@ -37,7 +37,7 @@ _MANY_TERMS = 20_000
 # Dimensions up to which the curvature of a top, four scores for each of them, is affordable.
 _MAX_DIM = 128
 # Searches at most, each around what the one before has added.
-_MAX_SEARCHES = 3
+_MAX_SEARCHES = 2
 # Tops whose mass is looked at: those that most points came to, and the highest.
 _MAX_TOPS, _MAX_TOPS_SLOWLY = 64, 8
 # Squared distance, in variances of a part, within which a point at rest has come to its top.
@@ -46,6 +46,8 @@ _SAME_TOP = 0.01
 _SAME_VALLEY = 0.5
 # Places between two tops that are looked at.
 _BETWEEN = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+# Share of the mass of a part from which on it counts as visited: training and weights find the rest of it.
+_VISITED = 0.5
 # Draws of the base that tell what it covers.
 _NUM_BASE_DRAWS = 4096
 # Probability that the bound of the unseen holds.
@@ -73,6 +75,11 @@ class Search:
     parts: tuple[Part, ...] = ()
     added: tuple[Part, ...] = ()
     num_dropped: int = 0
+
+    @property
+    def is_countable(self) -> bool:
+        """Whether the basins can be counted: each of them was looked at, and most ascents ended in known ones."""
+        return self.num_dropped == 0 and self.num_single <= _MAX_SINGLE * self.num_random
 
     @property
     def unseen(self) -> float:
@@ -125,9 +132,14 @@ def search_further(
     for _ in range(_MAX_SEARCHES):
         found = search(target, exploration, base, seen, added)
         lost = lost_parts(found, target, exploration, base)
-        if not lost:
+        # Of parts that multiply, each is a small share of all: to add some of them changes nothing.
+        if not lost or found is None or not found.is_countable:
             break
         added += lost
+        if not lost_parts(found, target, exploration, None):
+            # The particles have them, and only the base lacks them.
+            base = base_with_parts(target, base, lost, exploration)
+            continue
         reference = with_parts(base, lost)
         way, strata = ReferencePath.from_density(target, reference), partial(by_component, reference)
         again = explore(way, num_particles, num_replicates, phase="Explore again", strata=strata)
@@ -200,8 +212,7 @@ def _starts(target: Target, exploration: Exploration, base: Base, seen: Explorat
     kinds.append(around(base, count))
     num_random = sum(map(len, kinds))
     kinds.append(z[spread_out(z, count)])
-    if target.vectorized:
-        kinds.append(outstanding(target, base, spread))
+    kinds.append(outstanding(target, base, spread))
 
     return torch.cat([points.to(z) for points in kinds]), num_random
 
@@ -258,6 +269,8 @@ def log_total(exploration: Exploration, parts: Sequence[Part]) -> float:
     return max([exploration.log_evidence, *(part.log_mass for part in parts if part.std_error < _KNOWN)])
 
 
+# Share of random points that may have come to basins of their own, where basins can be counted.
+_MAX_SINGLE = 0.1
 # Standard error of a part's mass, nats, up to which it may be the measure of others.
 _KNOWN = 0.3
 
@@ -274,7 +287,7 @@ def lost_parts(found: Search | None, target: Target, exploration: Exploration, b
     if found is None or not found.parts:
         return ()
     total = log_total(exploration, found.parts)
-    lost = lost_by_particles(found.parts, exploration.z, exploration.replicate_log_evidence, total)
+    lost = lost_by_particles(found.parts, exploration.z, exploration.replicate_log_evidence, total, most=_VISITED)
     if base is not None and target.vectorized:
         lost += _lost_by_base(found.parts, target, base, total)
 
@@ -287,7 +300,7 @@ def _lost_by_base(parts: Sequence[Part], target: Target, base: Base, log_evidenc
     with torch.no_grad():
         log_weight = finite_log_prob(in_chunks(target.log_prob, z)) - base.log_prob(z)
 
-    return lost_by_draws(parts, z, finite_log_prob(log_weight), log_evidence)
+    return lost_by_draws(parts, z, finite_log_prob(log_weight), log_evidence, most=_VISITED)
 
 
 def _upper_bound(count: int, num_draws: int) -> float:
