@@ -30,6 +30,8 @@ _QUANTILE = 1.2816
 # Differences of scores are taken over this share of the scale that is known, then over this share of a standard
 # deviation: rounding takes ten digits of the first, and the third derivative hardly any of the second.
 _FIRST_DIFFERENCE, _DIFFERENCE = 1e-4, 0.1
+# Nats that a Newton step would still gain: at a top there are none.
+_STILL_CLIMBING = 0.1
 # Curvatures in units of the known scale, at least: along an axis that is flat or bent upwards a part is taken for ten
 # times as wide as all that is known.
 _MIN_CURVATURE = 1e-2
@@ -97,9 +99,13 @@ def basin(log_prob_and_score: LogProbAndScore, top: Tensor, scale: Tensor, quick
         quickly: Whether few draws must do.
 
     Returns:
-        The part; None where no draw around the top has a density.
+        The part; None where no draw around the top has a density, or where it is no top: a point that still climbs
+        along a bent valley, too slowly for a quasi-Newton method to see.
     """
     loc, scale_tril = top, _laplace_scale(log_prob_and_score, top, scale)
+    score = log_prob_and_score(top[None])[1][0]
+    if not 0.5 * (score @ scale_tril).square().sum() < _STILL_CLIMBING:
+        return None
     radius = _radius(len(top))
     num_draws = _NUM_DRAWS_SLOWLY if quickly else _NUM_DRAWS
 

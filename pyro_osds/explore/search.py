@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -61,11 +61,11 @@ class Search:
     Arguments:
         num_starts: Points that climbed.
         num_random: Those of them that were taken at random, and came to rest.
-        num_basins: Basins in which points came to rest.
-        num_single: Basins that one of the random points came to, and no other.
+        num_basins: Basins that were looked at.
+        num_single: Random points that came to a basin to which no other did, or to one that was not looked at.
         parts: Parts whose mass matters, each with what its region holds; what is judged is held against them.
         added: Those that annealing had lost.
-        num_dropped: Basins beyond those whose mass was looked at.
+        num_dropped: Points that came to rest in basins beyond those that were looked at.
     """
 
     num_starts: int
@@ -89,7 +89,8 @@ class Search:
     def sentence(self) -> str:
         """How the space was searched, in one line."""
         known = 1.0 - self.num_single / max(self.num_random, 1)
-        basins = f"{self.num_basins} basin{'s' * (self.num_basins != 1)}"
+        more = f" and {self.num_dropped} tops beyond" if self.num_dropped else ""
+        basins = f"{self.num_basins} basin{'s' * (self.num_basins != 1)}{more}"
         added = f", {len(self.added)} lost by annealing and added" if self.added else ""
 
         return (
@@ -130,15 +131,14 @@ def search_further(
     added: tuple[Part, ...] = ()
     found, num_evaluations = None, 0
     for _ in range(_MAX_SEARCHES):
-        found = search(target, exploration, base, seen, added)
+        found = search(target, exploration, base, seen)
         lost = lost_parts(found, target, exploration, base)
         # Of parts that multiply, each is a small share of all: to add some of them changes nothing.
         if not lost or found is None or not found.is_countable:
             break
-        added += lost
         if not lost_parts(found, target, exploration, None):
             # The particles have them, and only the base lacks them.
-            base = base_with_parts(target, base, lost, exploration)
+            base, added = base_with_parts(target, base, lost, exploration), added + lost
             continue
         reference = with_parts(base, lost)
         way, strata = ReferencePath.from_density(target, reference), partial(by_component, reference)
@@ -147,14 +147,15 @@ def search_further(
         # A lower evidence than before is no discovery. If something is lost, the verdict will say so.
         if again.log_evidence < exploration.log_evidence - LOWER_SIGMAS * exploration.std_error:
             break
-        exploration, base = again, base_with_parts(target, base, lost, again)
+        exploration, base, added = again, base_with_parts(target, base, lost, again), added + lost
+    if found is not None:
+        # What was found once may not be dropped, whether or not it was found again.
+        found = replace(found, parts=(*found.parts, *added), added=added)
 
     return Looked(found, exploration, base, num_evaluations)
 
 
-def search(
-    target: Target, exploration: Exploration, base: Base, seen: Exploration, added: Sequence[Part] = ()
-) -> Search | None:
+def search(target: Target, exploration: Exploration, base: Base, seen: Exploration) -> Search | None:
     """Look for what annealing and base may have lost; random numbers of the caller stay as they are.
 
     Arguments:
@@ -162,7 +163,6 @@ def search(
         exploration: The particles.
         base: What the flow would start from.
         seen: The way on which all of the space was seen: where it began, and what it passed.
-        added: Parts that an earlier search has added.
 
     Returns:
         What was found; None in too many dimensions.
@@ -170,19 +170,19 @@ def search(
     if target.dim > _MAX_DIM or not exploration.log_prob.isfinite().any():
         return None
     with torch.random.fork_rng(devices=[target.device] if target.device.type == "cuda" else []):
-        return _searched(target, exploration, base, seen, tuple(added))
+        return _searched(target, exploration, base, seen)
 
 
-def _searched(
-    target: Target, exploration: Exploration, base: Base, seen: Exploration, added: tuple[Part, ...]
-) -> Search:
+def _searched(target: Target, exploration: Exploration, base: Base, seen: Exploration) -> Search:
     scale = base.scale_tril
     evaluate = partial(log_prob_and_score, target.log_prob)
     starts, num_random = _starts(target, exploration, base, seen)
     tops = ascend(evaluate, starts, base.loc, scale)
     basins = _basins(target, tops, scale)
     at_random = [int((index < num_random).sum()) for _, index in basins.tops]
-    parts = [part for part, _ in basins.tops if part is not None]
+    # Those that were left came to basins that nobody has looked at: as good as unseen.
+    num_left = int((basins.left < num_random).sum())
+    parts = [part for part, _ in basins.tops]
     beyond = halo(target, base)
     parts += [beyond] if beyond is not None else []
     total = log_total(exploration, parts)
@@ -190,12 +190,11 @@ def _searched(
 
     return Search(
         len(starts),
-        sum(at_random),
-        len(basins.tops) + basins.num_dropped,
-        at_random.count(1),
+        sum(at_random) + num_left,
+        len(basins.tops),
+        at_random.count(1) + num_left,
         tuple(parts),
-        added,
-        basins.num_dropped,
+        num_dropped=len(basins.left),
     )
 
 
@@ -219,22 +218,25 @@ def _starts(target: Target, exploration: Exploration, base: Base, seen: Explorat
 
 @dataclass(frozen=True)
 class _Basins:
-    """Tops with the points that came to each, and how many more there are."""
+    """Tops with the points that came to each, and the points that came to further ones."""
 
-    tops: list[tuple[Part | None, Tensor]]
-    num_dropped: int
+    tops: list[tuple[Part, Tensor]]
+    left: Tensor
 
 
 def _basins(target: Target, tops: Tops, scale: Tensor) -> _Basins:
     """Points at rest, gathered by the top that each came to."""
     evaluate = partial(log_prob_and_score, target.log_prob)
     left = tops.arrived.nonzero()[:, 0]
-    found: list[tuple[Part | None, Tensor]] = []
+    found: list[tuple[Part, Tensor]] = []
     most = _MAX_TOPS if target.vectorized else _MAX_TOPS_SLOWLY
     while len(left) and len(found) < most:
         highest = left[tops.log_prob[left].argmax()]
         part = basin(evaluate, tops.z[highest], scale, quickly=not target.vectorized)
-        metric = scale if part is None else part.scale_tril
+        if part is None:
+            left = left[left != highest]
+            continue
+        metric = part.scale_tril
         centre = tops.z[highest]
         offset = torch.linalg.solve_triangular(metric, (tops.z[left] - centre).mT, upper=False).mT
         same = offset.square().sum(-1) < _SAME_TOP
@@ -242,7 +244,7 @@ def _basins(target: Target, tops: Tops, scale: Tensor) -> _Basins:
         found.append((part, left[same]))
         left = left[~same]
 
-    return _Basins(found, len(left))
+    return _Basins(found, left)
 
 
 def _joined(target: Target, tops: Tops, index: Tensor, top: Tensor, asked: Tensor) -> Tensor:
@@ -289,7 +291,9 @@ def lost_parts(found: Search | None, target: Target, exploration: Exploration, b
     total = log_total(exploration, found.parts)
     lost = lost_by_particles(found.parts, exploration.z, exploration.replicate_log_evidence, total, most=_VISITED)
     if base is not None and target.vectorized:
-        lost += _lost_by_base(found.parts, target, base, total)
+        # How far out a base reaches is no matter: flows have tails of their own, and the verdict looks at them.
+        basins = [part for part in found.parts if not part.is_halo]
+        lost += _lost_by_base(basins, target, base, total)
 
     return tuple({id(part): part for part, _ in lost}.values())
 
