@@ -1,6 +1,7 @@
 """A map of what search finds: mixtures of two normals, log-gamma mixtures and the known hard families.
 
-    python benchmarks/search.py [--only two_normals families] [--full] [--seeds 0] [--jobs 2] [--max-runs N] [--out FILE]
+    python benchmarks/search.py [--only two_normals families] [--full] [--seeds 0] [--jobs 2] [--max-runs N]
+                                [--out FILE]
     python benchmarks/search.py --report [--out FILE]
 
 Each run is a fit with the default settings, and a line of FILE; runs that FILE has are not repeated. A run *found* all

@@ -130,7 +130,8 @@ def search_further(
     """
     added: tuple[Part, ...] = ()
     found, num_evaluations = None, 0
-    for _ in range(_MAX_SEARCHES):
+    # Point by point, a second search takes as long as the first one, and finds what the first one did.
+    for _ in range(_MAX_SEARCHES if target.vectorized else 1):
         found = search(target, exploration, base, seen)
         lost = lost_parts(found, target, exploration, base)
         # Of parts that multiply, each is a small share of all: to add some of them changes nothing.
