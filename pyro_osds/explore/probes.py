@@ -27,8 +27,8 @@ from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks
 
 # Points that are thrown, and what they may cost in terms of the log density: a fifth of a second on one core. A
-# density whose cost is not known is taken for one of eight terms.
-_NUM_POINTS, _MAX_TERMS, _FEWEST, _UNKNOWN = 262_144, 1e6, 4096, 8
+# density whose cost is not known is taken for one of three terms.
+_NUM_POINTS, _MAX_TERMS, _FEWEST, _UNKNOWN = 262_144, 4e5, 4096, 3
 # Points where densities come point by point: a second or two.
 _NUM_POINTS_SLOWLY = 2048
 # Components of a base that cost as much as the density does.
@@ -37,7 +37,7 @@ _FEW_COMPONENTS = 8
 # more standard deviations away at the others. Farther out the volume of any basin is a small share of all.
 _SCALES = (1.0, 2.0, 3.0)
 # Layers, by how far out points are, and the most outstanding points of each layer that are followed.
-_NUM_LAYERS, _NUM_OUTSTANDING, _NUM_OUTSTANDING_SLOWLY = 4, 8, 2
+_NUM_LAYERS, _NUM_OUTSTANDING, _NUM_OUTSTANDING_SLOWLY = 4, 6, 2
 # Standard deviations of the widest probe, as powers of two, and draws of each; point by point, of each as well.
 _NUM_OCTAVES, _NUM_DRAWS, _NUM_DRAWS_SLOWLY = 18, 256, 12
 # Far out, in standard deviations for the root of each dimension: a normal has nothing there, and what a flow with

@@ -204,14 +204,17 @@ def _starts(target: Target, exploration: Exploration, base: Base, seen: Explorat
     count = _NUM_EACH if target.vectorized else _NUM_EACH_SLOWLY
     count = max(_NUM_EACH_SLOWLY, int(count * min(1.0, _MANY_TERMS / max(1, target.num_terms))))
     z = exploration.z[exploration.log_prob.isfinite()]
-    spread, passed = (points[points.isfinite().all(-1)] for points in (seen.start, seen.passed))
+    # Particles that were not annealed here have passed nothing.
+    spread, passed = (
+        points[points.isfinite().all(-1)] if points.numel() else z[:0] for points in (seen.start, seen.passed)
+    )
     spread = spread if len(spread) else z
     kinds = [points[torch.randint(len(points), (count,), device=z.device)] for points in (z, spread)]
     if len(passed):
         kinds.append(passed[torch.randint(len(passed), (count,), device=z.device)])
     kinds.append(around(base, count))
     num_random = sum(map(len, kinds))
-    kinds.append(z[spread_out(z, count)])
+    kinds.append(z[spread_out(z, count // 2)])
     kinds.append(outstanding(target, base, spread))
 
     return torch.cat([points.to(z) for points in kinds]), num_random
