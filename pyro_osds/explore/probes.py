@@ -26,9 +26,9 @@ from pyro_osds.flow.base import Base
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks
 
-# Points that are thrown, and what they may cost in terms of the log density: a fifth of a second on one core. A
-# density whose cost is not known is taken for one of three terms.
-_NUM_POINTS, _MAX_TERMS, _FEWEST, _UNKNOWN = 262_144, 4e5, 4096, 3
+# Points that are thrown, and what they may cost in terms of the log density: a tenth of a second on one core. A
+# density whose cost is not known is taken for one of two terms.
+_NUM_POINTS, _MAX_TERMS, _FEWEST, _UNKNOWN = 262_144, 3e5, 4096, 2
 # Points where densities come point by point: a second or two.
 _NUM_POINTS_SLOWLY = 2048
 # Components of a base that cost as much as the density does.
@@ -39,7 +39,7 @@ _SCALES = (1.0, 2.0, 3.0)
 # Layers, by how far out points are, and the most outstanding points of each layer that are followed.
 _NUM_LAYERS, _NUM_OUTSTANDING, _NUM_OUTSTANDING_SLOWLY = 4, 6, 2
 # Standard deviations of the widest probe, as powers of two, and draws of each; point by point, of each as well.
-_NUM_OCTAVES, _NUM_DRAWS, _NUM_DRAWS_SLOWLY = 18, 256, 12
+_NUM_OCTAVES, _NUM_DRAWS, _NUM_DRAWS_SLOWLY = 18, 192, 12
 # Far out, in standard deviations for the root of each dimension: a normal has nothing there, and what a flow with
 # tails of its own reaches is compared, not missed.
 _FAR = 5.0

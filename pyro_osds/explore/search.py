@@ -31,7 +31,7 @@ from pyro_osds.stats.thresholds import LOST_SHARE, LOWER_SIGMAS
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
 
 # Points of each kind that climb: of the particles, of those on their way, of points spread widely, of probes.
-_NUM_EACH, _NUM_EACH_SLOWLY = 64, 12
+_NUM_EACH, _NUM_EACH_SLOWLY = 48, 12
 # With more terms of the log density than this there are as many fewer.
 _MANY_TERMS = 20_000
 # Dimensions up to which the curvature of a top, four scores for each of them, is affordable.
