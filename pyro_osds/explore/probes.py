@@ -8,7 +8,8 @@ is not known stands out by
 among points that are as far out as it is, with *b* the Gaussian or mixture that fits what is known. The gradient at
 such a point leads into that basin. A second part far wider than the first has no top of its own; it is met by draws of
 
-.. math:: p(z) = \frac1J \sum_{j=0}^{J-1} \mathcal{N}\big(z;\ \mu,\ 4^j \Sigma\big),
+.. math:: p(z) = \frac1J \sum_{j=0}^{J-1} \mathcal{N}\big(z;\ \mu,\ \lambda^{2j} \Sigma\big), \qquad
+    \lambda = \min\big(2,\ 1 + 2 / \sqrt D\big),
 
 whose weights tell how much of the evidence lies beyond some standard deviations.
 """
@@ -23,6 +24,7 @@ from torch.distributions import MultivariateNormal
 
 from pyro_osds.explore.parts import Part, log_mean
 from pyro_osds.flow.base import Base
+from pyro_osds.stats.gaussian import Gaussian
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks
 
@@ -38,11 +40,14 @@ _FEW_COMPONENTS = 8
 _SCALES = (1.0, 2.0, 3.0)
 # Layers, by how far out points are, and the most outstanding points of each layer that are followed.
 _NUM_LAYERS, _NUM_OUTSTANDING, _NUM_OUTSTANDING_SLOWLY = 4, 6, 2
-# Standard deviations of the widest probe, as powers of two, and draws of each; point by point, of each as well.
-_NUM_OCTAVES, _NUM_DRAWS, _NUM_DRAWS_SLOWLY = 18, 192, 12
-# Far out, in standard deviations for the root of each dimension: a normal has nothing there, and what a flow with
+# Standard deviations of the widest probe, as a power of two; draws of all probes, of each at least, and of each where
+# densities come point by point.
+_NUM_OCTAVES, _NUM_DRAWS, _FEWEST_DRAWS, _NUM_DRAWS_SLOWLY = 17, 3456, 64, 12
+# Gaussians fitted to what lies far out, draws of each, and how much wider they are made.
+_NUM_FITS, _NUM_FIT_DRAWS, _WIDENING = 2, 512, 1.1
+# Standard deviations beyond the radius that a normal has in so many dimensions: it has nothing there. What a flow with
 # tails of its own reaches is compared, not missed.
-_FAR = 5.0
+_FAR = 4.0
 # Components of what is known around which points are thrown.
 _MAX_CENTRES = 32
 # Smoothing of the draws that points are made of, in their standard deviations.
@@ -141,25 +146,41 @@ def halo(target: Target, base: Base) -> Part | None:
     """
     loc, scale_tril = _whole(base)
     dim = len(loc)
-    num_draws = _NUM_DRAWS if target.vectorized else _NUM_DRAWS_SLOWLY
-    scales = 2.0 ** torch.arange(_NUM_OCTAVES, dtype=loc.dtype, device=loc.device)
-    noise = torch.randn(_NUM_OCTAVES * num_draws, dim, dtype=loc.dtype, device=loc.device)
+    inner = math.sqrt(dim) + _FAR
+    # Draws of one scale weigh for its neighbours, if those are no farther than the spread of a radius.
+    step = min(2.0, 1.0 + 2.0 / math.sqrt(dim))
+    count = math.ceil(_NUM_OCTAVES * math.log(2.0) / math.log(step))
+    scales = step ** torch.arange(count, dtype=loc.dtype, device=loc.device)
+    num_draws = max(_FEWEST_DRAWS, _NUM_DRAWS // count) if target.vectorized else _NUM_DRAWS_SLOWLY
+    noise = torch.randn(count * num_draws, dim, dtype=loc.dtype, device=loc.device)
     u = scales.repeat_interleave(num_draws)[:, None] * noise
-    z = loc + u @ scale_tril.mT
-    with torch.no_grad():
-        log_prob = finite_log_prob(in_chunks(target.log_prob, z))
     distance = u.norm(dim=-1)
     log_normal = -0.5 * (distance[:, None] / scales).square() - dim * (scales.log() + 0.5 * math.log(2 * math.pi))
-    proposal = torch.logsumexp(log_normal, 1) - math.log(_NUM_OCTAVES) - scale_tril.diagonal().log().sum()
-    inner = _FAR * math.sqrt(dim)
+    proposal = torch.logsumexp(log_normal, 1) - math.log(count) - scale_tril.diagonal().log().sum()
+    part = _beyond(target, loc + u @ scale_tril.mT, proposal, loc, scale_tril, inner)
+    for _ in range(_NUM_FITS if part is not None and target.vectorized else 0):
+        assert part is not None
+        fit = Gaussian(part.loc, _WIDENING * part.scale_tril)
+        z = fit.sample(torch.Size([_NUM_FIT_DRAWS]))
+        again = _beyond(target, z, fit.log_prob(z), loc, scale_tril, inner)
+        # A mass that was met once is not given up for draws that miss it.
+        part = again if again is not None and again.std_error < part.std_error else part
+
+    return part
+
+
+def _beyond(target: Target, z: Tensor, proposal: Tensor, loc: Tensor, scale_tril: Tensor, inner: float) -> Part | None:
+    """The part beyond a distance, from draws with the log density that they were drawn with."""
+    with torch.no_grad():
+        log_prob = finite_log_prob(in_chunks(target.log_prob, z))
+    distance = torch.linalg.solve_triangular(scale_tril, (z - loc).mT, upper=False).norm(dim=0)
     log_weight = torch.where(distance >= inner, log_prob - proposal, -torch.inf).double()
     log_mass, std_error = log_mean(log_weight)
     if not math.isfinite(log_mass):
         return None
     far = log_weight.isfinite()
-    fit = weighted_moments(z[far], log_weight[far])
 
-    return Part(*fit, log_mass, std_error, loc, scale_tril, inner, math.inf)
+    return Part(*weighted_moments(z[far], log_weight[far]), log_mass, std_error, loc, scale_tril, inner, math.inf)
 
 
 def _whole(base: Base) -> tuple[Tensor, Tensor]:
