@@ -13,10 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pyro_osds.explore.anew import explore_anew, is_affordable
 from pyro_osds.explore.coordinates import in_coordinates
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.stopped import survey_in_time
-from pyro_osds.explore.survey import Survey, explore_anew, is_affordable
+from pyro_osds.explore.survey import Survey
 from pyro_osds.explore.warm_start import FarOffError, survey_from
 from pyro_osds.fit_state import log_choices, restore, state_of
 from pyro_osds.flow.leap import Leap
@@ -193,9 +194,8 @@ class Fit:
         if self.recipe.can_escalate and self.settings.escalate:
             self._escalate(cast("Recipe", self.recipe))
         elif self._deadline < math.inf:
-            self.ensure_judged()
-            self.is_interrupted = self.is_interrupted or not self.draws.is_whole
-        self.is_interrupted = self.is_interrupted or self.stopped is not None
+            self.is_interrupted |= not self.draws.is_whole
+        self.is_interrupted |= self.stopped is not None
         # What is asked for after the run has all the time that it takes.
         self._deadline, self._per_draw = math.inf, 0.0
 
@@ -232,14 +232,14 @@ class Fit:
             self.keep(draws)
 
         improper, chains = self.model_target.improper_sites, (self.settings.num_chains, self.settings.num_samples)
-        num_particles = particles_for(math.prod(chains))
+        num_particles, parts = particles_for(math.prod(chains)), recipe.found.parts
 
         def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
-            return refined_posterior(leap, self.target, *chains, judged, improper, self._objections())
+            return refined_posterior(leap, self.target, *chains, judged, improper, self._objections(), parts)
 
         def explore(judged: PosteriorDraws) -> PosteriorDraws:
             anew = explore_anew(self.given, recipe.found, num_particles, NUM_REPLICATES, self.starts)
-            return annealed_posterior(anew, self.target, *chains, judged, improper, self._objections(), from_flow=False)
+            return annealed_posterior(anew, self.target, *chains, judged, improper, self._objections(), False, parts)
 
         start = now()
         self.run_report = self.start_report
@@ -382,6 +382,7 @@ class Fit:
             check=EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
             improper_sites=self.model_target.improper_sites,
             reasons=self._objections(),
+            parts=found.parts if found else (),
         )
 
     def _objections(self) -> tuple[Reason, ...]:

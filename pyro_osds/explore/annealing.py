@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 
@@ -23,7 +24,14 @@ from torch import Tensor
 
 from pyro_osds.explore.hmc import Points, chosen, kinetic_energy, leapfrog
 from pyro_osds.explore.journal import Journal
-from pyro_osds.explore.particles import Annealing, Exploration, MovesSoFar, resample
+from pyro_osds.explore.particles import (
+    Annealing,
+    Exploration,
+    MovesSoFar,
+    resample,
+    resample_by_stratum,
+    some_of,
+)
 from pyro_osds.explore.paths import AnnealingPath
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.moments import fisher_moments
@@ -65,6 +73,7 @@ def explore(
     max_settling: int = 20,
     phase: str = "Explore",
     journal: Journal | None = None,
+    strata: Callable[[Tensor], Tensor] | None = None,
 ) -> Exploration:
     """Anneal particles from the path's reference to its target.
 
@@ -80,6 +89,8 @@ def explore(
         max_temperatures: After this many the rest of the way is one step, so that a run always ends.
         phase: What the progress bar of a run calls it.
         journal: Where each temperature is noted, so that a run that was stopped can be taken up again.
+        strata: The part of the posterior that each particle is in, ``(N, D) -> (N,)``. Then each part keeps its share
+            of the weight when particles are resampled, to within one particle.
 
     Returns:
         The particles at the target and the replicates' estimates of the log evidence.
@@ -102,7 +113,8 @@ def explore(
                 before = at.beta
                 if before < 1.0:
                     last = at.num_temperatures + 1 >= max_temperatures
-                    at = _cooled(at, mover, 0.0 if last else ess_threshold, 1.0 if last else 1.0 / min_temperatures)
+                    increment = (0.0, 1.0) if last else (ess_threshold, 1.0 / min_temperatures)
+                    at = _cooled(at, mover, *increment, strata)
                     _log.debug("%s: beta %.3g, acceptance %.2f", phase, at.beta, mover.acceptance)
                 else:
                     at = _settled(at, mover)
@@ -115,14 +127,20 @@ def explore(
     return journal.part(run)
 
 
-def _cooled(at: Annealing, mover: _HamiltonianMover, ess_threshold: float, largest_increment: float) -> Annealing:
+def _cooled(
+    at: Annealing,
+    mover: _HamiltonianMover,
+    ess_threshold: float,
+    largest_increment: float,
+    strata: Callable[[Tensor], Tensor] | None,
+) -> Annealing:
     """One temperature further: reweighted, resampled and moved."""
     log_ratio, remaining = at.log_ratio, 1.0 - at.beta
     increment = min(remaining, largest_increment)
     if ess_threshold > 0.0:
         increment = _increment(log_ratio, increment, ess_threshold)
     log_weight = (increment * log_ratio).nan_to_num(nan=-torch.inf)
-    index = resample(log_weight)
+    index = resample(log_weight) if strata is None else resample_by_stratum(log_weight, strata(at.z))
     beta = 1.0 if at.beta + increment > 1.0 - _ROUNDING else at.beta + increment
     z, log_reference, log_target = mover.move(at.z[index], at.log_reference[index], at.log_target[index], beta)
 
@@ -134,6 +152,7 @@ def _cooled(at: Annealing, mover: _HamiltonianMover, ess_threshold: float, large
         beta=beta,
         num_temperatures=at.num_temperatures + 1,
         moves=mover.state(),
+        passed=(*at.passed, some_of(z)),
     )
 
 
@@ -182,6 +201,7 @@ def _start(path: AnnealingPath, num_particles: int, num_replicates: int, moves: 
         start=z,
         num_not_finite=int((~usable).sum()),
         undefined=undefined,
+        passed=(some_of(z),),
     )
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from pyro_osds.stats.weights import effective_sample_size, pareto_k
 
+# Particles of each temperature that are kept.
+_NUM_PASSED = 32
+
 
 @dataclass(frozen=True)
 class Exploration:
@@ -30,6 +33,7 @@ class Exploration:
         settled: Whether the mean log density had stopped drifting at the end; true where nobody looked.
         num_undefined: Draws of the reference with a density that is nan or ``+inf``.
         undefined_at: One of them, ``(D,)``; empty where there is none.
+        passed: Some of the particles at each temperature, ``(P, D)``.
     """
 
     z: Tensor
@@ -45,6 +49,7 @@ class Exploration:
     settled: bool = True
     num_undefined: int = 0
     undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
+    passed: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def log_evidence(self) -> float:
@@ -89,6 +94,7 @@ class Annealing:
         ess: Smallest effective number of particles after one.
         num_rounds: Rounds of moves at the target.
         settled: Whether the mean log density has stopped drifting there.
+        passed: Some of the particles at each temperature.
     """
 
     z: Tensor
@@ -105,6 +111,7 @@ class Annealing:
     ess: float = math.inf
     num_rounds: int = 0
     settled: bool = False
+    passed: tuple[Tensor, ...] = ()
 
     @property
     def log_ratio(self) -> Tensor:
@@ -158,6 +165,7 @@ class Annealing:
             settled,
             len(self.undefined),
             self.undefined[:1].flatten(),
+            torch.cat(self.passed) if self.passed else self.z[:0],
         )
 
 
@@ -175,3 +183,26 @@ def resample(log_weight: Tensor) -> Tensor:
     first = torch.arange(num_replicates, device=weights.device)[:, None] * num_particles
 
     return (index + first).reshape(-1)
+
+
+def resample_by_stratum(log_weight: Tensor, stratum: Tensor) -> Tensor:
+    """The same with the particles of a stratum side by side: each of them keeps its share but for one particle.
+
+    Arguments:
+        log_weight: Log weights of the particles, ``(num_replicates, N)``.
+        stratum: The stratum of each particle, ``(num_replicates * N,)``.
+    """
+    order = stratum.view(log_weight.shape).argsort(dim=1, stable=True)
+    index = resample(log_weight.gather(1, order))
+    first = torch.arange(len(log_weight), device=order.device)[:, None] * log_weight.shape[1]
+
+    return (order + first).reshape(-1)[index]
+
+
+def some_of(z: Tensor) -> Tensor:
+    """Some of the particles of a temperature; those of all temperatures show each part that was passed by.
+
+    Arguments:
+        z: The particles, ``(N, D)``.
+    """
+    return z[:: max(1, len(z) // _NUM_PASSED)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_osds.target import Target
 
@@ -60,6 +62,16 @@ class ReferencePath:
         self.sample = sample
         self._target = target
         self._log_prob = log_prob
+
+    @classmethod
+    def from_density(cls, target: Target, density: Distribution) -> ReferencePath:
+        """From a density in the target's coordinates.
+
+        Arguments:
+            target: The target.
+            density: The density of the reference.
+        """
+        return cls(target, lambda count: density.sample(torch.Size([count])), density.log_prob)
 
     def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log reference and log target, ``(B, D) -> (B,), (B,)``."""

@@ -15,25 +15,25 @@ import torch
 from torch import Tensor
 
 from pyro_osds.explore.annealing import explore
+from pyro_osds.explore.base_choice import choose_base, has_many_dimensions, modes_of
 from pyro_osds.explore.journal import Journal
-from pyro_osds.explore.mixture import MAX_COMPONENTS, adapt_mixture, effective_share, mixture_base
-from pyro_osds.explore.mode_search import lost_modes
-from pyro_osds.explore.modes import Modes, find_modes
+from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.ordering import find_exchanges, ordered
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.paths import AnnealingPath, PriorPath, ReferencePath
 from pyro_osds.explore.propriety import Endless, find_endless
 from pyro_osds.explore.reference import throw, wide_reference
+from pyro_osds.explore.search.mode_search import lost_modes
+from pyro_osds.explore.search.parts import Part
+from pyro_osds.explore.search.second_search import Search, search_further
 from pyro_osds.explore.variational import variational_base
-from pyro_osds.flow.base import Base, gaussian_base
-from pyro_osds.stats.moments import ENOUGH_PARTICLES, weighted_moments
+from pyro_osds.flow.base import Base
+from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.stats.thresholds import (
     FOLDED,
-    GOOD_BASE,
     LOWER_SIGMAS,
     MANY_PARTED,
     MIN_COORDINATE_GAIN,
-    POOR_BASE,
     SHORT_WAY,
 )
 from pyro_osds.target import (
@@ -43,7 +43,6 @@ from pyro_osds.target import (
     as_target,
     finite_log_prob,
     in_chunks,
-    log_prob_and_score,
 )
 
 # Ways in all, so that exploration ends where each of them is long.
@@ -51,9 +50,9 @@ _MAX_WAYS = 3
 # Times the particles of a slow way: a mode with a hundredth of the mass then holds some forty of them.
 _MORE_PARTICLES = 8
 # What the slow way may cost, in terms of the log density: about a minute on one core.
-_MAX_TERMS = 2e9
+MAX_TERMS = 2e9
 # Evaluations of the slow way by temperature of the first one and by particle: it has more temperatures, and more moves.
-_SLOW_WAY = 50
+SLOW_WAY = 50
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ class Survey:
         undefined_share: Share of the draws of the prior with a density that is nan or ``+inf``.
         undefined_at: One of them, ``(D,)``; empty where there is none.
         progress: How far an exploration had come that was stopped; empty for one that came to its end.
+        search: What was found by ascents and probes, and what of it annealing had lost; None where nobody looked.
     """
 
     target: Any
@@ -81,12 +81,18 @@ class Survey:
     undefined_share: float = 0.0
     undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
     progress: str = ""
+    search: Search | None = None
 
     def __post_init__(self) -> None:
         # Files of earlier versions hold the coordinates alone.
         if isinstance(self.endless, (tuple, list)):
             noted = tuple(self.endless)
             object.__setattr__(self, "endless", Endless(noted) if noted else None)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Parts of the posterior that search found, which draws have to reach."""
+        return self.search.parts if self.search else ()
 
     @property
     def is_folded(self) -> bool:
@@ -105,6 +111,7 @@ class Survey:
             f"base: {self.base.num_components} Gaussian component(s)",
             f"exploration: log evidence {exploration.log_evidence:.3f} +- {exploration.std_error:.3f}, "
             f"{self.num_evaluations} evaluations",
+            f"search: {self.search.sentence() if self.search else 'none'}",
         ]
 
 
@@ -157,11 +164,11 @@ def survey(
         target, exploration, modes = _in_one_order(given, exploration)
     target, exploration = _choose_coordinates(target, exploration)
     journal.reached = target, exploration, None
-    exploration = _with_lost_modes(target, exploration, num_particles, num_replicates, journal)
-    modes = _find_modes(target, exploration)
-    base = journal.part(lambda: _choose_base(target, exploration, modes))
+    exploration = seen = _with_lost_modes(target, exploration, num_particles, num_replicates, journal)
+    modes = modes_of(target, exploration)
+    base = journal.part(lambda: choose_base(target, exploration, modes))
     journal.reached = target, exploration, base
-    if _has_many_dimensions(target, exploration) and modes.parted <= MANY_PARTED:
+    if has_many_dimensions(target, exploration) and modes.parted <= MANY_PARTED:
         base = journal.part(partial(variational_base, target, base))
         journal.reached = target, exploration, base
         exploration = _explore_from(target, base, exploration, num_particles, num_replicates, journal)
@@ -176,8 +183,8 @@ def survey(
         except NotFiniteError:
             # A base all of whose draws overflow knows less than the particles that it was fitted to.
             break
-        modes = _find_modes(target, exploration)
-        base = journal.part(partial(_choose_base, target, exploration, modes))
+        modes = modes_of(target, exploration)
+        base = journal.part(partial(choose_base, target, exploration, modes))
         journal.reached = target, exploration, base
         num_evaluations += exploration.num_evaluations
         ways += 1
@@ -186,51 +193,20 @@ def survey(
     endless = journal.part(lambda: find_endless(target, loc, scale_tril))
 
     undefined = first.num_undefined / len(first.start) if from_prior else 0.0
+    found = Survey(target, base, exploration, modes, num_evaluations, endless, undefined, first.undefined_at)
+    if endless:
+        return found
+    looked = search_further(target, exploration, base, seen, num_particles, num_replicates, journal)
+    if looked.exploration is not exploration:
+        found = replace(found, modes=modes_of(target, looked.exploration))
 
-    return Survey(target, base, exploration, modes, num_evaluations, endless, undefined, first.undefined_at)
-
-
-def explore_anew(
-    target: Any, found: Survey, num_particles: int, num_replicates: int, starts: Tensor | None
-) -> Exploration:
-    """The first way again, slowly and with more particles: draws where no flow could be had.
-
-    Arguments:
-        target: The target in the coordinates that it was given in.
-        found: What the survey found, in the coordinates that it chose.
-        num_particles: Particles on each replicate.
-        num_replicates: Independent repeats.
-        starts: Unconstrained points to look around, ``(S, D)``, where no prior can be sampled.
-
-    Returns:
-        The particles, in the coordinates of the survey.
-    """
-    way, _ = first_way(target, starts)
-    exploration = explore(way, num_particles, num_replicates, ess_threshold=0.7, phase="Explore anew")
-    z, seen = exploration.z, found.target
-    if seen.unordered is not target:
-        z = target.other_coordinates(z)[1]
-    z = seen.to_ordered(z)
-    with torch.no_grad():
-        log_prob = finite_log_prob(in_chunks(seen.log_prob, z))
-
-    return replace(exploration, z=z, log_prob=log_prob)
-
-
-def resurvey(found: Survey, exploration: Exploration) -> Survey:
-    """The same target seen through better particles: modes and base anew, the check as it was.
-
-    Arguments:
-        found: What the first survey found.
-        exploration: Particles in its coordinates, of a refinement for instance.
-    """
-    modes = _find_modes(found.target, exploration)
-    base = _choose_base(found.target, exploration, modes)
-
-    # What starts from the flow cannot check it: a mode that the flow lost is lost to its refinement as well.
-    check = found.exploration.replicate_log_evidence
-
-    return replace(found, base=base, exploration=replace(exploration, replicate_log_evidence=check), modes=modes)
+    return replace(
+        found,
+        base=looked.base,
+        exploration=looked.exploration,
+        num_evaluations=num_evaluations + looked.num_evaluations,
+        search=looked.search,
+    )
 
 
 def first_way(
@@ -248,7 +224,7 @@ def first_way(
     rest = throw(target, starts=starts, journal=journal)
     reference = wide_reference(target, rest)
 
-    return ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob), rest.z
+    return ReferencePath.from_density(target, reference), rest.z
 
 
 class _Whitened(TargetWrapper):
@@ -267,8 +243,7 @@ def _explore_from(
     target: Target, base: Base, before: Exploration, num_particles: int, num_replicates: int, journal: Journal
 ) -> Exploration:
     """The short way from a base, in its coordinates: there, few particles suffice for the scale of the moves."""
-    density = base.density
-    path = ReferencePath(_Whitened(target, base), lambda count: density.sample(torch.Size([count])), density.log_prob)
+    path = ReferencePath.from_density(_Whitened(target, base), base.density)
     found = explore(path, num_particles, num_replicates, phase="Explore again", journal=journal)
 
     return replace(found, z=base.from_whitened(found.z), log_prob=found.log_prob - base.log_abs_det, start=before.start)
@@ -283,7 +258,7 @@ def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Explor
         order = torch.rand(len(z), exchange.num_components, device=z.device).argsort(-1)
         z = exchange.permute(z, order)
     exploration = replace(exploration, z=z)
-    best = target, exploration, _find_modes(target, exploration)
+    best = target, exploration, modes_of(target, exploration)
     if best[2].parted <= MANY_PARTED:
         return best
     for exchange in exchanges:
@@ -292,8 +267,9 @@ def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Explor
             u, start = one_order.to_ordered(z), one_order.to_ordered(exploration.start)
             with torch.no_grad():
                 log_prob = finite_log_prob(in_chunks(one_order.log_prob, u))
-            inside = replace(exploration, z=u, log_prob=log_prob, start=start)
-            modes = _find_modes(one_order, inside)
+            passed = one_order.to_ordered(exploration.passed)
+            inside = replace(exploration, z=u, log_prob=log_prob, start=start, passed=passed)
+            modes = modes_of(one_order, inside)
             best = (one_order, inside, modes) if modes.parted < best[2].parted else best
 
     return best
@@ -308,12 +284,12 @@ def _with_lost_modes(
     reference = journal.part(lambda: lost_modes(target, exploration.start, exploration.z, exploration.log_prob))
     if reference is None:
         return exploration
-    way = ReferencePath(target, lambda count: reference.sample(torch.Size([count])), reference.log_prob)
+    way = ReferencePath.from_density(target, reference)
     again = explore(way, num_particles, num_replicates, phase="Explore again", journal=journal)
     # A lower evidence than before is no discovery.
     lower = again.log_evidence < exploration.log_evidence - LOWER_SIGMAS * exploration.std_error
 
-    return exploration if lower else replace(again, start=exploration.start)
+    return exploration if lower else replace(again, start=exploration.start, passed=exploration.passed)
 
 
 def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Target, Exploration]:
@@ -327,6 +303,7 @@ def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Targe
     other, u, log_abs_det = target.other_coordinates(exploration.z)
     _, start, _ = target.other_coordinates(exploration.start)
     start = start[start.isfinite().all(-1)]
+    _, passed, _ = target.other_coordinates(exploration.passed)
     usable = u.isfinite().all(-1) & log_abs_det.isfinite()
     if not usable.all():
         return target, exploration
@@ -335,7 +312,9 @@ def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Targe
         return target, exploration
     log_prob = exploration.log_prob + log_abs_det
 
-    return other, replace(exploration, z=u, log_prob=log_prob, start=start if len(start) else u)
+    start = start if len(start) else u
+
+    return other, replace(exploration, z=u, log_prob=log_prob, start=start, passed=passed)
 
 
 def _log_volume(z: Tensor) -> Tensor:
@@ -343,51 +322,8 @@ def _log_volume(z: Tensor) -> Tensor:
     return weighted_moments(z, z.new_zeros(len(z)))[1].diagonal().double().log().sum()
 
 
-def _find_modes(target: Target, exploration: Exploration) -> Modes:
-    return find_modes(exploration.z, exploration.log_prob, target.log_prob)
-
-
-def _choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base:
-    """A Gaussian, or a mixture where there are separated modes that can be counted."""
-    z = exploration.z
-    if 1 < modes.count <= MAX_COMPONENTS:
-        base = mixture_base(z, modes.labels)
-        return adapt_mixture(base, target) if target.vectorized else base
-    if modes.parted > FOLDED:
-        # Scores know the width of a mode, and nothing of the distance between modes.
-        return gaussian_base(z)
-
-    base = gaussian_base(z, log_prob_and_score(target.log_prob, z)[1])
-    if _has_many_dimensions(target, exploration) or not target.vectorized:
-        return base
-    if effective_share(base, target) > POOR_BASE:
-        return base
-    # A spike on a broad mode, for instance: no valley parts them, but one Gaussian is neither.
-    mixture = adapt_mixture(mixture_base(z, torch.zeros_like(modes.labels)), target)
-
-    return mixture if effective_share(mixture, target) > GOOD_BASE else base
-
-
-def is_affordable(target: Target, exploration: Exploration, num_particles: int) -> bool:
-    """Whether exploring anew with so many particles ends in about a minute.
-
-    Arguments:
-        target: The target.
-        exploration: The first way.
-        num_particles: Particles in all.
-    """
-    cost = _SLOW_WAY * exploration.num_temperatures * num_particles * target.num_terms
-
-    return target.vectorized and cost <= _MAX_TERMS
-
-
 def _affordable(target: Target, exploration: Exploration) -> int:
     """How many times the particles a slow way may have; none where even as many as before would take too long."""
-    cost = _SLOW_WAY * exploration.num_temperatures * len(exploration.z) * target.num_terms
+    cost = SLOW_WAY * exploration.num_temperatures * len(exploration.z) * target.num_terms
 
-    return _MORE_PARTICLES if cost == 0 else min(_MORE_PARTICLES, int(_MAX_TERMS / cost))
-
-
-def _has_many_dimensions(target: Target, exploration: Exploration) -> bool:
-    """Whether particles are too few for the scale of the posterior, and densities fast enough for more draws."""
-    return target.vectorized and len(exploration.z) < ENOUGH_PARTICLES * target.dim
+    return _MORE_PARTICLES if cost == 0 else min(_MORE_PARTICLES, int(MAX_TERMS / cost))

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from pyro_osds.explore.annealing import explore
 from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
-from pyro_osds.explore.mode_search import lost_modes
 from pyro_osds.explore.modes import find_modes
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.paths import ReferencePath
 from pyro_osds.explore.propriety import find_endless
 from pyro_osds.explore.refinement import refine
+from pyro_osds.explore.search.mode_search import lost_modes
+from pyro_osds.explore.search.second_search import lost_parts, search
 from pyro_osds.explore.survey import Survey, first_way
-from pyro_osds.flow.base import whitened
+from pyro_osds.flow.base import gaussian_base, whitened
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.stats.thresholds import (
@@ -95,6 +96,10 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
         start=start,
     )
 
+    looked = search(seen, exploration, gaussian_base(walked.z), exploration)
+    if lost_parts(looked, seen, exploration, None):
+        raise FarOffError("search found a part of the posterior that the old flow does not reach")
+
     return Survey(
         seen,
         whitened(leap.base),
@@ -102,6 +107,7 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
         find_modes(walked.z, walked.log_prob, seen.log_prob),
         exploration.num_evaluations,
         find_endless(seen, loc, scale_tril),
+        search=looked,
     )
 
 

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.refinement import refine
+from pyro_osds.explore.search.parts import Part, lost_by_draws, lost_by_particles
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
+from pyro_osds.posterior.reasons import lost_reasons
 from pyro_osds.posterior.verdict import judge, judge_annealed
 from pyro_osds.runtime.clock import OutOfTimeError, time_limit
 from pyro_osds.runtime.precision import is_rough, rounding_noise
@@ -85,6 +87,7 @@ def draw_posterior(
     improper_sites: Sequence[str] = (),
     max_draws: int = MAX_DRAWS,
     reasons: Sequence[Reason] = (),
+    parts: Sequence[Part] = (),
     deadline: float = math.inf,
 ) -> PosteriorDraws:
     """Fresh draws, weighed, judged and corrected.
@@ -100,6 +103,7 @@ def draw_posterior(
         improper_sites: Latent sites with an improper prior.
         max_draws: Weighted draws at most, if the chains do not need more.
         reasons: What else speaks against the evidence.
+        parts: Parts of the posterior that search found, which the draws have to reach.
         deadline: When a second opinion is left at the latest.
 
     Returns:
@@ -113,12 +117,13 @@ def draw_posterior(
     except OutOfTimeError:
         is_whole = False
     index, acceptance = _choose(draws.log_weight, weights, num_chains, num_samples, correction)
+    lost = lost_by_draws(parts, draws.z, draws.log_weight, weights.log_mean_weight)
     evidence = judge(
         weights,
         check,
         improper_sites,
         draws.num_not_finite,
-        reasons,
+        (*reasons, *lost_reasons(lost, weights.log_mean_weight)),
         annealed_check(second) if second else None,
         _rounding(target, draws.z, draws.log_prob),
         Mixing(*mixing(draws.z[index])),
@@ -173,6 +178,7 @@ def refined_posterior(
     judged: PosteriorDraws,
     improper_sites: Sequence[str] = (),
     reasons: Sequence[Reason] = (),
+    parts: Sequence[Part] = (),
 ) -> PosteriorDraws:
     """Draws and evidence from a refinement instead of weights, for a leap whose weights did not suffice.
 
@@ -184,13 +190,14 @@ def refined_posterior(
         judged: Draws and verdict from the leap's weights; what they say of the density itself still holds.
         improper_sites: Latent sites with an improper prior.
         reasons: What else speaks against the results.
+        parts: Parts of the posterior that search found, which the draws have to reach.
 
     Returns:
         Equally weighted posterior draws.
     """
     found = refine(leap, target, particles_for(num_chains * num_samples), NUM_REPLICATES)
 
-    return annealed_posterior(found, target, num_chains, num_samples, judged, improper_sites, reasons)
+    return annealed_posterior(found, target, num_chains, num_samples, judged, improper_sites, reasons, parts=parts)
 
 
 def particles_for(num_draws: int) -> int:
@@ -212,6 +219,7 @@ def annealed_posterior(
     improper_sites: Sequence[str] = (),
     reasons: Sequence[Reason] = (),
     from_flow: bool = True,
+    parts: Sequence[Part] = (),
 ) -> PosteriorDraws:
     """Draws and evidence of annealed particles, from a flow or from wherever exploration begins.
 
@@ -224,6 +232,7 @@ def annealed_posterior(
         improper_sites: Latent sites with an improper prior.
         reasons: What else speaks against the results.
         from_flow: Whether the particles were annealed from the flow.
+        parts: Parts of the posterior that search found, which the draws have to reach.
 
     Returns:
         Equally weighted posterior draws.
@@ -233,12 +242,13 @@ def annealed_posterior(
     index = order[:, :num_samples] + torch.arange(num_chains, device=order.device)[:, None] * order.shape[1]
     nothing = torch.zeros_like(found.log_prob)
     particles = FlowDraws(found.z, nothing, found.log_prob, nothing, 0)
+    lost = lost_by_particles(parts, found.z, found.replicate_log_evidence, found.log_evidence)
     evidence = judge_annealed(
         found,
         judged.evidence,
         improper_sites,
         judged.flow_not_finite,
-        reasons,
+        (*reasons, *lost_reasons(lost, found.log_evidence)),
         _rounding(target, found.z, found.log_prob),
         Mixing(*mixing(found.z[index])),
         from_flow,

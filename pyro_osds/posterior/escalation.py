@@ -22,9 +22,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
+from pyro_osds.explore.anew import resurvey
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.refinement import refine
-from pyro_osds.explore.survey import Survey, resurvey
+from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.evidence import Evidence

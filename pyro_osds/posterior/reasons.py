@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from pyro_osds.explore.particles import Exploration
+from pyro_osds.explore.search.parts import Part
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason
 from pyro_osds.stats.thresholds import (
     CHECK_QUANTILE,
@@ -207,6 +208,32 @@ def check_reasons(estimate: float, std_error: float, check: EvidenceCheck | None
             "seed."
         )
     ]
+
+
+def lost_reasons(lost: Sequence[tuple[Part, float]], log_evidence: float) -> list[Reason]:
+    """What parts say that search found and the draws lack, the largest first.
+
+    Arguments:
+        lost: The parts, each with the share of the evidence that is lacking there.
+        log_evidence: The log evidence that shares are of.
+    """
+    if not lost:
+        return []
+    part, share = max(lost, key=lambda one: one[1])
+    others = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+    amount = f"{share:.0%} of this evidence" if share < _MANY_TIMES else f"{share:.3g} times this evidence"
+
+    return [
+        Reason(
+            f"A part of the posterior is lost: {part.where()} search found a log mass of {part.log_mass:.3f} +- "
+            f"{part.std_error:.3f}, and the draws lack {amount} (log evidence {log_evidence:.3f}) there{others}. Raise "
+            "num_particles and num_iterations, or reparametrise the model so that its modes are alike."
+        )
+    ]
+
+
+# From here on a share is said as a multiple.
+_MANY_TIMES = 2.0
 
 
 def _allowed(std_error: float, other: EvidenceCheck, least: float) -> float:

@@ -20,6 +20,8 @@ from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.ordering import Exchange
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.propriety import Endless
+from pyro_osds.explore.search.parts import Part
+from pyro_osds.explore.search.second_search import Search
 from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.base import Base
 from pyro_osds.posterior.draws import PosteriorDraws
@@ -44,8 +46,10 @@ _RECORDS: dict[str, Any] = {
         FlowDraws,
         FlowSize,
         Modes,
+        Part,
         PosteriorDraws,
         Plan,
+        Search,
         Survey,
     )
     + (TeacherHistory, Course, History)

@@ -41,7 +41,7 @@ def summary_card(model: Callable[..., Any], settings: Settings, fit: Fit | None)
     notes = fit.model_target.notes
 
     return Card(title, evidence.rows, (*evidence.sentences, *notes)) + Card(
-        "", (("fit", _course(fit)), *_stages(fit), _seconds(fit))
+        "", (("fit", _course(fit)), *_search(fit), *_stages(fit), _seconds(fit))
     )
 
 
@@ -74,6 +74,15 @@ def _course(fit: Fit) -> str:
     interrupted = ", interrupted" if history.interrupted else ""
 
     return f"{_dimensions(fit)}{base}, recipe {fit.recipe.name}, {len(history.loss)} iterations{skipped}{interrupted}"
+
+
+def _search(fit: Fit) -> tuple[tuple[str, str], ...]:
+    """How the space was searched, and that it was not where it was not."""
+    found = fit.recipe.found
+    if found is None:
+        return ()
+
+    return (("search", found.search.sentence() if found.search else "annealing alone, no ascents from many points"),)
 
 
 def _stages(fit: Fit) -> tuple[tuple[str, str], ...]:

@@ -64,7 +64,7 @@ _MOVED = {
     "replay": "flow.replay",
     "report": "results.report",
     "schedule": "flow.schedule",
-    "scout": "explore.mode_search",
+    "scout": "explore.search.mode_search",
     "storage": "results.storage",
     "summary": "results.summary",
     "survey": "explore.survey",

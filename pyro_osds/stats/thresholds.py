@@ -123,6 +123,11 @@ little too much."""
 MIN_REFINEMENT_ERROR = 0.01
 """The same for annealing from the flow, whose path is short."""
 
+LOST_SHARE = 0.02
+"""Share of the evidence in a part of the posterior that search found, from which on the part may not be missed: losing
+it costs 0.02 nats, a fifth of the standard error that the verdict allows. A smaller one would be told from the noise of
+512 particles only by chance."""
+
 UNREACHED = 0.005
 """Nats that annealing from the flow may leave unreached in a narrow neck, the same in all its replicates."""
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from helpers import assert_within_standard_error
 
+from pyro_osds.explore.anew import resurvey
 from pyro_osds.explore.mixture import effective_share
 from pyro_osds.explore.ordering import OrderedTarget
-from pyro_osds.explore.survey import _affordable, _in_one_order, _with_lost_modes, resurvey, survey
+from pyro_osds.explore.survey import _affordable, _in_one_order, _with_lost_modes, survey
 from pyro_osds.model import ModelTarget
 from pyro_osds.target import FunctionTarget
 

@@ -9,8 +9,8 @@ from helpers import assert_within_standard_error
 from torch.distributions import MultivariateNormal, StudentT
 
 from pyro_osds.explore.annealing import explore
-from pyro_osds.explore.mode_search import _chosen, _climbed, _is_far, lost_modes
 from pyro_osds.explore.paths import ReferencePath
+from pyro_osds.explore.search.mode_search import _chosen, _climbed, _is_far, lost_modes
 from pyro_osds.explore.survey import survey
 from pyro_osds.target import FunctionTarget
 

@@ -15,6 +15,7 @@ from torch.distributions import MixtureSameFamily
 
 from pyro_osds.explore.modes import find_modes, spread_out
 from pyro_osds.explore.reference import come_to_rest, num_affordable, reference_of_modes
+from pyro_osds.explore.search.probes import smoothed
 from pyro_osds.runtime.light_adam import LightAdam
 from pyro_osds.stats.moments import ENOUGH_PARTICLES, weighted_moments
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
@@ -31,10 +32,6 @@ _NUM_CLIMBERS, _NUM_CLIMBS = 64, 100
 _MANY_TERMS = 20_000
 # As far as gradient ascent gets along each coordinate, in standard deviations of the particles.
 _CLIMB = 5.0
-# Smoothing of the draws that points are made of, in their standard deviations.
-_BANDWIDTH = 0.2
-# One half of the points reach so many times as far as the draws that they are made of.
-_STRETCH = 3.0
 # Two sets of particles of one mode do not differ as much in their largest log density.
 _SPIKE = 3.0
 # Nor is a gap so much wider than the widest among the particles.
@@ -102,7 +99,7 @@ def _chosen(target: Target, start: Tensor) -> Tensor:
     """Points to follow: the best of very many in each cell, which find what is narrow, and some of the given ones."""
     num_terms = max(1, target.num_terms)
     num_cells = _fewer(target, _NUM_CELLS)
-    points = _smoothed(start, int(min(_NUM_POINTS, max(_MAX_TERMS / num_terms, 4 * _NUM_CELLS))))
+    points = smoothed(start, int(min(_NUM_POINTS, max(_MAX_TERMS / num_terms, 4 * _NUM_CELLS))))
     with torch.no_grad():
         density = finite_log_prob(in_chunks(target.log_prob, points))
     loc, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
@@ -122,15 +119,3 @@ def _chosen(target: Target, start: Tensor) -> Tensor:
 def _fewer(target: Target, count: int) -> int:
     """A number of points to follow, smaller where the density has very many terms."""
     return max(16, int(count * min(1.0, _MANY_TERMS / max(1, target.num_terms))))
-
-
-def _smoothed(start: Tensor, count: int) -> Tensor:
-    """Draws of a kernel density estimate of points, one half of them stretched."""
-    loc, scale_tril = weighted_moments(start, start.new_zeros(len(start)))
-    chosen = start[torch.randint(len(start), (count,), device=start.device)]
-
-    points = chosen + _BANDWIDTH * torch.randn_like(chosen) @ scale_tril.mT
-    # Every other one far out: data may be a surprise to the prior.
-    points[::2] = loc + _STRETCH * (points[::2] - loc)
-
-    return points

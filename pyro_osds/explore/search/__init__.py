@@ -1,0 +1,1 @@
+"""What annealing may have lost: searches that fail where it does not."""
