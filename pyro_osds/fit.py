@@ -129,8 +129,7 @@ class Fit:
             deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run ends, with what it has.
             journal: What an exploration noted that was stopped, to go on with.
         """
-        start, found, stopped, target = now(), None, "", as_target(target)
-        journal = journal or Journal()
+        start, found, stopped, target, journal = now(), None, "", as_target(target), journal or Journal()
         if target.dim > 0:
             num_particles = settings.particles(target.vectorized, target.num_terms)
             limit = start + EXPLORING_SHARE * (deadline - start)

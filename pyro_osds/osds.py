@@ -278,6 +278,19 @@ class OSDS:
         Raises:
             RuntimeError: If the last run was not cut short.
             ValueError: If ``max_time`` is not a positive number.
+
+        Example:
+            >>> import pyro, warnings
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), 2, max_time=1e-3, disable_progbar=True)
+            >>> with warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore")  # an exploration that was stopped gives nothing reliable
+            ...     osds.run()
+            >>> osds.is_interrupted
+            True
+            >>> osds.resume()
+            >>> osds.is_interrupted, f"{osds.log_evidence:.2f}"  # exact: log(2 pi) = 1.84
+            (False, '1.84')
         """
         seconds = replace(self.settings, max_time=max_time).max_time
         if not self.fit.is_interrupted:

@@ -72,12 +72,16 @@ def _trace(
         transforms: The user's transforms by site.
     """
 
-    def attempt(args: tuple[Any, ...], kwargs: Mapping[str, Any], check: SiteCheck | None = None) -> Any:
-        trace = trace_of(init((check or SiteCheck())(model))).get_trace(*args, **kwargs)
+    def attempt(given: tuple[Any, ...], named: Mapping[str, Any], check: SiteCheck | None = None) -> Any:
+        trace = trace_of(init((check or SiteCheck())(model))).get_trace(*given, **named)
+        # Other arguments are tried to see whether the model runs with them, whatever else is wrong.
+        is_asked = given is args
         check_priors(trace, transforms)
-        check_shapes(trace)
+        if is_asked:
+            check_shapes(trace)
         compute_log_prob(trace)
-        check_densities(trace)
+        if is_asked:
+            check_densities(trace)
         return trace
 
     try:

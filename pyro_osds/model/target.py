@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -121,7 +122,9 @@ class ModelTarget(SiteReadings, Target):
         self._constants = Constants()
         self._copies_values = False
         self._state = State(model, args, self.kwargs)
-        trace = first_trace(self._watched, args, self.kwargs, init_strategy, self._constants, self.transforms)
+        # What fails is told by the names that the user's function gives its arguments.
+        watched = functools.wraps(model, updated=())(lambda *args, **kwargs: self._watched(*args, **kwargs))
+        trace = first_trace(watched, args, self.kwargs, init_strategy, self._constants, self.transforms)
         latents = [site for site in trace.nodes.values() if is_latent(site)]
         discrete = [site for site in latents if is_enumerable(site)]
         continuous = [site for site in latents if not is_enumerable(site)]

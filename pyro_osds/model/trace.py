@@ -62,11 +62,16 @@ def _draw(site: Mapping[str, Any]) -> Tensor:
 
 
 def _not_enumerable(site: Mapping[str, Any]) -> str:
+    name, fn = site["name"], site["fn"]
+    bound = (
+        f"State a bound, pyro.sample({name!r}, ..., infer={{'support': 100}}), to sum over its values up to there, sum"
+    )
+    # A vector has no values up to a bound.
+    cure = bound if len(fn.event_shape) == 0 else "Sum"
+
     return (
-        f"Latent site {site['name']!r} is discrete ({type(site['fn']).__name__}) with values that cannot be "
-        f"enumerated. State a bound, pyro.sample({site['name']!r}, ..., infer={{'support': 100}}), to sum over its "
-        "values up to there, sum it out in the model, for instance GammaPoisson for a Poisson with a Gamma rate, or "
-        "observe it."
+        f"Latent site {name!r} is discrete ({type(fn).__name__}) with values that cannot be enumerated. {cure} it out "
+        "in the model, for instance GammaPoisson for a Poisson with a Gamma rate, or observe it."
     )
 
 

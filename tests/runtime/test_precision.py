@@ -20,6 +20,7 @@ from pyro_osds.runtime.precision import (
     resembles,
     rounding_noise,
 )
+from pyro_osds.runtime.warnings import ModelWarning
 from pyro_osds.target import FunctionTarget, log_prob_and_score
 
 DOUBLE = torch.float64
@@ -324,7 +325,8 @@ def test_numpy_by_itself_is_no_obstacle():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         pyro.factor("f", torch.as_tensor(np.log1p(x.detach().numpy() ** 2)))
 
-    target = ModelTarget(model, vectorize="loop")
+    with pytest.warns(ModelWarning, match="leaves torch on its way"):
+        target = ModelTarget(model, vectorize="loop")
     z = torch.randn(5, 1, dtype=DOUBLE)
     expected = dist.Normal(0.0, 1.0).log_prob(z[:, 0]) + z[:, 0].square().log1p()
     assert target.is_double

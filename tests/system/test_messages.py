@@ -248,21 +248,6 @@ def on_two_devices(y):
     raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!")
 
 
-def if_of_a_discrete():
-    k = pyro.sample("k", dist.Bernoulli(0.3))
-    x = pyro.sample("x", N)
-    pyro.sample("y", dist.Normal(x if k else -x, 1.0), obs=Y[0])
-
-
-def sum_of_discretes():
-    with pyro.plate("columns", 5):
-        k = pyro.sample("k", dist.Bernoulli(0.3))
-        w = pyro.sample("w", N)
-    loc = torch.ones(3, 5) @ (w * k)
-    with pyro.plate("rows", 3):
-        pyro.sample("y", dist.Normal(loc, 1.0), obs=Y)
-
-
 def key():
     pyro.sample("x", N)
     return {}["z"]
@@ -309,9 +294,9 @@ MODELS = {
     "a longer plate": (
         longer_plate,
         (),
-        ("site 'y'", "values have shape (3,)", "has shape (4,)", "as long as the data, 3"),
+        ("site 'y'", "shape (3,)", "batch shape (4,)", "plate 'rows' of 4", "plate's size"),
     ),
-    "crosswise": (crosswise, (), ("'y' has values of shape (3, 1)", "9 terms", ".squeeze(-1)")),
+    "crosswise": (crosswise, (), ("'y' has the shape (3, 1)", "batch shape (3,)", "squeeze")),
     "no sites": (lambda: N, (), ("without a sample site", "pyro.sample('x', distribution)")),
     "torch's": (
         lambda: pyro.sample("x", torch.distributions.Normal(0.0, 1.0)),
@@ -325,8 +310,6 @@ MODELS = {
     "numpy of a latent": (numpy_function, (), ("no gradient at `", "np.exp(x)", "torch.exp")),
     "numpy constants": (numpy_constant, (), ("no gradient at `", "torch.as_tensor")),
     "two devices": (on_two_devices, (Y,), ("after site 'x'", "'y' on cpu", "device=y.device")),
-    "an if of a discrete": (if_of_a_discrete, (), ("discrete latents 'k'", "x if k else -x", "torch.where")),
-    "a sum of discretes": (sum_of_discretes, (), ("discrete latents 'k'", "(w * k)")),
     "a number for data": (
         lambda: pyro.sample("y", dist.Binomial(10, pyro.sample("p", dist.Beta(1.0, 1.0))), obs=7),
         (),
@@ -335,7 +318,7 @@ MODELS = {
     "the transpose": (
         lambda: pyro.sample("y", dist.Normal(pyro.sample("x", N), torch.ones(4, 2)).to_event(2), obs=torch.ones(2, 4)),
         (),
-        ("shape (2, 4)", "shape (4, 2)", ".T"),
+        ("shape (2, 4)", "event shape (4, 2)", "transpose"),
     ),
     "math of a negative number": (
         lambda: pyro.sample("y", dist.Normal(math.log(pyro.sample("x", dist.Normal(-9.0, 1.0)).item()), 1.0), obs=Y[0]),

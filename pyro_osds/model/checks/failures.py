@@ -57,7 +57,7 @@ def check_site(msg: Mapping[str, Any]) -> None:
             f"Site {name!r} has the class {fn.__name__} at {user_line()}, not a distribution: give it its arguments, "
             f"such as {fn.__name__}(...)."
         )
-    if not callable(getattr(fn, "log_prob", None)):
+    if "log_prob" not in dir(fn):
         raise TypeError(
             f"Site {name!r} has {fn!r} ({type(fn).__name__}) at {user_line()}, where a distribution belongs. Write "
             f"pyro.sample({name!r}, pyro.distributions.Normal(0.0, 1.0)), for instance."
@@ -197,7 +197,7 @@ def explained(make: Callable[..., None]) -> Callable[..., None]:
         try:
             make(self, *given, **options)
         except Exception as error:  # noqa: BLE001 - whatever it raises is told with its line
-            if is_refusal(error) or not hasattr(self, "sites"):
+            if is_refusal(error) or "sites" not in vars(self):
                 raise
             told = later_failure(error, self.model, self.args, self.kwargs, self.discrete_sites, attempt)
             if told is error:

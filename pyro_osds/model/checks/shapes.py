@@ -15,7 +15,7 @@ from pyro_osds.model.distributions.missing import without_missing
 from pyro_osds.model.distributions.supports import UnknownSupportError
 from pyro_osds.model.pyro_internals import Subsample
 from pyro_osds.model.run import is_deterministic
-from pyro_osds.runtime.source import failed_message, first_line, user_line
+from pyro_osds.runtime.source import failed_message, first_line
 
 
 def check_shapes(trace: Any) -> None:
@@ -133,7 +133,7 @@ def repeated(trace: Any) -> list[str]:
 
 
 def failed_site(error: BaseException) -> None:
-    """Name the site at which Pyro could not expand a distribution to its plates, or a plate without rows.
+    """Name the site at which Pyro could not expand a distribution to its plates.
 
     Arguments:
         error: What the model's run raised.
@@ -141,11 +141,6 @@ def failed_site(error: BaseException) -> None:
     Raises:
         UnsupportedSiteError: If that was it.
     """
-    if isinstance(error, ZeroDivisionError) and "size cannot be zero" in str(error):
-        raise UnsupportedSiteError(
-            f"A plate of size 0 at {user_line(error)}: Pyro has none. Leave it out where there is nothing in it, "
-            "if len(y) > 0, for instance; tensors of shape (0,) may be observed without a plate."
-        ) from error
     msg, functions = failed_message(error)
     if msg is None or not isinstance(error, NotImplementedError) or "expand" not in functions:
         return

@@ -73,5 +73,5 @@ def test_a_log_density_of_another_shape_is_named(observed):
 
 
 def test_a_plate_without_rows_is_named():
-    with pytest.raises(ValueError, match=r"A plate of size 0 at .*test_shapes.py.*len\(y\) > 0"):
+    with pytest.raises(ValueError, match="plate needs at least one row"):
         ModelTarget(in_plate(dist.Normal, torch.empty(0)))
