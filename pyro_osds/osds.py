@@ -303,7 +303,7 @@ class OSDS:
     @property
     def is_interrupted(self) -> bool:
         """Whether Ctrl-C or ``max_time`` cut the last run short, so that :meth:`resume` can go on with it."""
-        return self.fit.is_interrupted
+        return self._fit is not None and self._fit.is_interrupted
 
     @poutine.block
     def step(self, *args: Any, **kwargs: Any) -> float:

@@ -99,7 +99,7 @@ def explore(
         NotFiniteError: If the target is not finite at any particle of the reference.
     """
     journal = journal or Journal()
-    mover = _HamiltonianMover(path, num_moves, num_leapfrog)
+    mover = _HamiltonianMover(path, num_moves, num_leapfrog, journal)
 
     def run() -> Exploration:
         at = journal.take_up()
@@ -227,8 +227,9 @@ def _increment(log_ratio: Tensor, remaining: float, ess_threshold: float) -> flo
 class _HamiltonianMover:
     """Hamiltonian moves of all particles at once, in coordinates whitened by the particles and their scores."""
 
-    def __init__(self, path: AnnealingPath, num_moves: int, num_leapfrog: int) -> None:
+    def __init__(self, path: AnnealingPath, num_moves: int, num_leapfrog: int, journal: Journal | None = None) -> None:
         self.path = path
+        self.journal = journal or Journal()
         self.num_moves = num_moves
         self.num_leapfrog = num_leapfrog
         self.step_size = _FIRST_STEP * path.dim**-0.25
@@ -261,6 +262,11 @@ class _HamiltonianMover:
         return points.z, log_reference, log_target
 
     def _evaluate(self, z: Tensor, beta: float) -> Points:
+        self.num_evaluations += len(z)
+
+        return self.journal.evaluation(lambda: self._evaluated(z, beta))
+
+    def _evaluated(self, z: Tensor, beta: float) -> Points:
         parts: list[Tensor] = []
 
         def tempered(points: Tensor) -> Tensor:
@@ -270,7 +276,6 @@ class _HamiltonianMover:
             return log_target if beta == 1.0 else (1.0 - beta) * log_reference + beta * log_target
 
         log_prob, score = log_prob_and_score(tempered, z)
-        self.num_evaluations += len(z)
 
         return Points(z, log_prob, score, tuple(parts))
 

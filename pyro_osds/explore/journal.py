@@ -24,6 +24,7 @@ class Journal:
         beginning: Random numbers where the exploration began.
         done: Results of parts, and the random numbers that followed each.
         place: Where the part at work stands, and the random numbers there; None before it has noted anything.
+        evaluated: What the part at work has evaluated from there on.
         reached: The best that is known so far, for whoever has to make do with it.
         num_stuck: How often the exploration was stopped where it had been stopped before.
 
@@ -39,11 +40,13 @@ class Journal:
     beginning: dict[str, Any] = field(default_factory=random_state)
     done: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
     place: tuple[Any, dict[str, Any]] | None = None
+    evaluated: list[Any] = field(default_factory=list)
     reached: Any = None
     num_stuck: int = 0
     _next: int = 0
-    _stopped_at: tuple[int, int] = (-1, 0)
+    _stopped_at: tuple[int, ...] = ()
     _num_notes: int = 0
+    _next_evaluated: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -52,12 +55,12 @@ class Journal:
 
     def rewind(self) -> None:
         """Take the exploration up again, from its first line and its first random number."""
-        self._next = 0
+        self._next = self._next_evaluated = 0
         set_random_state(self.beginning)
 
     def stop(self) -> None:
         """The exploration was stopped here; note whether it came any further than the last time."""
-        here = len(self.done), self._num_notes
+        here = len(self.done), self._num_notes, len(self.evaluated)
         self.num_stuck = self.num_stuck + 1 if here == self._stopped_at else max(self.num_stuck - 1, 0)
         self._stopped_at = here
 
@@ -73,6 +76,7 @@ class Journal:
         else:
             result = run()
             self.done.append((result, random_state()))
+            self._forget()
             self.place = None
         self._next += 1
 
@@ -86,6 +90,7 @@ class Journal:
         """
         if self.place is None or self.place[0] is not place:
             self.place, self._num_notes = (place, random_state()), self._num_notes + 1
+            self._forget()
 
     def take_up(self) -> Any:
         """The place that the part at work has noted, with its random numbers; None if it is at its beginning."""
@@ -95,3 +100,18 @@ class Journal:
         set_random_state(random)
 
         return place
+
+    def evaluation(self, evaluate: Callable[[], Result]) -> Result:
+        """What the part at work evaluates next; what it had evaluated before it was stopped is read.
+
+        Arguments:
+            evaluate: The evaluation.
+        """
+        if self._next_evaluated == len(self.evaluated):
+            self.evaluated.append(evaluate())
+        self._next_evaluated += 1
+
+        return self.evaluated[self._next_evaluated - 1]
+
+    def _forget(self) -> None:
+        self.evaluated, self._next_evaluated = [], 0

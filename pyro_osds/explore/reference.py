@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,8 @@ _SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 # With these step sizes, twenty moves reach from 64 units out to a mode of width one, and shrink or grow a step by a
 # factor of a hundred or more. More cost in proportion; fewer leave points on their way, which are then left out.
 _NUM_MOVES = 20
+# Points that are noted at once by one who may be stopped.
+_BLOCK = 512
 # Leapfrog steps of a move: with fewer, points walk at random; with more, a step that is too long wastes more.
 _NUM_LEAPFROG = 5
 # The step of the first move, small for a mode of width one: too long a step costs a rejected move, too short a one is
@@ -222,7 +225,11 @@ def come_to_rest(target: Target, z: Tensor, journal: Journal | None = None) -> R
     """
 
     def evaluate(z: Tensor) -> Points:
-        return Points(z, *log_prob_and_score(target.log_prob, z))
+        if journal is None:
+            return Points(z, *log_prob_and_score(target.log_prob, z))
+        blocks = [journal.evaluation(partial(log_prob_and_score, target.log_prob, part)) for part in z.split(_BLOCK)]
+        log_prob, score = zip(*blocks, strict=True)
+        return Points(z, torch.cat(log_prob), torch.cat(score))
 
     taken = journal.take_up() if journal else None
     if taken is None:

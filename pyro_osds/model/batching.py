@@ -41,7 +41,7 @@ from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.vmap import PointsDisagree, VmapCompat, vmappable_pyro
 from pyro_osds.runtime.clock import check_time
 from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
-from pyro_osds.runtime.source import first_line, user_line
+from pyro_osds.runtime.source import first_line, is_foreign, user_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
 
 VECTORIZE = ("auto", "vmap", "loop")
@@ -125,6 +125,11 @@ class Ladder:
         vectorize = vectorize if self.vectorized else "loop"
 
         return Ladder(single, self._example, vectorize, capture, *sizes, is_double=self.is_double)
+
+    @property
+    def seen(self) -> tuple[Tensor, ...]:
+        """Log priors, log likelihoods and their scores at the points where backends are compared, by single runs."""
+        return self._expected
 
     @property
     def backend(self) -> str:
@@ -366,8 +371,11 @@ def _or_nan(single: Single) -> Single:
         try:
             return single(row)
         except Exception as error:
-            # Python's math raises where torch gives infinity or nan.
-            if not (is_failure(error) or isinstance(error, ArithmeticError) or "math domain error" in str(error)):
+            # Python's math raises where torch gives infinity or nan; solvers of other packages give up where an
+            # equation is too stiff.
+            python = isinstance(error, ArithmeticError) or "math domain error" in str(error)
+            solver = isinstance(error, (AssertionError, RuntimeError, ValueError)) and is_foreign(error)
+            if not (is_failure(error) or python or solver):
                 raise
         nan = torch.nan * row.sum()
 

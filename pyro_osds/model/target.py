@@ -23,7 +23,7 @@ from pyro_osds.model.agreement import check_points
 from pyro_osds.model.batching import Ladder
 from pyro_osds.model.checks.determinism import check_deterministic
 from pyro_osds.model.checks.failures import explained
-from pyro_osds.model.checks.gradients import check_gradients, loses_gradient
+from pyro_osds.model.checks.gradients import check_gradients, lost_gradients, refuse_lost
 from pyro_osds.model.checks.impossible import why_impossible
 from pyro_osds.model.checks.observations import observed_values
 from pyro_osds.model.checks.parameters import refuse_missing
@@ -167,8 +167,10 @@ class ModelTarget(SiteReadings, Target):
         sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
         self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes)
         self.vectorized = self._ladder.vectorized
-        if masked and loses_gradient(lambda row: self._run_for_gradients(row, None).log_densities(row), self.start):
+        lost = lost_gradients(self._ladder.seen, self.sites)
+        if lost and masked:
             refuse_missing(masked, model, args, self.kwargs)
+        refuse_lost(lost)
         if self.dim and not self.vectorized and self.is_double:
             check_gradients(with_scores(self._ladder.densities), self.sites, check_points(self.start)[:4])
         self.notes = self._look_at_observations(trace)

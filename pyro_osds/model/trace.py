@@ -63,16 +63,14 @@ def _draw(site: Mapping[str, Any]) -> Tensor:
 
 def _not_enumerable(site: Mapping[str, Any]) -> str:
     name, fn = site["name"], site["fn"]
-    bound = (
-        f"State a bound, pyro.sample({name!r}, ..., infer={{'support': 100}}), to sum over its values up to there, sum"
+    cure = (
+        f"State a bound, pyro.sample({name!r}, ..., infer={{'support': 100}}), to sum up to there, sum it out in the "
+        "model, for instance GammaPoisson for a Poisson with a Gamma rate, or observe it."
     )
-    # A vector has no values up to a bound.
-    cure = bound if len(fn.event_shape) == 0 else "Sum"
+    if len(fn.event_shape) > 0:  # a vector has no values up to a bound
+        cure = "Write its counts as Binomial sites, one given those before, sum it out in the model, or observe it."
 
-    return (
-        f"Latent site {name!r} is discrete ({type(fn).__name__}) with values that cannot be enumerated. {cure} it out "
-        "in the model, for instance GammaPoisson for a Poisson with a Gamma rate, or observe it."
-    )
+    return f"Latent site {name!r} is discrete ({type(fn).__name__}) with values that cannot be enumerated. {cure}"
 
 
 def check_priors(trace: Any, transforms: Mapping[str, Any]) -> None:

@@ -253,8 +253,9 @@ class Escalation:
     def _report(self, stage: str, evidence: Evidence) -> str:
         # Iterations at the first report: a climb that goes on repeats what it said.
         iterations = self.stages.iterations.setdefault(stage, len(self.recipe.trainer.history.loss))
+        cut = ", cut short" if self.recipe.is_paused else ""
 
         return (
             f"{stage}: {evidence.headline[0]}, ELBO {evidence.elbo:.4f}, pareto k {evidence.pareto_k:.2f}, effective "
-            f"sample size {evidence.ess:.0f} of {evidence.num_draws} ({iterations} iterations): {evidence.verdict}"
+            f"sample size {evidence.ess:.0f} of {evidence.num_draws} ({iterations} iterations{cut}): {evidence.verdict}"
         )

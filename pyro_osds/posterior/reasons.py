@@ -221,13 +221,16 @@ def lost_reasons(lost: Sequence[tuple[Part, float]], log_evidence: float) -> lis
         return []
     part, share = max(lost, key=lambda one: one[1])
     others = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+    larger, smaller = max(part.log_mass, log_evidence), min(part.log_mass, log_evidence)
+    with_all = larger + math.log1p(math.exp(smaller - larger))
     amount = f"{share:.0%} of this evidence" if share < _MANY_TIMES else f"{share:.3g} times this evidence"
 
     return [
         Reason(
             f"A part of the posterior is lost: {part.where()} search found a log mass of {part.log_mass:.3f} +- "
-            f"{part.std_error:.3f}, and the draws lack {amount} (log evidence {log_evidence:.3f}) there{others}. Raise "
-            "num_particles and num_iterations, or reparametrise the model so that its modes are alike."
+            f"{part.std_error:.3f}, and the draws lack {amount} (log evidence {log_evidence:.3f}) there{others}. With "
+            f"all of it the log evidence would be {with_all:.3f} at most. More particles (num_particles) may reach it; "
+            "a model whose modes have one width is easier."
         )
     ]
 

@@ -58,6 +58,25 @@ def is_refusal(error: BaseException) -> bool:
     return bool(frames) and frames[-1].filename.startswith(_PACKAGE) and (frames[-1].line or "").startswith("raise ")
 
 
+def is_foreign(error: BaseException) -> bool:
+    """Whether an exception was raised in a package that is neither torch, nor Pyro, nor this one.
+
+    Example:
+        >>> import json
+        >>> try:
+        ...     json.loads("{")
+        ... except ValueError as error:
+        ...     print(is_foreign(error))
+        True
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return False
+    last = frames[-1].filename
+
+    return _in(last, _LIBRARY) and not _in(last, (_PACKAGE, "/torch/", "/pyro/", "<"))
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line, without its full stop and in words for the user of a model.
 

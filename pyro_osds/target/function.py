@@ -84,6 +84,7 @@ class FunctionTarget(Target):
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             points = torch.randn(_NUM_PROBES, dim, dtype=self.dtype, device="cpu").to(self.device)
             self._log_prob_fn = most_precise(log_prob_fn, self.draw_dtype, points)
+            _check_same(self._log_prob_fn, points)
             if score_fn is None:
                 _check_gradient(self._log_prob_fn, points)
         self.is_double = self._log_prob_fn.is_double
@@ -210,14 +211,17 @@ def _probed(log_prob_fn: Callable[[Tensor], Tensor], z: Tensor) -> Any:
         line = own_line(error)
         cure = f"It gets a batch of points, a tensor {tuple(z.shape)}, and returns one number for each row."
         if "numpy" in str(error):
-            cure = "Numpy and scipy have no gradient: compute with torch's functions from the points to the density."
+            cure = (
+                "Numpy and scipy have no gradient: compute with torch's functions from the points to the density, or "
+                "pass its gradient, score_fn=."
+            )
         raise ValueError(
             f"log_prob_fn failed{f' at {line}' if line else ''}: {type(error).__name__}: {first_line(error)}. {cure}"
         ) from error
 
 
-def _check_gradient(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> None:
-    """Refuse a density that is another one each time, or whose gradient is that of another one."""
+def _check_same(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> None:
+    """Refuse a density that is another one each time."""
     with torch.no_grad():
         first, second = log_prob(z), log_prob(z)
     if not torch.allclose(first, second, rtol=_SAME, atol=_SAME, equal_nan=True):
@@ -226,6 +230,10 @@ def _check_gradient(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> None:
             f"{(first - second).abs().nan_to_num(0.0).max().item():.2g}. A posterior needs a density that is a "
             "function of its points: draw random numbers once, before, and leave dropout out by .eval()."
         )
+
+
+def _check_gradient(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> None:
+    """Refuse a density whose gradient is that of another one."""
     if has_wrong_gradient(log_prob, z):
         raise ValueError(
             "log_prob_fn has no gradient, or a wrong one: its values change from point to point otherwise than their "

@@ -1,13 +1,16 @@
 """The backends from one point to a batch: which one is used, that all agree with the loop, and what happens if not."""
 
 import math
+import types
 import warnings
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.ops.special import safe_log
 
+from pyro_osds.model import ModelTarget
 from pyro_osds.model.agreement import agree, check_points
 from pyro_osds.model.batching import Ladder, VectorizationWarning
 from pyro_osds.model.graph import BLOCK_SIZE, MIN_BATCH, with_scores
@@ -498,3 +501,22 @@ def test_agreement():
     assert not agree((values.clamp(min=-1e9), values.clamp(min=-1e9), score, score), expected)
     assert not agree((values, torch.full((3,), math.nan), score, score), expected)
     assert not agree((values, values, score, torch.full((3, 1), math.nan)), expected)
+
+
+def test_a_solver_that_gives_up_at_a_point_gives_it_no_density():
+    # Far out an equation may be too stiff for the package that solves it; the same error at every point is the model's.
+    solve = types.ModuleType("solve")
+    source = "def solve(x):\n    assert x < 3.0, 'underflow in dt'\n    return x\n"
+    exec(compile(source, "/somewhere/site-packages/solve.py", "exec"), solve.__dict__)
+
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        solve.solve(x.item())
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.warns(VectorizationWarning):
+        target = ModelTarget(model)
+    log_prob = target.log_prob(torch.tensor([[0.0], [5.0]]))
+    exact = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.0)) + dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0))
+    torch.testing.assert_close(log_prob[0], exact.double())
+    assert log_prob[1].isnan()

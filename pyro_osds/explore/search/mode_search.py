@@ -9,6 +9,8 @@ that knows the place.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import MixtureSameFamily
@@ -34,8 +36,8 @@ _MANY_TERMS = 20_000
 _CLIMB = 5.0
 # Two sets of particles of one mode do not differ as much in their largest log density.
 _SPIKE = 3.0
-# Nor is a gap so much wider than the widest among the particles.
-_FAR = 1.5
+# Nor is a gap so much wider than the widest among the particles, of which so many are compared: 128 MB of distances.
+_FAR, _MAX_COMPARED = 1.5, 4096
 
 
 def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> MixtureSameFamily | None:
@@ -88,6 +90,8 @@ def _climbed(target: Target, z: Tensor) -> Tensor:
 
 def _is_far(points: Tensor, z: Tensor) -> Tensor:
     """Whether points lie farther from all particles than any particle from all others, ``(M,)``."""
+    # All distances between very many particles would fill the memory; fewer of them lie farther apart.
+    z = z[:: math.ceil(len(z) / _MAX_COMPARED)]
     loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
     points, z = (torch.linalg.solve_triangular(scale_tril, (x - loc).mT, upper=False).mT for x in (points, z))
     largest_gap = torch.cdist(z, z).fill_diagonal_(torch.inf).amin(1).max()

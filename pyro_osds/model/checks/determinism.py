@@ -41,9 +41,33 @@ def check_deterministic(terms: Callable[[Tensor], Mapping[str, Tensor]], z: Tens
     Raises:
         ValueError: If a density changes between two evaluations at the same point.
     """
-    for row in z:
+    for row, other in zip(z, z.roll(1, 0), strict=True):
         with torch.no_grad(), state.remembering() if state is not None else contextlib.nullcontext():
             _check_at(row, terms, state)
+            if state is not None and state.changed():
+                _check_after(row, other, terms, state)
+
+
+def _check_after(row: Tensor, other: Tensor, terms: Callable[[Tensor], Mapping[str, Tensor]], state: State) -> None:
+    """Refuse a model that keeps what its first run computed, and finds it again at another point."""
+    try:
+        state.put_back()
+        fresh = terms(other)
+        state.put_back()
+        terms(row)
+        changes = state.changed()
+        changed = _different(fresh, terms(other))
+        if not changed or not changes:
+            return
+        state.put_back()
+        terms(row)
+        found = state.culprits(lambda: changed[0] in _different(fresh, terms(other)), 1)
+    except RuntimeError as error:
+        if not is_numerical(error):
+            raise
+        return
+    if found:
+        raise ValueError(remembered(changed[0], found))
 
 
 def _check_at(row: Tensor, terms: Callable[[Tensor], Mapping[str, Tensor]], state: State | None) -> None:

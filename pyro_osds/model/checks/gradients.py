@@ -63,24 +63,45 @@ def check_gradients(
         )
 
 
-def loses_gradient(log_densities: Callable[[Tensor], tuple[Tensor, ...]], point: Tensor) -> bool:
-    """Whether a log density is a number at a point, and its gradient is not.
+def lost_gradients(densities: Sequence[Tensor], sites: Sequence[LatentSite]) -> list[str]:
+    """Latents in whose direction the gradient is nan wherever the log density is a number; none if nothing tells.
 
     Arguments:
-        log_densities: Terms of it at one point.
-        point: The point, ``(D,)``.
+        densities: Log priors, log likelihoods, and the scores of both, at a few points.
+        sites: The latents.
 
     Example:
-        >>> loses_gradient(lambda x: ((x - x).sqrt().sum(),), torch.ones(1))
-        True
+        >>> z = torch.ones(2, 1)
+        >>> site = LatentSite("x", 0, 1, torch.Size([1]), torch.Size([1]), torch.float32)
+        >>> lost_gradients((z[:, 0], z[:, 0], z, torch.nan * z), [site])
+        ['x']
     """
-    row = point.clone().requires_grad_()
-    total = sum(log_densities(row))
-    if not isinstance(total, Tensor) or not total.requires_grad:
-        return False
-    (gradient,) = torch.autograd.grad(total, row)
+    if len(densities) < 4:
+        return []
+    log_prior, log_likelihood, *scores = densities
+    usable = (log_prior + log_likelihood).isfinite()
+    lost = (scores[0] + scores[1])[usable].isnan()
+    if not usable.any() or not lost.any(-1).all():
+        return []
 
-    return bool(total.isfinite()) and bool(gradient.isnan().any())
+    return [site.name for site in sites if lost[:, site.start : site.stop].any()]
+
+
+def refuse_lost(names: Sequence[str]) -> None:
+    """Refuse a gradient of nan.
+
+    Arguments:
+        names: What :func:`lost_gradients` found.
+
+    Raises:
+        ValueError: If that is anything.
+    """
+    if names:
+        raise ValueError(
+            f"The gradient of the log density with respect to site {names[0]!r} is nan where the log density is a "
+            "number. A nan is computed and then left out, as by torch.nansum(...) or torch.where(y.isnan(), 0, ...): "
+            "its value is gone, its gradient is not. Leave it out before, y[~y.isnan()], or put a number in its place."
+        )
 
 
 def _is_wrong(scored: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor, score: Tensor, site: LatentSite) -> bool:

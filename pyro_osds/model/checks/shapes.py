@@ -19,7 +19,7 @@ from pyro_osds.runtime.source import failed_message, first_line
 
 
 def check_shapes(trace: Any) -> None:
-    """Refuse observations whose shape does not fit the site's distribution and plates.
+    """Refuse observations, masks and scales whose shape does not fit the site's distribution and plates.
 
     Arguments:
         trace: A trace of the model.
@@ -28,6 +28,8 @@ def check_shapes(trace: Any) -> None:
         UnsupportedSiteError: If there is one.
     """
     for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not isinstance(site["fn"], Subsample):
+            _check_parts(name, site)
         if not _is_observed(site):
             continue
         value, fn = tuple(site["value"].shape), site["fn"]
@@ -38,6 +40,32 @@ def check_shapes(trace: Any) -> None:
             raise UnsupportedSiteError(_not_fitting(name, site, value)) from None
         if _is_outer(value[: len(value) - event_dim], tuple(fn.batch_shape), bool(_plates(site))):
             raise UnsupportedSiteError(_not_fitting(name, site, value))
+
+
+def _check_parts(name: str, site: Any) -> None:
+    """Refuse a mask, or a scale, that would make more terms of a site than it has."""
+    batch = tuple(site["fn"].batch_shape)
+    for what in ("mask", "scale"):
+        part = site[what]
+        if not isinstance(part, Tensor):
+            continue
+        try:
+            fits = tuple(torch.broadcast_shapes(part.shape, batch)) == batch
+        except RuntimeError:
+            fits = False
+        if not fits:
+            event = tuple(site["fn"].event_shape)
+            whole = f", and the event shape {event}, of which a mask takes out all or nothing" if event else ""
+            raise UnsupportedSiteError(
+                f"The {what} of site {name!r} has the shape {tuple(part.shape)}, and its distribution "
+                f"{type(site['fn']).__name__} the batch shape {batch}{whole}: each would meet each. Give the {what} "
+                "the batch shape (squeeze or transpose it)"
+                + (
+                    "; what is missing inside an event is NanMaskedMultivariateNormal's, or .mask(...).to_event(1)."
+                    if event
+                    else "."
+                )
+            )
 
 
 def compute_log_prob(trace: Any) -> None:
