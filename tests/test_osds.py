@@ -352,7 +352,7 @@ def test_a_lost_mode_shows(monkeypatch):
         z = found.exploration.z
         return dataclasses.replace(found, base=gaussian_base(z[z[:, 0] > 0]))
 
-    monkeypatch.setattr("pyro_osds.fit.survey", one_sided)
+    monkeypatch.setattr("pyro_osds.explore.stopped.survey", one_sided)
     pyro.set_rng_seed(0)
     osds = OSDS.from_log_prob(
         two_modes, 2, recipe="calibrate", num_iterations=60, num_samples=500, escalate=False, disable_progbar=True

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import ImproperUniform
 from torch import Tensor
@@ -158,8 +159,8 @@ def check_sites(trace: Any) -> None:
             continue
         rows, batch = tuple(value.shape[: value.dim() - fn.event_dim]), tuple(fn.batch_shape)
         try:
-            both = tuple(torch.broadcast_shapes(rows, batch))
-        except RuntimeError:
+            both = tuple(np.broadcast_shapes(rows, batch))
+        except ValueError:
             continue
         if both not in (_padded(rows, len(both)), _padded(batch, len(both))):
             raise ValueError(

@@ -107,7 +107,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"The fit cannot be written: {error.strerror}. The fit itself is kept; save it elsewhere",
+            f"The fit cannot be written: {error.strerror or error}. The fit itself is kept; save it elsewhere",
             str(path),
         ) from error
     finally:

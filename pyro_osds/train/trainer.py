@@ -63,6 +63,10 @@ class Course:
     steps_left: int = 0
 
 
+# Seconds of a first look that is taken however late it is, so that there is something to tell of the flow.
+_SHORT = 1.0
+
+
 class Trainer:
     """Trains a leap in place.
 
@@ -184,11 +188,14 @@ class Trainer:
 
     @property
     def is_late(self) -> bool:
-        """Whether the deadline has passed, or would pass during the look that comes next."""
+        """Whether the deadline has passed, or will have after the next look; a short first one is always taken."""
         course, budget = self._course, self.budget
+        look = self._num_looked_at * budget.seconds_per_draw
+        if course.phase == "start" and look <= _SHORT:
+            return False
         looks = course.phase == "start" or (course.phase != "between" and not course.steps_left)
 
-        return is_past(budget.deadline - looks * self._num_looked_at * budget.seconds_per_draw)
+        return is_past(budget.deadline - looks * look)
 
     def advance(self, progress: NoBar) -> None:
         """One whole move: a step, or the look that ends a round and decides what follows."""

@@ -12,6 +12,7 @@ import torch
 from helpers import assert_within_standard_error
 
 from pyro_osds.explore.anew import resurvey
+from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import effective_share
 from pyro_osds.explore.ordering import OrderedTarget
 from pyro_osds.explore.survey import _affordable, _in_one_order, _with_lost_modes, survey
@@ -168,16 +169,16 @@ def test_lost_modes_are_taken_in(float64):
         replicate_log_evidence=math.log(0.4) + 0.01 * torch.randn(8),
         start=6 * torch.randn(512, 2),
     )
-    found = _with_lost_modes(target, half, 64, 8)
+    found = _with_lost_modes(target, half, 64, 8, Journal())
     right = (found.z[:, 0] > 0).double().view(8, 64).mean(1)
     assert_within_standard_error(right.mean(), 0.6, right.std().item() / math.sqrt(8))
     assert_within_standard_error(found.log_evidence, 0.0, found.std_error)
     assert torch.equal(found.start, half.start)
     # An evidence that is lower than before is no discovery; and point by point nobody looks.
     high = replace(half, replicate_log_evidence=3.0 + 0.01 * torch.randn(8))
-    assert _with_lost_modes(target, high, 64, 8) is high
+    assert _with_lost_modes(target, high, 64, 8, Journal()) is high
     target.vectorized = False
-    assert _with_lost_modes(target, half, 64, 8) is half
+    assert _with_lost_modes(target, half, 64, 8, Journal()) is half
 
 
 # ---- a second look ----

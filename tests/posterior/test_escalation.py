@@ -36,7 +36,7 @@ def verdict(reliable, share=0.5, log_evidence=-1.0):
         is_settled=reliable,
     )
 
-    return SimpleNamespace(evidence=evidence, refinement=None)
+    return SimpleNamespace(evidence=evidence, refinement=None, is_whole=True)
 
 
 class FakeRecipe:

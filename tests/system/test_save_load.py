@@ -294,7 +294,7 @@ def test_ctrl_c_while_exploring_changes_nothing(monkeypatch):
     osds = of_model(coin)()
     osds.run(Y)
     before = osds.fit
-    monkeypatch.setattr(fit_room, "survey", interrupted)
+    monkeypatch.setattr(fit_room, "survey_in_time", interrupted)
     osds._problem = of_model(conjugate)()._problem
     with pytest.raises(KeyboardInterrupt):
         osds.run(Y)

@@ -63,8 +63,8 @@ def test_no_stage_after_the_time():
     osds = tight(num_iterations=10**6, max_time=0.5)
     with pytest.warns(UserWarning):
         osds.run()
-    assert len(osds.run_report) == 1 and len(osds.trainer.history.loss) < 1000
-    assert osds.get_samples()["z"].shape == (1000, 10)
+    assert osds.run_report[-1].startswith("flow: ") and len(osds.trainer.history.loss) < 1000
+    assert osds.get_samples()["z"].shape[1:] == (10,)
 
 
 @pytest.mark.parametrize("max_time", [0, -1.0, "1 s", math.nan])

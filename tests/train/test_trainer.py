@@ -12,8 +12,8 @@ from models import log_gamma, log_gamma_log_evidence
 from pyro_osds.flow.base import gaussian_base
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
+from pyro_osds.runtime import clock as clock_module
 from pyro_osds.target import FunctionTarget
-from pyro_osds.train import loop
 from pyro_osds.train.budget import Budget
 from pyro_osds.train.history import History
 from pyro_osds.train.objectives import Loss, exact_volume, forward_kl
@@ -322,7 +322,7 @@ def clock(monkeypatch):
         now[0] += 1.0
         return now[0]
 
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=perf_counter))
+    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=perf_counter))
 
 
 def test_training_ends_at_the_deadline_with_what_it_has(clock):

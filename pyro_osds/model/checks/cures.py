@@ -138,8 +138,8 @@ def _observed_shape(site: Reached | None) -> str:
         return ""
     shape, got = tuple(site.fn.shape()), tuple(site.value.shape)
     try:
-        torch.broadcast_shapes(shape, got)
-    except RuntimeError:
+        np.broadcast_shapes(shape, got)
+    except ValueError:
         cure = _fitting(got, shape)
         return f"Its values have shape {got}, and its distribution, plates included, has shape {shape}. {cure}"
 

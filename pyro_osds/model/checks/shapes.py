@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,8 +36,8 @@ def check_shapes(trace: Any) -> None:
         value, fn = tuple(site["value"].shape), site["fn"]
         event_dim = len(fn.event_shape)
         try:
-            torch.broadcast_shapes(value, fn.batch_shape + fn.event_shape)
-        except RuntimeError:
+            np.broadcast_shapes(value, fn.batch_shape + fn.event_shape)
+        except ValueError:
             raise UnsupportedSiteError(_not_fitting(name, site, value)) from None
         if _is_outer(value[: len(value) - event_dim], tuple(fn.batch_shape), bool(_plates(site))):
             raise UnsupportedSiteError(_not_fitting(name, site, value))
@@ -50,8 +51,8 @@ def _check_parts(name: str, site: Any) -> None:
         if not isinstance(part, Tensor):
             continue
         try:
-            fits = tuple(torch.broadcast_shapes(part.shape, batch)) == batch
-        except RuntimeError:
+            fits = tuple(np.broadcast_shapes(part.shape, batch)) == batch
+        except ValueError:
             fits = False
         if not fits:
             event = tuple(site["fn"].event_shape)
@@ -128,7 +129,7 @@ def check_densities(trace: Any) -> None:
             continue
         fn, value = site["fn"], site["value"]
         batch = value.shape[: max(0, value.dim() - len(fn.event_shape))]
-        expected, got = torch.broadcast_shapes(batch, fn.batch_shape), site["unscaled_log_prob"]
+        expected, got = np.broadcast_shapes(batch, fn.batch_shape), site["unscaled_log_prob"]
         # A flat prior says so by one zero for all.
         if got.shape == expected or (got.dim() == 0 and got == 0):
             continue

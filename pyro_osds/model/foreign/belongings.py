@@ -226,7 +226,9 @@ def copied(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
     if isinstance(value, CONTAINERS):
-        return type(value)(value) if type(value) in CONTAINERS else list(value)
+        if type(value) in CONTAINERS:
+            return type(value)(value)
+        return dict(value) if isinstance(value, dict) else set(value) if isinstance(value, set) else list(value)
 
     return value
 

@@ -7,7 +7,7 @@ import torch
 from helpers import assert_within_standard_error
 
 from pyro_osds.explore.anew import explore_anew, resurvey
-from pyro_osds.explore.annealing import _resample_by_stratum
+from pyro_osds.explore.particles import resample_by_stratum
 from pyro_osds.explore.search.cover import with_parts
 from pyro_osds.explore.search.probes import halo
 from pyro_osds.explore.search.second_search import Search, _upper_bound
@@ -101,7 +101,7 @@ def test_the_mass_of_a_halo(float64):
 def test_strata_keep_their_share():
     # Equal weights: each stratum has as many particles after resampling as before, whatever their order.
     stratum = torch.randint(3, (8, 64))
-    index = _resample_by_stratum(torch.zeros(8, 64), stratum.reshape(-1))
+    index = resample_by_stratum(torch.zeros(8, 64), stratum.reshape(-1))
     after = stratum.reshape(-1)[index].view(8, 64)
     for number in range(3):
         assert torch.equal((after == number).sum(1), (stratum == number).sum(1))
@@ -111,7 +111,7 @@ def test_strata_lose_no_more_than_one_particle():
     # A stratum of twentieth of the weight stays within one particle of its share over many rounds.
     log_weight = torch.where(torch.arange(64) % 16 == 0, 0.0, 0.0).expand(100, 64)
     stratum = (torch.arange(64) % 16 == 0).long().repeat(100)
-    index = _resample_by_stratum(log_weight, stratum)
+    index = resample_by_stratum(log_weight, stratum)
     assert (stratum[index].view(100, 64).sum(1) - 4).abs().max() <= 1
 
 
