@@ -1,11 +1,14 @@
 """Inference data: groups, dimensions and names that collide, there and back through a file.
 
 It runs without torch, so that `make test-arviz1` can hold the module against ArviZ 1, which wants a newer Python than
-the other tests have. So it loads the module from its file, and uses nothing else of the package.
+the other tests have. So it loads the module from its file; where there is no Pyro, empty packages stand in for those that
+import it.
 """
 
 import importlib.metadata
 import importlib.util
+import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -19,7 +22,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import arviz
 
-SOURCE = Path(__file__).parents[2] / "pyro_osds" / "results" / "inference_data.py"
+PACKAGE = Path(__file__).parents[2] / "pyro_osds"
+SOURCE = PACKAGE / "results" / "inference_data.py"
+if importlib.util.find_spec("pyro") is None:
+    for name, folder in (("pyro_osds", PACKAGE), ("pyro_osds.runtime", PACKAGE / "runtime")):
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [str(folder)]
 SPEC = importlib.util.spec_from_file_location("inference_data_alone", SOURCE)
 ROOM = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(ROOM)
