@@ -1,8 +1,8 @@
 """Inference data: groups, dimensions and names that collide, there and back through a file.
 
 It runs without torch, so that `make test-arviz1` can hold the module against ArviZ 1, which wants a newer Python than
-the other tests have. So it loads the module from its file; where there is no Pyro, empty packages stand in for those that
-import it.
+the other tests have. So it loads the module from its file; where there is no Pyro, empty packages stand in for those
+that import it.
 """
 
 import importlib.metadata
