@@ -5,11 +5,9 @@ Everything here reads a Pyro trace; nothing runs the model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from pyro.distributions import ImproperUniform
 from torch import Tensor
@@ -141,37 +139,13 @@ def check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any])
 
 
 def check_sites(trace: Any) -> None:
-    """Refuse a model without sample sites, and observations that meet their distribution crosswise."""
-    sites = [
-        site for site in trace.nodes.values() if site["type"] == "sample" and not isinstance(site["fn"], Subsample)
-    ]
-    if not sites:
+    """Refuse a model without sample sites."""
+    if not any(site["type"] == "sample" and not isinstance(site["fn"], Subsample) for site in trace.nodes.values()):
         raise ValueError(
             "The model ran to its end without a sample site, so there is nothing to fit. Write "
             "pyro.sample('x', distribution) for latents, and with obs=y for data; a distribution that is only made, or "
             "returned, is no site."
         )
-    for site in sites:
-        if not site["is_observed"] or is_shown(site) or site["infer"].get("is_auxiliary"):
-            continue
-        value, fn = site["value"], site["fn"]
-        if not isinstance(value, Tensor) or not hasattr(fn, "batch_shape"):
-            continue
-        rows, batch = tuple(value.shape[: value.dim() - fn.event_dim]), tuple(fn.batch_shape)
-        try:
-            both = tuple(np.broadcast_shapes(rows, batch))
-        except ValueError:
-            continue
-        if both not in (_padded(rows, len(both)), _padded(batch, len(both))):
-            raise ValueError(
-                f"Observed site {site['name']!r} has values of shape {tuple(value.shape)}, and its distribution, "
-                f"plates included, has the batch shape {batch}: each value would meet each row, {math.prod(both)} "
-                "terms in all. Give the values the shape of the distribution, by .squeeze(-1) or .T, for instance."
-            )
-
-
-def _padded(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    return (1,) * (rank - len(shape)) + shape
 
 
 def check_plates(trace: Any, max_plate_nesting: int | None) -> None:

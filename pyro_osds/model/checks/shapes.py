@@ -39,7 +39,7 @@ def check_shapes(trace: Any) -> None:
             np.broadcast_shapes(value, fn.batch_shape + fn.event_shape)
         except ValueError:
             raise UnsupportedSiteError(_not_fitting(name, site, value)) from None
-        if _is_outer(value[: len(value) - event_dim], tuple(fn.batch_shape), bool(_plates(site))):
+        if _is_outer(value[: len(value) - event_dim], tuple(fn.batch_shape)):
             raise UnsupportedSiteError(_not_fitting(name, site, value))
 
 
@@ -193,14 +193,13 @@ def _plates(site: Any) -> list[Any]:
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
-def _is_outer(value: tuple[int, ...], batch: tuple[int, ...], in_plate: bool) -> bool:
+def _is_outer(value: tuple[int, ...], batch: tuple[int, ...]) -> bool:
     """Whether values and distributions lie along different dimensions, so that each is paired with each."""
     rank = max(len(value), len(batch))
     value, batch = (1,) * (rank - len(value)) + value, (1,) * (rank - len(batch)) + batch
-    of_value = {size for size, other in zip(value, batch, strict=True) if size > 1 and other == 1}
-    of_batch = {other for size, other in zip(value, batch, strict=True) if size == 1 and other > 1}
+    pairs = list(zip(value, batch, strict=True))
 
-    return bool(of_value and of_batch) and (in_plate or bool(of_value & of_batch))
+    return any(one > 1 and other == 1 for one, other in pairs) and any(one == 1 and other > 1 for one, other in pairs)
 
 
 def _not_fitting(name: str, site: Any, value: tuple[int, ...]) -> str:
