@@ -16,10 +16,10 @@ def climbed(log_prob, z, dim=None, **options):
 
 def test_a_gaussian_of_condition_1e4(float64):
     precision = torch.logspace(0, 4, 20)
-    tops = climbed(lambda z: -0.5 * z.square() @ precision, 3 * torch.randn(64, 20), num_iterations=200)
+    tops = climbed(lambda z: -0.5 * z.square() @ precision, 3 * torch.randn(64, 20), num_iterations=400)
     assert tops.arrived.all()
-    # Within half a standard deviation of the top, whatever was learnt of the flattest axis.
-    assert tops.log_prob.min() > -0.1
+    # Within a third of a standard deviation of the top, whatever was learnt of the flattest axis.
+    assert tops.log_prob.min() > -0.05
 
 
 def test_a_point_in_a_narrow_basin_does_not_leap_out_of_it(float64):
@@ -31,7 +31,7 @@ def test_a_point_in_a_narrow_basin_does_not_leap_out_of_it(float64):
         return torch.logaddexp(-0.5 * z.square().sum(-1), narrow + 1.0)
 
     z = place + width * torch.randn(200, 3)
-    assert ((climbed(log_prob, z).z - place).norm(dim=-1) < 0.1 * width).double().mean() > 0.95
+    assert ((climbed(log_prob, z).z - place).norm(dim=-1) < 0.1 * width).double().mean() > 0.98
 
 
 def test_each_of_two_modes_keeps_its_half_in_forty_dimensions(float64):
