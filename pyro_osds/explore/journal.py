@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pyro_osds.runtime.clock import is_limited
 from pyro_osds.runtime.resume import random_state, set_random_state
 
 Result = TypeVar("Result")
@@ -104,14 +105,20 @@ class Journal:
     def evaluation(self, evaluate: Callable[[], Result]) -> Result:
         """What the part at work evaluates next; what it had evaluated before it was stopped is read.
 
+        It is kept where a limit of time may stop the part, and nowhere else: particles of many dimensions are large.
+
         Arguments:
             evaluate: The evaluation.
         """
-        if self._next_evaluated == len(self.evaluated):
-            self.evaluated.append(evaluate())
-        self._next_evaluated += 1
+        if self._next_evaluated < len(self.evaluated):
+            self._next_evaluated += 1
+            return self.evaluated[self._next_evaluated - 1]
+        result = evaluate()
+        if is_limited():
+            self.evaluated.append(result)
+            self._next_evaluated += 1
 
-        return self.evaluated[self._next_evaluated - 1]
+        return result
 
     def _forget(self) -> None:
         self.evaluated, self._next_evaluated = [], 0

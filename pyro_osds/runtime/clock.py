@@ -49,14 +49,23 @@ def time_limit(deadline: float) -> Iterator[None]:
         _deadline.reset(token)
 
 
+def is_limited() -> bool:
+    """Whether there is a limit of time.
+
+    Example:
+        >>> is_limited()
+        False
+    """
+    return _deadline.get() < math.inf
+
+
 def check_time() -> None:
     """Go on, if there is time left.
 
     Raises:
         OutOfTimeError: If there is none.
     """
-    deadline = _deadline.get()
-    if deadline < math.inf and now() > deadline:
+    if is_limited() and is_past(_deadline.get()):
         raise OutOfTimeError
 
 
