@@ -24,6 +24,9 @@ from pyro_osds.stats.thresholds import (
     pareto_k_threshold,
 )
 
+# From here on a share is said as a multiple.
+_MANY_TIMES = 2.0
+
 
 def tail_reasons(k: float, num_draws: int) -> list[Reason]:
     """What the shape of the tail of the weights says."""
@@ -233,10 +236,6 @@ def lost_reasons(lost: Sequence[tuple[Part, float]], log_evidence: float) -> lis
             "a model whose modes have one width is easier."
         )
     ]
-
-
-# From here on a share is said as a multiple.
-_MANY_TIMES = 2.0
 
 
 def _allowed(std_error: float, other: EvidenceCheck, least: float) -> float:

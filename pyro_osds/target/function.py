@@ -13,14 +13,11 @@ from torch import Tensor
 from pyro_osds.runtime.precision import most_precise
 from pyro_osds.runtime.source import first_line, own_line
 from pyro_osds.target.density import in_chunks
-from pyro_osds.target.gradient import has_wrong_gradient
+from pyro_osds.target.gradient import differing, has_wrong_gradient
 from pyro_osds.target.protocol import Target
 
 # Points at which the precisions of a function are compared.
 _NUM_PROBES = 8
-# Steps of the differences that a gradient is held against; where two of them agree to this share, a gradient that is
-# off by more than the other is wrong.
-_STEPS, _AGREE, _WRONG = (1e-4, 5e-5), 1e-3, 1e-2
 # Threads may add up in another order, which changes the last digits of single precision.
 _SAME = 1e-6
 # Points with gradients at once: a limit of time is looked at in between.
@@ -128,16 +125,9 @@ class FunctionTarget(Target):
         for index in range(self.dim):
             step = torch.zeros_like(z)
             step[:, index] = 1.0
-            with torch.no_grad(), pyro.validation_enabled(False):
-                wide, narrow = (
-                    (self._values(z + h * step).double() - self._values(z - h * step).double()) / (2.0 * h)
-                    for h in _STEPS
-                )
             got = score[:, index].double()
-            size = torch.maximum(got.nan_to_num(0.0).abs(), narrow.abs())
-            # Where the density is steep or rounded, two differences disagree and tell nothing.
-            known = ((wide - narrow).abs() <= _AGREE * size) & (size > 1e-4)
-            wrong = known & ~((got - narrow).abs() <= _WRONG * size)
+            with pyro.validation_enabled(False):
+                known, wrong, narrow = differing(self._values, z, step, got)
             if 2 * wrong.sum() > known.sum():
                 row = int(wrong.nonzero()[0])
                 raise ValueError(

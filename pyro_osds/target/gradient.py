@@ -10,20 +10,70 @@ nothing is said.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Steps of the two differences. In double precision their rounding is a millionth; a smooth density bends little.
-_STEPS = (1e-2, 5e-3)
-# The two differences are the same up to this share, and the gradient is another one beyond that share.
-_SAME, _OTHER = 0.02, 0.2
+
+class Sharpness(NamedTuple):
+    """How sharply differences are looked at.
+
+    Arguments:
+        steps: Lengths of the two differences.
+        same: Share up to which these two are the same.
+        other: Share beyond which a gradient is another one.
+        flat: Nats for each unit of a coordinate: below this, a density is as good as flat.
+        tellable: Of a log density, the change by the shorter step that its precision can still tell.
+    """
+
+    steps: tuple[float, float]
+    same: float
+    other: float
+    flat: float
+    tellable: float
+
+
+# Whatever the precision: long steps, of which a hundred spacings of single precision can be told.
+_ROUGH = Sharpness((1e-2, 5e-3), 0.02, 0.2, 1e-3, 1e-5)
+# In double precision rounding is a millionth of a short step.
+FINE = Sharpness((1e-4, 5e-5), 1e-3, 1e-2, 1e-6, 0.0)
 # Points of all that have to say so, and how many at least: kinks and edges lie at a few.
 _MOST, _AT_LEAST = 0.75, 3
-# Of a log density, the change by the shorter step that single precision can still tell, a hundred of its spacings.
-_TELLABLE = 1e-5
-# Nats for each unit of a coordinate: below this, a density is as good as flat.
-_FLAT = 1e-3
+
+
+def differing(
+    log_prob: Callable[[Tensor], Tensor], z: Tensor, way: Tensor, slope: Tensor, sharpness: Sharpness = FINE
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At which points differences of a log density tell its slope, and at which of these it is not the one given.
+
+    Arguments:
+        log_prob: Maps points ``(B, D)`` to log densities ``(B,)``.
+        z: The points, ``(B, D)``.
+        way: The direction of the slope, ``(B, D)``.
+        slope: The slope as the gradient has it, ``(B,)``.
+        sharpness: How sharply to look.
+
+    Returns:
+        Two masks, ``(B,)``; and what the shorter difference says, ``(B,)``, as the third.
+
+    Example:
+        >>> z = torch.ones(1, 1, dtype=torch.float64)
+        >>> differing(lambda z: -0.5 * z.square().sum(-1), z, z, torch.tensor([1.0]))  # it is -1
+        (tensor([True]), tensor([True]), tensor([-1.0000], dtype=torch.float64))
+    """
+    with torch.no_grad():
+        first, second = (
+            (log_prob(z + step * way).double() - log_prob(z - step * way).double()) / (2.0 * step)
+            for step in sharpness.steps
+        )
+    size = torch.maximum(second.abs(), slope.nan_to_num(0.0).abs()) + sharpness.flat
+    tells = first.isfinite() & second.isfinite() & ((first - second).abs() < sharpness.same * size)
+    if sharpness.tellable > 0.0:
+        with torch.no_grad():
+            tells = tells & (2.0 * sharpness.steps[1] * size > sharpness.tellable * (1.0 + log_prob(z).abs()))
+
+    return tells, tells & ~((second - slope).abs() <= sharpness.other * size), second
 
 
 def has_wrong_gradient(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> bool:
@@ -50,12 +100,7 @@ def has_wrong_gradient(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> bool:
         value = log_prob(start)
         (score,) = torch.autograd.grad(value.sum(), start, allow_unused=True) if value.requires_grad else (None,)
     slope = z.new_zeros(len(z)) if score is None else (score * way).sum(-1)
-    with torch.no_grad():
-        first, second = ((log_prob(z + step * way) - log_prob(z - step * way)) / (2.0 * step) for step in _STEPS)
-    usable = first.isfinite() & second.isfinite() & slope.isfinite()
-    size = torch.maximum(second.abs(), slope.abs()) + _FLAT
-    tellable = 2.0 * _STEPS[1] * size > _TELLABLE * (1.0 + value.detach().abs())
-    smooth = usable & tellable & ((first - second).abs() < _SAME * size)
-    told = int((smooth & ((second - slope).abs() > _OTHER * size)).sum())
+    _, wrong, second = differing(log_prob, z, way, slope, _ROUGH)
+    usable = second.isfinite() & slope.isfinite()
 
-    return told >= max(_AT_LEAST, _MOST * int(usable.sum()))
+    return int((wrong & usable).sum()) >= max(_AT_LEAST, _MOST * int(usable.sum()))

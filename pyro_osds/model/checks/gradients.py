@@ -15,9 +15,8 @@ from torch.overrides import TorchFunctionMode
 from pyro_osds.model.sites import LatentSite
 from pyro_osds.runtime.source import user_line
 from pyro_osds.runtime.warnings import ModelWarning, warn
+from pyro_osds.target.gradient import differing
 
-# Steps of the differences: where two of them agree, so does the slope, to this share of what both are.
-_STEPS, _AGREE, _WRONG = (1e-4, 5e-5), 1e-3, 1e-2
 _LOSES = {
     Tensor.item: "item", Tensor.__float__: "float", Tensor.tolist: "tolist", Tensor.numpy: "numpy",
     Tensor.__array__: "numpy", Tensor.detach: "detach", Tensor.data.__get__: "data",  # type: ignore[attr-defined]
@@ -105,24 +104,20 @@ def refuse_lost(names: Sequence[str]) -> None:
 
 
 def _is_wrong(scored: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor, score: Tensor, site: LatentSite) -> bool:
-    """Whether slopes along one direction in a site's coordinates differ from differences that agree with each other."""
-    direction = torch.zeros_like(z)
+    """Whether slopes along one direction in a site's coordinates are others than the gradient says."""
+    way = torch.zeros_like(z)
     # Fixed numbers: nothing here may use up random ones.
     size = site.stop - site.start
-    direction[:, site.start : site.stop] = torch.cos(torch.arange(1.0, size + 1, dtype=z.dtype, device=z.device))
-    direction = direction / direction.norm(dim=-1, keepdim=True)
-    changes = []
-    for step in _STEPS:
-        ends = scored(torch.cat([z + step * direction, z - step * direction]))
-        total = (ends[0] + ends[1]).reshape(2, len(z))
-        changes.append((total[0] - total[1]) / (2.0 * step))
-    slope, (wide, narrow) = (score * direction).sum(-1), changes
-    scale = torch.maximum(slope.abs(), narrow.abs())
-    # Rounding counts as well: half of the digits of the values are good in the difference.
-    known = ((wide - narrow).abs() <= _AGREE * scale) & wide.isfinite() & narrow.isfinite() & (scale > 1e-6)
-    wrong = known & ((slope - narrow).abs() > _WRONG * scale)
+    way[:, site.start : site.stop] = torch.cos(torch.arange(1.0, size + 1, dtype=z.dtype, device=z.device))
+    way = way / way.norm(dim=-1, keepdim=True)
 
-    return bool(known.any()) and bool(2 * wrong.sum() > known.sum())
+    def log_prob(points: Tensor) -> Tensor:
+        log_prior, log_likelihood, *_ = scored(points)
+        return log_prior + log_likelihood
+
+    tells, wrong, _ = differing(log_prob, z, way, (score * way).sum(-1))
+
+    return bool(tells.any()) and bool(2 * wrong.sum() > tells.sum())
 
 
 class _Losses(TorchFunctionMode):
