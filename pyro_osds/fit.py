@@ -95,7 +95,7 @@ class Fit:
             vectorized, num_terms = target.vectorized, target.num_terms
             self.target = found.target
             groups = [site.stop - site.start for site in self.target.sites]
-            budget = settings.budget(vectorized, deadline, num_terms)
+            budget = settings.budget(target.dim, vectorized, deadline, num_terms)
             self.recipe = Recipe(
                 found, settings.recipe, budget, groups, settings.flow_options, more_iterations=settings.more_iterations
             )
@@ -367,14 +367,15 @@ class Fit:
 
     def _judge(self, leap: AnyLeap) -> PosteriorDraws:
         """Draws of a leap and the verdict on its weights."""
-        settings, found = self.settings, self.recipe.found
+        settings, found, enough = self.settings, self.recipe.found, self.settings.enough(self.target.dim)
 
         return draw_in_time(
             leap,
             self.target,
             settings.num_chains,
             settings.num_samples,
-            None if self.target.vectorized else settings.num_chains * settings.num_samples,
+            enough.max_draws if self.target.vectorized else enough.num_draws,
+            enough.std_error,
             self._deadline if found else math.inf,
             self._per_draw,
             correction=settings.correction,

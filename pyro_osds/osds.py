@@ -47,6 +47,7 @@ from pyro_osds.runtime.progress import progress_bar, run_bar
 from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.runtime.warnings import ModelWarning, OSDSWarning, UnreliableEvidenceWarning, warn
 from pyro_osds.settings import Settings
+from pyro_osds.stats.thresholds import TARGET_STD_ERROR
 from pyro_osds.stats.weights import WeightedDraws, weigh
 from pyro_osds.target import FunctionTarget, NotFiniteError, as_target, finite_log_prob, in_chunks
 
@@ -82,6 +83,9 @@ class OSDS:
             What is beyond 1000, or beyond half of a larger number, is kept for escalation.
         max_time: Seconds that a run takes, exploration, drawing and judging included; what was reached by then is
             judged, with fewer draws where there is no time for all of them, and :meth:`resume` goes on from there.
+        target_std_error: Standard error of the log evidence to aim at, nats. Training stops where more draws give the
+            rest, and a larger flow follows only where they do not; with a smaller one there are up to a million
+            weighted draws.
         escalate: Whether to climb further stages while the verdict is bad: a larger flow from a better base, then an
             annealed refinement; see ``pyro_osds.posterior.escalation`` and :attr:`run_report`.
         batch_size: Draws per optimiser step.
@@ -163,6 +167,7 @@ class OSDS:
         correction: str = "imh",
         num_iterations: int = 2000,
         max_time: float | None = None,
+        target_std_error: float = TARGET_STD_ERROR,
         escalate: bool = True,
         batch_size: int = 256,
         learning_rate: float = 1e-2,

@@ -15,6 +15,8 @@ from pyro_osds.runtime.arguments import (
     check_switches,
     plain,
 )
+from pyro_osds.stats.enough import Enough, most_draws
+from pyro_osds.stats.thresholds import TARGET_STD_ERROR
 from pyro_osds.train.flows import LEAN, FlowOptions, FlowSize
 from pyro_osds.train.optimizer import check_optim
 from pyro_osds.train.recipe import NETWORKS, RECIPES
@@ -50,6 +52,7 @@ class Settings:
     correction: str = "imh"
     num_iterations: int = 2000
     max_time: float | None = None
+    target_std_error: float = TARGET_STD_ERROR
     escalate: bool = True
     batch_size: int = 256
     learning_rate: float = 1e-2
@@ -86,7 +89,7 @@ class Settings:
             raise ValueError("optim is for network='coupling'; the velocity network is trained as it was published.")
         switches = ("escalate", "warm_start", "distributed")
         check_switches({name: getattr(self, name) for name in switches})
-        check_positive({"learning_rate": self.learning_rate})
+        check_positive({"learning_rate": self.learning_rate, "target_std_error": self.target_std_error})
         seconds = self.max_time
         is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
         if seconds is not None and not (is_number and seconds > 0):
@@ -116,11 +119,16 @@ class Settings:
 
         return self.num_particles if num_terms <= _MANY_TERMS else min(self.num_particles, _LARGE_PARTICLES)
 
-    def budget(self, vectorized: bool, deadline: float = math.inf, num_terms: int = 1) -> Budget:
+    def budget(self, dim: int, vectorized: bool, deadline: float = math.inf, num_terms: int = 1) -> Budget:
         """What the first training may use."""
         if vectorized:
             budget = Budget(
-                self._first_iterations, self.batch_size, self.learning_rate, deadline=deadline, optim=self.optim
+                self._first_iterations,
+                self.batch_size,
+                self.learning_rate,
+                enough=self.enough(dim),
+                deadline=deadline,
+                optim=self.optim,
             )
             if num_terms <= _MANY_TERMS:
                 return budget
@@ -136,6 +144,10 @@ class Settings:
             deadline=deadline,
             optim=self.optim,
         )
+
+    def enough(self, dim: int) -> Enough:
+        """What is good enough, of draws of so many coordinates."""
+        return Enough(self.target_std_error, self.num_chains * self.num_samples, most_draws(self.target_std_error, dim))
 
     @property
     def flow_options(self) -> FlowOptions:

@@ -26,8 +26,9 @@ from pyro_osds.runtime.clock import OutOfTimeError, time_limit
 from pyro_osds.runtime.precision import is_rough, rounding_noise
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
+from pyro_osds.stats.enough import MAX_DRAWS, Enough
 from pyro_osds.stats.pareto import pareto_smooth
-from pyro_osds.stats.thresholds import ENOUGH_STD_ERROR, GOOD_PARETO_K, GOOD_WEIGHT_ESS
+from pyro_osds.stats.thresholds import GOOD_PARETO_K, GOOD_WEIGHT_ESS, TARGET_STD_ERROR
 from pyro_osds.stats.weights import FlowDraws, Proposal, WeightSummary, join, summarize_weights, weigh
 from pyro_osds.target import NotFiniteError, Target, has_wrong_gradient, log_prob_and_score
 
@@ -35,8 +36,6 @@ CORRECTIONS = ("imh", "psis", "none")
 
 # Weighted draws at least, which a fast density gives in milliseconds: the tail of fewer is hardly known.
 _MIN_DRAWS = 4096
-MAX_DRAWS = 32768
-"""Weighted draws at most: beyond, the standard error falls too slowly for what they take."""
 NUM_PROBES, NUM_PROBES_SLOWLY = 256, 32
 """Draws at which rounding is looked for; fewer where densities come point by point, since each takes some runs."""
 # Particles on each replicate of a refinement, as of an exploration.
@@ -86,6 +85,7 @@ def draw_posterior(
     check: EvidenceCheck | None = None,
     improper_sites: Sequence[str] = (),
     max_draws: int = MAX_DRAWS,
+    target_std_error: float = TARGET_STD_ERROR,
     reasons: Sequence[Reason] = (),
     parts: Sequence[Part] = (),
     deadline: float = math.inf,
@@ -102,6 +102,7 @@ def draw_posterior(
         check: An independent log evidence.
         improper_sites: Latent sites with an improper prior.
         max_draws: Weighted draws at most, if the chains do not need more.
+        target_std_error: Standard error of the log evidence that was asked for, nats.
         reasons: What else speaks against the evidence.
         parts: Parts of the posterior that search found, which the draws have to reach.
         deadline: When a second opinion is left at the latest.
@@ -110,7 +111,7 @@ def draw_posterior(
         The posterior draws.
     """
     num_proposals, is_whole, second = num_chains * num_samples, True, None
-    draws, weights = _weigh_enough(leap, target, max(num_proposals, min(_MIN_DRAWS, max_draws)), max_draws)
+    draws, weights = _weigh_enough(leap, target, Enough(target_std_error, num_proposals, max_draws))
     try:
         with time_limit(deadline):
             second = _second_opinion(leap, target, weights)
@@ -152,15 +153,16 @@ def _choose(
     return index.view(num_chains, num_samples), log_weight.new_full((num_chains, num_samples), math.nan)
 
 
-def _weigh_enough(leap: Proposal, target: Target, num_draws: int, max_draws: int) -> tuple[FlowDraws, WeightSummary]:
-    """Weighted draws, doubled until the standard error is small or there are enough, and what their weights say."""
+def _weigh_enough(leap: Proposal, target: Target, enough: Enough) -> tuple[FlowDraws, WeightSummary]:
+    """Weighted draws, doubled until they are enough or there may be no more, and what their weights say."""
+    num_draws, max_draws = max(enough.num_draws, min(_MIN_DRAWS, enough.max_draws)), enough.max_draws
     progress = progress_bar(max(num_draws, max_draws), "Weigh")
     draws = weigh(leap, target, num_draws)
     weights = summarize_weights(draws.log_weight)
     progress.update(num_draws)
     while 2 * len(draws.z) <= max_draws:
         progress.set_postfix(log_evidence=f"{weights.log_mean_weight:.3f}", std_error=f"{weights.std_error:.4f}")
-        if not weights.std_error > ENOUGH_STD_ERROR:
+        if enough.is_reached(weights, draws.log_weight):
             break
         draws = join([draws, weigh(leap, target, len(draws.z))])
         weights = summarize_weights(draws.log_weight)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from pyro_osds.posterior.draws import MAX_DRAWS, NUM_PROBES, NUM_PROBES_SLOWLY, PosteriorDraws, draw_posterior
+from pyro_osds.posterior.draws import NUM_PROBES, NUM_PROBES_SLOWLY, PosteriorDraws, draw_posterior
 from pyro_osds.runtime.clock import now
-from pyro_osds.stats.thresholds import ENOUGH_STD_ERROR
+from pyro_osds.stats.enough import Enough
 from pyro_osds.stats.weights import weigh
 from pyro_osds.target import Target
 
@@ -101,7 +101,8 @@ def draw_in_time(
     target: Target,
     num_chains: int,
     num_samples: int,
-    max_draws: int | None,
+    max_draws: int,
+    target_std_error: float,
     deadline: float = math.inf,
     per_draw: float = 0.0,
     **judging: Any,
@@ -113,22 +114,23 @@ def draw_in_time(
         target: The target.
         num_chains: Chains.
         num_samples: Draws of each chain, if there is time.
-        max_draws: Weighted draws at most, if the chains do not need more; None for as many as there may be.
+        max_draws: Weighted draws at most, if the chains do not need more.
+        target_std_error: Standard error of the log evidence that was asked for, nats.
         deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which they should be there.
         per_draw: Seconds of a weighted draw.
         judging: What else :func:`~pyro_osds.posterior.draws.draw_posterior` takes.
     """
-    asked, is_whole = num_samples, True
-    limit = {} if max_draws is None else {"max_draws": max_draws}
+    asked, limit, is_whole = num_samples, max_draws, True
     if deadline < math.inf:
         deadline = max(deadline, now() + _GRACE)
         affordable = max(_FEWEST * num_chains, draws_in(deadline - now(), per_draw, target.vectorized))
         num_samples = min(asked, affordable // num_chains)
-        limit = {"max_draws": min(affordable, max_draws or MAX_DRAWS)}
+        limit = min(affordable, max_draws)
         is_whole = num_samples == asked
-    draws = draw_posterior(leap, target, num_chains, num_samples, deadline=deadline, **limit, **judging)
-    if deadline < math.inf and limit["max_draws"] < (max_draws or MAX_DRAWS):
+    judging |= {"target_std_error": target_std_error, "deadline": deadline}
+    draws = draw_posterior(leap, target, num_chains, num_samples, max_draws=limit, **judging)
+    if limit < max_draws:
         # With more time there would have been more.
-        is_whole = is_whole and not draws.evidence.std_error > ENOUGH_STD_ERROR
+        is_whole = is_whole and not draws.evidence.std_error > Enough(target_std_error).stop_at
 
     return replace(draws, is_whole=draws.is_whole and is_whole)

@@ -76,6 +76,42 @@ def independence_chains(log_weight: Tensor, num_chains: int) -> tuple[Tensor, Te
     return index, probability
 
 
+def expected_mixing(log_weight: Tensor, thinning: int = 1) -> float:
+    r"""Share of effective draws that chains over proposals of these weights would have.
+
+    .. math::
+        1 \Big/ \sum_i \bar w_i \frac{1 + \lambda_i^t}{1 - \lambda_i^t}, \qquad
+        \lambda_i = 1 - \frac1S \sum_j \min\{1, w_j / w_i\}
+
+    is that of a function that has nothing to do with the weights: a chain at draw :math:`i` stays there with
+    probability :math:`\lambda_i`, and thinned by :math:`t` with :math:`\lambda_i^t`.
+
+    Arguments:
+        log_weight: Log weights, ``(S,)``; ``-inf`` counts as weight zero.
+        thinning: Proposals a draw that is kept.
+
+    Returns:
+        The share; 0 where all weights are zero.
+
+    Example:
+        >>> round(expected_mixing(torch.tensor([0.0, 0.0, 0.0, -torch.inf])), 2)
+        0.6
+
+    Source: eigenvalues of the metropolised independent sampler (Liu 1996, section 2).
+    """
+    if not (log_weight > -torch.inf).any():
+        return 0.0
+    share = torch.softmax(log_weight.double(), 0).sort(descending=True).values
+    share = share[share > 0]
+    heavier = torch.arange(1, len(share) + 1, dtype=share.dtype, device=share.device)
+    # Of draws in the order of their weights, those before one are accepted from there, those behind it by ratio.
+    lighter = (1.0 - share.cumsum(0)).clamp(min=0.0)
+    stay = (1.0 - (heavier + lighter / share) / len(log_weight)).clamp(0.0, 1.0) ** thinning
+    time = (share * (1.0 + stay) / (1.0 - stay)).sum()
+
+    return (1.0 / time).item()
+
+
 def mixing(z: Tensor) -> tuple[float, float]:
     """Split R-hat, and the share of effective draws, of chains in their worst coordinate.
 

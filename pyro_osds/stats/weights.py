@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pyro.infer.importance import LogWeightsMixin
@@ -130,6 +130,14 @@ def _weigh_chunk(leap: Proposal, target: Target, num_draws: int) -> FlowDraws:
     log_prob = finite_log_prob(log_prob)
 
     return FlowDraws(z, finite_log_prob(log_prob - log_q), log_prob, log_abs_det, num_not_finite)
+
+
+@torch.no_grad()
+def log_weights_at(leap: Any, target: Target, z: Tensor) -> Tensor:
+    """Log weights that a leap with an inverse gives to points, ``(B, D) -> (B,)``; ``inf`` where it does not reach."""
+    log_prob, log_q = by_rows(lambda z: (finite_log_prob(target.log_prob(z)), leap.log_prob(z)), z)
+
+    return torch.where(log_q.isfinite(), log_prob - log_q, math.inf)
 
 
 @dataclass(frozen=True)

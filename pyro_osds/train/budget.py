@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pyro_osds.stats.enough import Enough
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -18,6 +20,7 @@ class Budget:
         first_round: Steps of the first round; each later one is one and a half times as long.
         warm_up: Steps of the round before, if there is a warm-up objective; they do not count as iterations.
         max_gap: Give up after the first round if the ELBO is further from the log evidence, nats.
+        enough: What is good enough for a user: training stops there, and no larger flow follows.
         elbo_gap: Stop when the ELBO is this close to the log evidence, nats, and the weights have a good tail.
         num_validation_draws: Fresh draws to judge a round on.
         deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which training ends with what it has.
@@ -34,6 +37,7 @@ class Budget:
     first_round: int = 250
     warm_up: int = 300
     max_gap: float = math.inf
+    enough: Enough | None = None
     elbo_gap: float = 0.02
     num_validation_draws: int = 4096
     deadline: float = math.inf

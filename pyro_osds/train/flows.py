@@ -271,7 +271,7 @@ class Builder:
         flow = FlowMap(target.dim, self.groups, **asdict(size)).to(dtype=NETWORK_DTYPE, device=target.device)
         leap = Leap(base, flow, self.options.num_steps)
 
-        return Trainer(leap, target, budget, objective, warm_up, self.options.disable_progbar)
+        return Trainer(leap, target, budget, objective, warm_up, self.options.disable_progbar, found.exploration.z)
 
 
 def has_many_dimensions(found: Survey) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pyro_osds.stats.weights import effective_sample_size, log_mean_weight, pareto_k
+from pyro_osds.stats.weights import WeightSummary
 
 
 @dataclass
@@ -51,18 +51,18 @@ class History:
             values.append(terms[name].item() if name in terms else math.nan)
         self.loss.append(loss)
 
-    def look(self, log_weight: Tensor, elbo: float) -> None:
+    def look(self, weights: WeightSummary, elbo: float) -> None:
         """Add what fresh draws say of the weights so far.
 
         Arguments:
-            log_weight: Log weights of the draws, ``(S,)``.
+            weights: What the weights of the draws say.
             elbo: The ELBO by the trainer's estimator, nats.
         """
         self.step.append(len(self.loss))
         self.elbo.append(elbo)
-        self.gap.append(log_mean_weight(log_weight)[0] - elbo)
-        self.ess.append(effective_sample_size(log_weight) / len(log_weight))
-        self.pareto_k.append(pareto_k(log_weight))
+        self.gap.append(weights.log_mean_weight - elbo)
+        self.ess.append(weights.ess / weights.num_draws)
+        self.pareto_k.append(weights.pareto_k)
 
     @property
     def best_elbo(self) -> float:

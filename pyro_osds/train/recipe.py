@@ -2,8 +2,8 @@
 
 ``calibrate``, ``cover`` and ``distill`` begin with different flows (``plan``); before that of ``distill`` a teacher is
 trained. ``auto`` takes ``calibrate`` for one mode and for modes that can be counted, and ``cover`` for a posterior with
-valleys that no mixture base takes care of. Where the lean flow of ``calibrate`` leaves the ELBO far from the log
-evidence, a larger one follows. While the verdict is bad, :meth:`Recipe.run_larger` begins again from better particles.
+valleys that no mixture base takes care of. Where the lean flow of ``calibrate`` is not enough for the precision
+that was asked for, a larger one follows. While the verdict is bad, :meth:`Recipe.run_larger` begins again from better particles.
 """
 
 from __future__ import annotations
@@ -319,8 +319,8 @@ class Recipe:
 
     def _should_grow(self, num_iterations: int) -> bool:
         """Whether the lean flow left more than it should, and a larger one may help."""
-        history = self.trainer.history
-        if not self._builder.may_grow(self._plan):
+        trainer, history = self.trainer, self.trainer.history
+        if not self._builder.may_grow(self._plan) or not isinstance(trainer, Trainer) or trainer.is_enough:
             return False
         if history.interrupted or num_iterations <= 0 or history.gap[-1] <= LEAN_GAP:
             return False

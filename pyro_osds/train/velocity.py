@@ -31,7 +31,7 @@ from pyro_osds.runtime.clock import is_past
 from pyro_osds.runtime.light_adam import LightAdam
 from pyro_osds.runtime.progress import NoBar, progress_bar
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
-from pyro_osds.stats.weights import weigh
+from pyro_osds.stats.weights import summarize_weights, weigh
 from pyro_osds.train.budget import Budget
 from pyro_osds.train.descent import MovingAverage, clipped, gradients_of
 from pyro_osds.train.history import History
@@ -259,7 +259,7 @@ class VelocityTrainer:
     def _validate(self) -> None:
         log_weight = weigh(self.leap, self.target, self.budget.num_validation_draws).log_weight
         finite = log_weight[log_weight.isfinite()]
-        self.history.look(log_weight, finite.mean().item() if len(finite) else -math.inf)
+        self.history.look(summarize_weights(log_weight), finite.mean().item() if len(finite) else -math.inf)
 
     def stop(self) -> None:
         """End training as it stands."""

@@ -71,6 +71,14 @@ def test_draws_are_doubled_until_the_error_is_small(leap):
     assert_within_standard_error(evidence.log_evidence, 0.0, evidence.std_error)
 
 
+def test_draws_go_on_until_the_error_that_was_asked_for(leap):
+    # Beyond the usual number, as far as they may; an easy aim is met sooner.
+    precise = draw_posterior(leap, near(), 1, 100, max_draws=2**18, target_std_error=0.0015).evidence
+    rough = draw_posterior(leap, near(), 1, 100, target_std_error=1.0).evidence
+    assert precise.std_error <= 0.0015 and precise.num_draws > 32768 and rough.num_draws == 4096
+    assert_within_standard_error(precise.log_evidence, 0.0, precise.std_error)
+
+
 def test_an_exact_flow_needs_the_minimum(leap):
     # Equal weights: the first batch already has no error.
     evidence = draw_posterior(leap, FunctionTarget(leap.base.log_prob, 1), 1, 100).evidence

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from models import log_gamma, mixture_draws, mixture_log_prob
-from torch.distributions import Gamma
+from torch.distributions import Gamma, Normal
 
 from pyro_osds.explore.mixture import mixture_base
 from pyro_osds.explore.modes import Modes
@@ -16,6 +16,7 @@ from pyro_osds.flow.base import gaussian_base, standard_base
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
 from pyro_osds.runtime.precision import NETWORK_DTYPE
+from pyro_osds.stats.enough import Enough
 from pyro_osds.stats.gaussian import MANY_DIMENSIONS
 from pyro_osds.stats.weights import weigh
 from pyro_osds.target import FunctionTarget
@@ -184,6 +185,17 @@ def test_a_larger_flow_follows(small_sizes):
     assert len(history.loss) == 90 and len(history.terms["exact_volume"]) == 90
     assert history.step == [0, 40, 40, 90] and len(history.elbo) == 4
     assert len(made.trainer.leap.flow.blocks) == 3
+
+
+@pytest.mark.parametrize(("std_error", "particles", "num_steps"), [(0.05, 1.0, 40), (1e-5, 1.0, 90), (0.05, 0.3, 90)])
+def test_no_larger_flow_where_draws_give_the_rest(small_sizes, std_error, particles, num_steps):
+    # Good enough for what was asked for; not for more; and not where particles lie elsewhere than the weights say.
+    z, spread = torch.randn(400, 2), Normal(0.0, 1.2)
+    found = survey_of(lambda z: spread.log_prob(z).sum(-1), particles * 1.2 * z, gaussian_base(z))
+    budget = Budget(90, 64, 1e-6, first_round=40, elbo_gap=0.0, num_validation_draws=2000, enough=Enough(std_error))
+    made = make(found, size=None, budget=budget)
+    made.run()
+    assert len(made.trainer.history.loss) == num_steps
 
 
 def test_the_better_flow_is_kept(small_sizes, monkeypatch):
