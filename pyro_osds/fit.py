@@ -367,15 +367,14 @@ class Fit:
 
     def _judge(self, leap: AnyLeap) -> PosteriorDraws:
         """Draws of a leap and the verdict on its weights."""
-        settings, found, enough = self.settings, self.recipe.found, self.settings.enough(self.target.dim)
+        settings, found = self.settings, self.recipe.found
 
         return draw_in_time(
             leap,
             self.target,
             settings.num_chains,
             settings.num_samples,
-            enough.max_draws if self.target.vectorized else enough.num_draws,
-            enough.std_error,
+            settings.enough(self.target.dim),
             self._deadline if found else math.inf,
             self._per_draw,
             correction=settings.correction,

@@ -101,8 +101,7 @@ def draw_in_time(
     target: Target,
     num_chains: int,
     num_samples: int,
-    max_draws: int,
-    target_std_error: float,
+    enough: Enough,
     deadline: float = math.inf,
     per_draw: float = 0.0,
     **judging: Any,
@@ -114,23 +113,23 @@ def draw_in_time(
         target: The target.
         num_chains: Chains.
         num_samples: Draws of each chain, if there is time.
-        max_draws: Weighted draws at most, if the chains do not need more.
-        target_std_error: Standard error of the log evidence that was asked for, nats.
+        enough: What was asked for; point by point, there are no more weighted draws than the chains need.
         deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which they should be there.
         per_draw: Seconds of a weighted draw.
         judging: What else :func:`~pyro_osds.posterior.draws.draw_posterior` takes.
     """
-    asked, limit, is_whole = num_samples, max_draws, True
+    asked, is_whole = num_samples, True
+    limit = max_draws = enough.max_draws if target.vectorized else enough.num_draws
     if deadline < math.inf:
         deadline = max(deadline, now() + _GRACE)
         affordable = max(_FEWEST * num_chains, draws_in(deadline - now(), per_draw, target.vectorized))
         num_samples = min(asked, affordable // num_chains)
         limit = min(affordable, max_draws)
         is_whole = num_samples == asked
-    judging |= {"target_std_error": target_std_error, "deadline": deadline}
+    judging |= {"target_std_error": enough.std_error, "deadline": deadline}
     draws = draw_posterior(leap, target, num_chains, num_samples, max_draws=limit, **judging)
     if limit < max_draws:
         # With more time there would have been more.
-        is_whole = is_whole and not draws.evidence.std_error > Enough(target_std_error).stop_at
+        is_whole = is_whole and not draws.evidence.std_error > enough.stop_at
 
     return replace(draws, is_whole=draws.is_whole and is_whole)

@@ -2,8 +2,9 @@
 
 ``calibrate``, ``cover`` and ``distill`` begin with different flows (``plan``); before that of ``distill`` a teacher is
 trained. ``auto`` takes ``calibrate`` for one mode and for modes that can be counted, and ``cover`` for a posterior with
-valleys that no mixture base takes care of. Where the lean flow of ``calibrate`` is not enough for the precision
-that was asked for, a larger one follows. While the verdict is bad, :meth:`Recipe.run_larger` begins again from better particles.
+valleys that no mixture base takes care of. Where the lean flow of ``calibrate`` is not enough for the precision that
+was asked for, a larger one follows. While the verdict is bad, :meth:`Recipe.run_larger` begins again from better
+particles.
 """
 
 from __future__ import annotations
