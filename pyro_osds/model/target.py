@@ -57,6 +57,7 @@ from pyro_osds.model.trace import (
     stray_dims,
     support_kind,
 )
+from pyro_osds.model.foreign.integration import integrations_used
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import in_double
 from pyro_osds.target import Target
@@ -157,21 +158,21 @@ class ModelTarget(SiteReadings, Target):
         self._is_bounded = any(is_bounded(site) for site in discrete)
         if discrete:
             self._check_enumeration(trace)
-        with torch.no_grad(), vmappable_pyro(), VmapCompat():
+        with torch.no_grad(), vmappable_pyro(), VmapCompat(), integrations_used() as used:
             run = self._run(self.start.clone())
         self._copies_values = run.changes_values
         self.num_terms, self._closed_forms = run.num_terms * len(self._joint or (0,)), run.closed_forms
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
-        check_deterministic(self._terms, check_points(self.start)[:2], self._state)
+        check_deterministic(self._terms, check_points(self.start)[: 1 if used.num_single else 2], self._state)
         self._state.settle()
         sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
-        self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes)
-        self.vectorized = self._ladder.vectorized
+        self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes, is_solved=used.num_single > 0)
+        self.vectorized = self._ladder.is_fast
         lost = lost_gradients(self._ladder.seen, self.sites)
         if lost and masked:
             refuse_missing(masked, model, args, self.kwargs)
         refuse_lost(lost)
-        if self.dim and not self.vectorized and self.is_double:
+        if self.dim and not self._ladder.vectorized and self.is_double:
             check_gradients(with_scores(self._ladder.densities), self.sites, check_points(self.start)[:4])
         self.notes = self._look_at_observations(trace)
 
