@@ -133,7 +133,9 @@ class Ladder:
         sizes = self._block_size, self._large_block_size
         vectorize = vectorize if self.vectorized else "loop"
 
-        return Ladder(single, self._example, vectorize, capture, *sizes, is_double=self.is_double, is_solved=self._is_solved)
+        return Ladder(
+            single, self._example, vectorize, capture, *sizes, is_double=self.is_double, is_solved=self._is_solved
+        )
 
     @property
     def seen(self) -> tuple[Tensor, ...]:
@@ -151,7 +153,7 @@ class Ladder:
         if not self.vectorized:
             return "loop"
         if self._may_capture and not self._graphs:
-            self._capture(scores=True, block_size=self._block_size)
+            self._capture(True, min(MIN_BATCH, self._block_size) if self.solver_cost else self._block_size)
 
         return "captured" if self._may_capture else "vmap"
 
@@ -258,7 +260,10 @@ class Ladder:
     def _graph(self, scores: bool, num_points: int) -> Graph | None:
         """The graph for a batch of this size, recorded when it is first needed; None where there is none."""
         block_size = self._block_size
-        if block_size == BLOCK_SIZE < num_points:
+        if self.solver_cost and num_points <= MIN_BATCH:
+            # Each step of a solver goes over the whole block.
+            block_size = min(MIN_BATCH, block_size)
+        elif block_size == BLOCK_SIZE < num_points:
             first = self._graphs.get((True, BLOCK_SIZE)) or self._capture(True, BLOCK_SIZE)
             is_soon_recorded = first is not None and first.num_operations < _MANY_OPERATIONS
             block_size = self._large_block_size if is_soon_recorded else BLOCK_SIZE

@@ -49,6 +49,7 @@ def or_nan(single: Single) -> Single:
         >>> or_nan(lambda row: 1 / 0)(torch.zeros(1))
         (tensor(nan), tensor(nan))
     """
+
     def densities(row: Tensor) -> tuple[Tensor, Tensor]:
         try:
             return single(row)

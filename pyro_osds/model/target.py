@@ -36,6 +36,7 @@ from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.plan import joint_sum
 from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
 from pyro_osds.model.first_run import check_observations, check_parameters, first_trace
+from pyro_osds.model.foreign.integration import integrations_used
 from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.foreign.state import State
 from pyro_osds.model.graph import block_size, large_block_size, with_scores
@@ -57,7 +58,6 @@ from pyro_osds.model.trace import (
     stray_dims,
     support_kind,
 )
-from pyro_osds.model.foreign.integration import integrations_used
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import in_double
 from pyro_osds.target import Target

@@ -1,4 +1,4 @@
-"""What a function takes from outside beside its arguments, found while it runs once; and the same function of that, too.
+"""What a function takes from outside beside its arguments, found while it runs once; and the function of that, too.
 
 A vector field ``lambda t, y: -rate * y`` has its rate from the model around it. To differentiate it, or to run it for
 other points, the rate has to be an argument.

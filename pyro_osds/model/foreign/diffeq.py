@@ -1,8 +1,8 @@
 """Solvers of the package torchdiffeq in a batch, where it is installed and a model uses it.
 
-Under :func:`torch.func.vmap` its adaptive solvers ask whether the error of all points at once is small enough, which has
-no answer, and all of its solvers write values of the batch into new tensors. So where an initial value problem depends
-on a latent, its method, tolerances and grid go to :mod:`pyro_osds.model.foreign.integration`.
+Under :func:`torch.func.vmap` its adaptive solvers ask whether the error of all points at once is small enough, which
+has no answer, and all of its solvers write values of the batch into new tensors. So where an initial value problem
+depends on a latent, its method, tolerances and grid go to :mod:`pyro_osds.model.foreign.integration`.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def _check(solver: Any, t: Tensor) -> None:
     own = [name for name in ("callback_step", "callback_accept_step", "callback_reject_step")
            if getattr(getattr(solver.func, name, None), "__name__", "<lambda>") != "<lambda>"]  # fmt: skip
     if own:
-        raise RuntimeError(f"torchdiffeq calls {own[0]} at each step, and the steps of a batch are not those of a point")
+        raise RuntimeError(
+            f"torchdiffeq calls {own[0]} at each step, and the steps of a batch are not those of a point"
+        )
     if is_batchedtensor(t):
         raise RuntimeError("the times of a solution depend on a latent")
     if solver.y0.is_complex():
@@ -169,11 +171,15 @@ def _control(solver: Any, times: Sequence[float]) -> Control:
     jumps = [] if solver.jump_t is None else solver.jump_t.tolist()
     if len({*stops, *jumps}) < len(stops) + len(jumps):
         raise ValueError("`step_t` and `jump_t` must not have any repeated elements between them.")
-    numbers = (getattr(solver, name).item() for name in ("safety", "ifactor", "dfactor", "min_step", "max_step"))
+    safety, ifactor, dfactor, least, most = (
+        getattr(solver, name).item() for name in ("safety", "ifactor", "dfactor", "min_step", "max_step")
+    )
     later = tuple(sorted(stop for stop in (*stops, *jumps) if stop >= times[0]))
     first = None if solver.first_step is None else solver.first_step.item()
 
-    return Control(solver.order, *numbers, later, frozenset(jumps), int(solver.max_num_steps), first)
+    return Control(
+        solver.order, safety, ifactor, dfactor, least, most, later, frozenset(jumps), int(solver.max_num_steps), first
+    )
 
 
 def _first_step(
@@ -212,7 +218,7 @@ def _solution(
 
 
 class _Adjoint:
-    """The answer to the adjoint method: in a batch the gradient is that of the steps, which needs no second solution."""
+    """The answer to the adjoint method: in a batch the gradient is that of the steps, without a second solution."""
 
     def __init__(self, plain: Any) -> None:
         self._plain = plain

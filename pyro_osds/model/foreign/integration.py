@@ -1,4 +1,4 @@
-r"""Initial value problems for a whole batch: one grid for all points, on which every point meets the solver's tolerances.
+r"""Differential equations for a whole batch: one grid, on which every point meets the tolerances of its solver.
 
 .. math::
     h' = h \min\Big(f_\max,\; s\, \big(\max_b r_b\big)^{-1/p}\Big), \qquad \text{a step counts where } \max_b r_b \le 1
@@ -133,7 +133,7 @@ class Integration:
             self.is_recorded = True
 
     def solve(self, y0: Tensor, taken: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The solution ``(T, B, *shape)``, which points were given up ``(B,)``, and the path: times, states, velocities.
+        """The solution ``(T, B, *shape)``, which points were given up ``(B,)``, and times, states, velocities of steps.
 
         Arguments:
             y0: Initial states, ``(B, *shape)``.

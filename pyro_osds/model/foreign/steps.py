@@ -220,7 +220,9 @@ def _plus(first: Tensor | None, second: Tensor) -> Tensor:
 def _drop_repeats(recorded: fx.GraphModule) -> None:
     """Leave out what a record does twice, and permutations that are none; a field is asked at each stage anew."""
     graph = recorded.graph
-    if any(node.op == "call_function" and is_mutable(node.target) for node in graph.nodes if node.target is not getitem):
+    if any(
+        node.op == "call_function" and is_mutable(node.target) for node in graph.nodes if node.target is not getitem
+    ):
         return
     known: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
