@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +36,7 @@ from pyro_osds.model.graph import (
     record,
     with_scores,
 )
-from pyro_osds.model.pointwise import Single, in_loop, or_nan
+from pyro_osds.model.pointwise import Single, in_loop, or_nan, seconds_of
 from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.vmap import PointsDisagree, VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
@@ -247,7 +246,7 @@ class Ladder:
         self.vectorized, before = True, self.is_double
         for self.is_double in (True, False):
             try:
-                seconds[self.is_double] = _seconds(with_scores(self.densities), block)
+                seconds[self.is_double] = seconds_of(with_scores(self.densities), block)
             except Exception:  # noqa: BLE001 - without vmap, the time is Python's, and the same for both
                 seconds[self.is_double] = 1.0
         self.vectorized, self.is_double = False, before
@@ -388,16 +387,3 @@ class Ladder:
         self._may_capture = True
 
         return graph
-
-
-def _seconds(function: Callable[[Tensor], Any], z: Tensor) -> float:
-    """What a function takes on a device, the shortest of three times, after one that does not count."""
-    times = []
-    for _ in range(4):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        function(z)
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-
-    return min(times[1:])

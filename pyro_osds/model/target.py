@@ -68,8 +68,7 @@ _NUM_LOOKED_AT = 4
 _NUM_SPREAD = 8
 # Draws at which sums beyond stated bounds are evaluated at once, and how many terms they may have together.
 _MOST_TOGETHER, _MAX_TERMS = 64, 2**19
-# Fewer draws of the prior are not worth the runs that one run for all is checked by.
-_MIN_TOGETHER = 32
+_MIN_TOGETHER = 32  # fewer draws of the prior are not worth the runs that one run for all is checked by
 
 
 class ModelTarget(SiteReadings, Target):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from pyro_osds.model.foreign.captures import modes_again, taken_from_outside, with_taken
-from pyro_osds.model.foreign.integration import Control, Integration, Solution, note_single
+from pyro_osds.model.foreign.integration import Control, Integration, note_single
+from pyro_osds.model.foreign.solutions import Solution
 from pyro_osds.model.foreign.steps import Steps, Tableau
 from pyro_osds.runtime.torch_internals import function_modes, is_batchedtensor
 

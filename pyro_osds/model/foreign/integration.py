@@ -12,9 +12,7 @@ it has no density, which the share of such points tells of.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-import weakref
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,12 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from pyro_osds.model.foreign.steps import Steps
 from pyro_osds.runtime.clock import check_time
-from pyro_osds.runtime.torch_internals import without_dispatch_modes
 
 # A step at which a point has no number is tried shorter so many times before the point is given up: in all 1e-7.
 _MAX_RETREATS, _RETREAT = 10, 0.2
@@ -38,8 +33,6 @@ MAX_STEPS = 10_000
 
 _limit: ContextVar[int] = ContextVar("limit", default=MAX_STEPS)
 _used: ContextVar[Used | None] = ContextVar("used", default=None)
-_numbers = itertools.count()
-_by_number: weakref.WeakValueDictionary[int, Integration] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -110,9 +103,8 @@ class Integration:
         self.steps, self.times, self.control, self.grid = steps, list(times), control, list(grid)
         self.time_dtype, self.avoids_jumps = time_dtype, avoids_jumps
         self.num_steps, self.max_steps = 0, _limit.get()
-        self.number = next(_numbers)
+        self.number = -1
         self.is_recorded = False
-        _by_number[self.number] = self
         if (used := _used.get()) is not None:
             used.append(self)
 
@@ -360,88 +352,3 @@ def integrations_used() -> Iterator[Used]:
         if before is not None:
             before += used
             before.num_single += used.num_single
-
-
-# ---- operations, so that a record holds a solution as one of them ----
-
-
-def _solve(number: int, y0: Tensor, taken: list[Tensor]) -> tuple[Tensor, ...]:
-    with torch.no_grad():
-        return _by_number[number].solve(y0, taken)
-
-
-def _pull(
-    number: int, gradient: Tensor, times: Tensor, states: Tensor, velocities: Tensor, taken: list[Tensor]
-) -> list[Tensor]:
-    with torch.no_grad():
-        return _by_number[number].pull(gradient, times, states, velocities, taken)
-
-
-_library = torch.library.Library("pyro_osds", "DEF")
-_library.define("solve(int number, Tensor y0, Tensor[] taken) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
-_library.define(
-    "pull(int number, Tensor gradient, Tensor times, Tensor states, Tensor velocities, Tensor[] taken) -> Tensor[]"
-)
-_library.impl("solve", _solve, "CompositeExplicitAutograd")
-_library.impl("pull", _pull, "CompositeExplicitAutograd")
-
-
-class _Whole(Function):
-    """The solution for a whole batch, and which points were given up."""
-
-    @staticmethod
-    def forward(ctx: Any, integration: Integration, y0: Tensor, *taken: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.integration = integration
-        if integration.is_recorded:
-            results = torch.ops.pyro_osds.solve(integration.number, y0, list(taken))
-        else:
-            results = integration.solve(y0, taken)
-        solution, lost, *path = results
-        ctx.save_for_backward(*path, *taken)
-        ctx.mark_non_differentiable(lost)
-
-        return solution, lost
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Any, ...]:
-        times, states, velocities, *taken = ctx.saved_tensors
-        integration = ctx.integration
-        if integration.is_recorded:
-            pulled = torch.ops.pyro_osds.pull(integration.number, gradient, times, states, velocities, taken)
-        else:
-            pulled = integration.pull(gradient, times, states, velocities, taken)
-
-        return None, *pulled
-
-
-class Solution(Function):
-    """The solution at the points of a batch, ``(T, *shape)`` each, and whether a point was given up."""
-
-    @staticmethod
-    def forward(integration: Integration, y0: Tensor, *taken: Tensor) -> tuple[Tensor, Tensor]:
-        """A solver of one point is not for here.
-
-        Raises:
-            RuntimeError: Always.
-        """
-        raise RuntimeError("an initial value problem of a batch was asked for outside of a batch")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept: what is differentiated is the whole batch."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        """The solution for a whole batch, from arguments in whole."""
-        integration, *tensors = args
-        size = info.batch_size
-        y0, *taken = (
-            tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            for tensor, dim in zip(tensors, in_dims[1:], strict=True)
-        )
-        if not integration.is_recorded:
-            with without_dispatch_modes():
-                integration.record(y0.detach().contiguous(), [each.detach().contiguous() for each in taken])
-
-        return _Whole.apply(integration, y0.contiguous(), *[each.contiguous() for each in taken]), (1, 0)

@@ -4,7 +4,7 @@ r"""One step of a Runge-Kutta method for a whole batch, and its gradient, each r
     k_i = h\, f\Big(t + \alpha_i h,\; y + \sum_{j < i} \beta_{ij} k_j\Big), \qquad
     y_1 = y + \sum_i c_i k_i, \qquad e = \sum_i \epsilon_i k_i
 
-The gradient is that of the step itself, stage by stage backwards, as automatic differentiation through the solver has it.
+The gradient is that of the step itself, stage by stage backwards, as automatic differentiation has it.
 """
 
 from __future__ import annotations
