@@ -20,6 +20,7 @@ from torch import Tensor
 from pyro_osds.model.foreign.integration import Integration, integrations_used
 from pyro_osds.runtime.clock import check_time
 from pyro_osds.runtime.execution import freeze
+from pyro_osds.runtime.interpreter import Interpreter
 from pyro_osds.runtime.recorder import record_operations
 
 BLOCK_SIZE = 256
@@ -128,7 +129,8 @@ def record(function: Scored, z: Tensor) -> Graph:
     """
     with torch.no_grad(), integrations_used() as used:
         operations = record_operations(function, z)
-        run = freeze(operations, (z,))
+        # A solution may be stopped by Ctrl-C or a limit of time, which TorchScript would make another error.
+        run = Interpreter(operations) if used else freeze(operations, (z,))
 
     return Graph(run, len(z), len(operations.graph.nodes), tuple(used))
 

@@ -12,6 +12,7 @@ from pyro_osds.model import ModelTarget
 from pyro_osds.model.agreement import agree_within_tolerances
 from pyro_osds.model.foreign.integration import integrations_used, limited_steps
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
+from pyro_osds.runtime.clock import OutOfTimeError, now, time_limit
 from pyro_osds.target import log_prob_and_score
 
 torchdiffeq = pytest.importorskip("torchdiffeq")
@@ -209,3 +210,10 @@ def test_a_fixed_grid_is_captured():
         ModelTarget(compartment("rk4", options={"step_size": 0.1}), vectorize="loop").log_prob, z
     )
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_limit_of_time_ends_a_solution():
+    target = ModelTarget(compartment(**LOOSE))
+    assert target.backend == "captured"
+    with pytest.raises(OutOfTimeError), time_limit(now() - 1.0):
+        target.log_prob(points(64))
