@@ -227,7 +227,7 @@ if importlib.util.find_spec("torchdiffeq"):
 
         return model
 
-    case("dopri5", backend="loop", reference=decay(True))(decay(False))
+    case("dopri5", reference=decay(True))(decay(False))
 
 if importlib.util.find_spec("gpytorch"):
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_osds.stats.thresholds import MAX_SOLVER_DIFFERENCE, MAX_SOLVER_RATIO, MAX_SOLVER_SLOPE
+
 
 def check_points(example: Tensor) -> Tensor:
     """Eight points at which backends are compared: near the example, and further out on both sides, ``(8, D)``."""
@@ -25,6 +27,40 @@ def agree(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], is_double: bool
     rounding = 1e-8 if is_double else 1e-4
 
     return all(_close(a[usable], b[usable], rounding) for a, b in zip(got, expected, strict=True))
+
+
+def agree_within_tolerances(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    """Whether values and scores are equal but for what a solver's tolerances leave open, and what does no harm.
+
+    Where single runs are not finite others may be: a solver of one point gives up sooner than one of a batch.
+
+    Arguments:
+        got: Log priors and log likelihoods ``(B,)``, and their scores ``(B, D)`` or none.
+        expected: The same by single runs.
+
+    Example:
+        >>> one, other = torch.tensor([-3.0, torch.nan]), torch.tensor([-3.0001, 1.0])
+        >>> agree_within_tolerances((other, one[:1].expand(2)), (one, one[:1].expand(2)))
+        True
+    """
+    got, expected = got[: len(expected)], expected[: len(got)]
+    usable = torch.stack([value.isfinite() for value in expected[:2]]).all(0)
+    if not usable.any():
+        return False
+    most = (MAX_SOLVER_DIFFERENCE, MAX_SOLVER_SLOPE)
+    pairs = [(a[usable], b[usable], most[index >= 2]) for index, (a, b) in enumerate(zip(got, expected, strict=True))]
+
+    return all(_is_harmless(a, b, each) for a, b, each in pairs)
+
+
+def _is_harmless(got: Tensor, expected: Tensor, most: float) -> bool:
+    finite = expected.isfinite()
+    # In units of the score of the whole point: of its coordinates one may be near zero.
+    size = expected.abs().where(finite, 0.0) if expected.dim() == 1 else expected.abs().where(finite, 0.0).amax(1, True)
+    relative = MAX_SOLVER_RATIO if expected.dim() == 1 else most
+    allowed = (most + relative * size).expand_as(expected)
+
+    return bool(((got - expected).abs()[finite] <= allowed[finite]).all())
 
 
 def _close(got: Tensor, expected: Tensor, rounding: float) -> bool:

@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_osds.model.agreement import agree, check_points
-from pyro_osds.model.foreign.factorisations import is_failure
+from pyro_osds.model.agreement import agree, agree_within_tolerances, check_points
+from pyro_osds.model.foreign.integration import MAX_STEPS, integrations_used, limited_steps
 from pyro_osds.model.foreign.saved import KeepSaved, is_about_changes
 from pyro_osds.model.graph import (
     BLOCK_SIZE,
@@ -37,11 +36,11 @@ from pyro_osds.model.graph import (
     record,
     with_scores,
 )
+from pyro_osds.model.pointwise import Single, in_loop, or_nan, seconds_of
 from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.vmap import PointsDisagree, VmapCompat, vmappable_pyro
-from pyro_osds.runtime.clock import check_time
 from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
-from pyro_osds.runtime.source import first_line, is_foreign, user_line
+from pyro_osds.runtime.source import first_line, user_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
 
 VECTORIZE = ("auto", "vmap", "loop")
@@ -50,10 +49,13 @@ CAPTURE = ("auto", False)
 _MANY_OPERATIONS = 2000
 # On a device that takes longer than this for double precision, single is taken where its rounding is below this, nats.
 _MAX_SLOWDOWN, _MAX_NOISE = 2.0, 0.01
+# Points at which backends are compared where a single run takes as long as a solver does; and in other coordinates.
+_FEW_POINTS, _FEWER_POINTS = 4, 1
+# Tensor operations of a batch from which on a solver makes it slow: about a hundredth of a second.
+_SLOW_SOLVER = 5000
+# A point that asks for so many times the steps of the points that are checked, and for this many, has no density.
+_MANY_TIMES, _FEWEST_STEPS = 10, 1000
 _log = logging.getLogger(__name__)
-
-Single = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Maps one point ``(D,)`` to its log prior and log likelihood, two scalars."""
 
 
 class Ladder:
@@ -67,6 +69,7 @@ class Ladder:
         block_size: Points that are evaluated at once.
         large_block_size: The same in larger batches.
         is_double: Whether to run in double precision, where that is known already.
+        is_solved: Whether an adaptive solver is part of the density, so that a single run takes long.
 
     Raises:
         ValueError: If an option is unknown, or ``vectorize="vmap"`` and vmap fails or is wrong.
@@ -88,6 +91,7 @@ class Ladder:
         block_size: int = BLOCK_SIZE,
         large_block_size: int = LARGE_BLOCK_SIZE,
         is_double: bool | None = None,
+        is_solved: bool = False,
     ) -> None:
         for name, value, allowed in (("vectorize", vectorize, VECTORIZE), ("capture", capture, CAPTURE)):
             if value not in allowed or isinstance(value, int) != isinstance(value, bool):
@@ -100,11 +104,15 @@ class Ladder:
         self._example = example
         self._batched_factories = False
         self._graphs: dict[tuple[bool, int], Graph] = {}
-        self._points = check_points(example)
+        self._is_solved = is_solved
+        few = _FEWER_POINTS if is_double is not None else _FEW_POINTS
+        self._points = check_points(example)[: few if is_solved else None]
         # The foot of the ladder: what all backends have to agree with.
         self.vectorized = self._may_capture = False
         self.is_double = bool(is_double)
         self._keeps_saved, self._must_agree = False, True
+        # Whether steps of a solver are chosen for whole batches, and what a batch takes then, in tensor operations.
+        self.is_adaptive, self.solver_cost, self._max_steps = False, 0, MAX_STEPS
         self._expected = self._first_look()
         if is_double is None:
             self._raise_precision()
@@ -124,7 +132,9 @@ class Ladder:
         sizes = self._block_size, self._large_block_size
         vectorize = vectorize if self.vectorized else "loop"
 
-        return Ladder(single, self._example, vectorize, capture, *sizes, is_double=self.is_double)
+        return Ladder(
+            single, self._example, vectorize, capture, *sizes, is_double=self.is_double, is_solved=self._is_solved
+        )
 
     @property
     def seen(self) -> tuple[Tensor, ...]:
@@ -132,12 +142,17 @@ class Ladder:
         return self._expected
 
     @property
+    def is_fast(self) -> bool:
+        """Whether batches are evaluated at once, and within some hundredths of a second."""
+        return self.vectorized and self.solver_cost < _SLOW_SOLVER
+
+    @property
     def backend(self) -> str:
         """``"captured"``, ``"vmap"`` or ``"loop"``."""
         if not self.vectorized:
             return "loop"
         if self._may_capture and not self._graphs:
-            self._capture(scores=True, block_size=self._block_size)
+            self._capture(True, min(MIN_BATCH, self._block_size) if self.solver_cost else self._block_size)
 
         return "captured" if self._may_capture else "vmap"
 
@@ -166,14 +181,16 @@ class Ladder:
 
     def _first_look(self) -> tuple[Tensor, ...]:
         """Densities and scores by the loop; a model that changes in place what its gradient needs is noticed here."""
+        # What a solver takes long for is not asked for twice, but to see that single precision says the same.
+        points = self._points[: 1 if self._is_solved and not self.is_double else None]
         try:
-            return with_scores(self.densities)(self._points)
+            return with_scores(self.densities)(points)
         except RuntimeError as error:
             if not is_about_changes(error):
                 raise
         self._keeps_saved = True
 
-        return with_scores(self.densities)(self._points)
+        return with_scores(self.densities)(points)
 
     def saved(self) -> contextlib.AbstractContextManager[Any]:
         """What has to be in force while the model runs and gradients are taken: nothing, unless it changes in place."""
@@ -189,14 +206,20 @@ class Ladder:
         except Exception as error:  # noqa: BLE001 - whatever a model has against double precision means the same
             self.is_double = False
             _log.info("single precision, as the model is written: %s", first_line(error))
+            if len(written[0]) < len(self._points):
+                self._expected = with_scores(self.densities)(self._points)
             return
-        self.is_double = resembles(double[0] + double[1], written[0] + written[1]) or is_rounding(
-            self._total(True), self._total(False), self._points, double[0] + double[1] - written[0] - written[1]
+        count = len(written[0])
+        total, before = double[0][:count] + double[1][:count], written[0] + written[1]
+        self.is_double = resembles(total, before) or is_rounding(
+            self._total(True), self._total(False), self._points[:count], total - before
         )
         if self.is_double and self._example.is_cuda and self._is_single_enough(double):
             self.is_double = False
         if self.is_double:
             self._expected = double
+        elif count < len(self._points):
+            self._expected = with_scores(self.densities)(self._points)
 
     def _total(self, is_double: bool) -> Callable[[Tensor], Tensor]:
         """The log joint density in one of the two precisions; the ladder stays in it."""
@@ -223,7 +246,7 @@ class Ladder:
         self.vectorized, before = True, self.is_double
         for self.is_double in (True, False):
             try:
-                seconds[self.is_double] = _seconds(with_scores(self.densities), block)
+                seconds[self.is_double] = seconds_of(with_scores(self.densities), block)
             except Exception:  # noqa: BLE001 - without vmap, the time is Python's, and the same for both
                 seconds[self.is_double] = 1.0
         self.vectorized, self.is_double = False, before
@@ -236,7 +259,10 @@ class Ladder:
     def _graph(self, scores: bool, num_points: int) -> Graph | None:
         """The graph for a batch of this size, recorded when it is first needed; None where there is none."""
         block_size = self._block_size
-        if block_size == BLOCK_SIZE < num_points:
+        if self.solver_cost and num_points <= MIN_BATCH:
+            # Each step of a solver goes over the whole block.
+            block_size = min(MIN_BATCH, block_size)
+        elif block_size == BLOCK_SIZE < num_points:
             first = self._graphs.get((True, BLOCK_SIZE)) or self._capture(True, BLOCK_SIZE)
             is_soon_recorded = first is not None and first.num_operations < _MANY_OPERATIONS
             block_size = self._large_block_size if is_soon_recorded else BLOCK_SIZE
@@ -273,7 +299,7 @@ class Ladder:
 
     def _in_loop(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         # A point at which linear algebra fails has no density, as in Pyro's own samplers.
-        return _loop(_or_nan(read) if read is self.single else read, z)
+        return in_loop(or_nan(read) if read is self.single else read, z)
 
     def _vmap(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         def single(row: Tensor) -> Any:
@@ -285,27 +311,33 @@ class Ladder:
             # A matrix without a factor gives its own point a density of zero, as everywhere.
             return tuple(part.masked_fill(failed, torch.nan) for part in result)
 
-        return torch.func.vmap(single, randomness="error")(z)
+        with limited_steps(self._max_steps):
+            return torch.func.vmap(single, randomness="error")(z)
 
     def _climb(self, must: bool) -> bool:
         """Whether vmap runs the density and agrees with the loop."""
         self.vectorized = True
         for self._batched_factories in (False, True):
             try:
-                got = with_scores(self.densities)(self._points)
+                with integrations_used() as used:
+                    got = with_scores(self.densities)(self._points)
             except Exception as error:  # noqa: BLE001 - any failure of vmap means the same: use the loop
                 why = f"{user_line(error)} failed under torch.func.vmap: {first_line(error)}"
             else:
-                if agree(got, self._expected, self.is_double):
+                self.is_adaptive = any(each.is_adaptive for each in used)
+                self.solver_cost = sum(each.cost for each in used)
+                most = max((each.num_steps for each in used), default=0)
+                self._max_steps = min(max(_FEWEST_STEPS, _MANY_TIMES * most), MAX_STEPS)
+                if self._agrees(got):
                     self.reason = ""
-                    return True
+                    return self._settle_solvers(bool(used))
                 total, expected = got[0] + got[1], self._expected[0] + self._expected[1]
                 why = (
                     "under torch.func.vmap the log density or its gradient differs from single runs "
                     f"(log densities {total.tolist()} against {expected.tolist()})"
                 )
             self.reason = self.reason or why
-        self.vectorized = False
+        self.vectorized = self.is_adaptive = False
         if must:
             raise ValueError(f"vectorize='vmap' does not work for this model: {self.reason}. Use vectorize='auto'.")
         warn(
@@ -314,6 +346,22 @@ class Ladder:
         )
 
         return False
+
+    def _agrees(self, got: tuple[Tensor, ...]) -> bool:
+        """Whether densities, and scores, are those of the loop at the points that are checked."""
+        if self.is_adaptive:
+            return agree_within_tolerances(got, self._expected)
+
+        return agree(got, self._expected, self.is_double)
+
+    def _settle_solvers(self, has_solvers: bool) -> bool:
+        """A solver is set up anew wherever no graph holds it, so with a graph no batch is too small for it."""
+        if has_solvers:
+            self._min_batch = 1
+        if self.is_adaptive:
+            _log.info("a differential equation is solved for whole batches, on steps that meet its tolerances at all")
+
+        return True
 
     def _capture(self, scores: bool, block_size: int) -> Graph | None:
         """A graph that agrees with the loop, or None, after which there will be no other attempt."""
@@ -325,60 +373,17 @@ class Ladder:
         try:
             with self._replayed():
                 graph = record(function, block.roll(1, 0))
-                got = in_blocks(graph, block[: self._min_batch])
+                got = in_blocks(graph, block[: max(self._min_batch, len(self._points))])
         except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
             self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
             return None
         finally:
             self._must_agree = False
         count = len(self._points)
-        if not agree(tuple(part[:count] for part in got), self._expected, self.is_double):
+        if not self._agrees(tuple(part[:count] for part in got)):
             self.reason = "the captured graph differs from single runs"
             return None
         self._graphs[scores, block_size] = graph
         self._may_capture = True
 
         return graph
-
-
-def _seconds(function: Callable[[Tensor], Any], z: Tensor) -> float:
-    """What a function takes on a device, the shortest of three times, after one that does not count."""
-    times = []
-    for _ in range(4):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        function(z)
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-
-    return min(times[1:])
-
-
-def _loop(read: Callable[[Tensor], Any], z: Tensor) -> Any:
-    results = []
-    for row in z:
-        check_time()
-        with VmapCompat():
-            results.append(read(row))
-    if isinstance(results[0], dict):
-        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
-
-    return tuple(torch.stack(column) for column in zip(*results, strict=True))
-
-
-def _or_nan(single: Single) -> Single:
-    def densities(row: Tensor) -> tuple[Tensor, Tensor]:
-        try:
-            return single(row)
-        except Exception as error:
-            # Python's math raises where torch gives infinity or nan; solvers of other packages give up where an
-            # equation is too stiff.
-            python = isinstance(error, ArithmeticError) or "math domain error" in str(error)
-            solver = isinstance(error, (AssertionError, RuntimeError, ValueError)) and is_foreign(error)
-            if not (is_failure(error) or python or solver):
-                raise
-        nan = torch.nan * row.sum()
-
-        return nan, nan
-
-    return densities

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_osds.model.foreign.integration import Integration, integrations_used
 from pyro_osds.runtime.clock import check_time
 from pyro_osds.runtime.execution import freeze
+from pyro_osds.runtime.interpreter import Interpreter
 from pyro_osds.runtime.recorder import record_operations
 
 BLOCK_SIZE = 256
@@ -52,11 +54,13 @@ class Graph:
         run: The function, for blocks of this size.
         block_size: Points that it evaluates at once.
         num_operations: Tensor operations of a run, if it is recorded.
+        keeps: Initial value problems that it solves, which have to live as long.
     """
 
     run: Scored
     block_size: int
     num_operations: int = 0
+    keeps: tuple[Integration, ...] = ()
 
 
 def block_size(dim: int, num_terms: int) -> int:
@@ -123,10 +127,12 @@ def record(function: Scored, z: Tensor) -> Graph:
     Returns:
         The recorded function, for blocks of the same size.
     """
-    with torch.no_grad():
+    with torch.no_grad(), integrations_used() as used:
         operations = record_operations(function, z)
+        # A solution may be stopped by Ctrl-C or a limit of time, which TorchScript would make another error.
+        run = Interpreter(operations) if used else freeze(operations, (z,))
 
-    return Graph(freeze(operations, (z,)), len(z), len(operations.graph.nodes))
+    return Graph(run, len(z), len(operations.graph.nodes), tuple(used))
 
 
 def in_blocks(graph: Graph, z: Tensor) -> tuple[Tensor, ...]:

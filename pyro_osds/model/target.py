@@ -36,6 +36,7 @@ from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.plan import joint_sum
 from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
 from pyro_osds.model.first_run import check_observations, check_parameters, first_trace
+from pyro_osds.model.foreign.integration import integrations_used
 from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.foreign.state import State
 from pyro_osds.model.graph import block_size, large_block_size, with_scores
@@ -67,8 +68,7 @@ _NUM_LOOKED_AT = 4
 _NUM_SPREAD = 8
 # Draws at which sums beyond stated bounds are evaluated at once, and how many terms they may have together.
 _MOST_TOGETHER, _MAX_TERMS = 64, 2**19
-# Fewer draws of the prior are not worth the runs that one run for all is checked by.
-_MIN_TOGETHER = 32
+_MIN_TOGETHER = 32  # fewer draws of the prior are not worth the runs that one run for all is checked by
 
 
 class ModelTarget(SiteReadings, Target):
@@ -157,21 +157,21 @@ class ModelTarget(SiteReadings, Target):
         self._is_bounded = any(is_bounded(site) for site in discrete)
         if discrete:
             self._check_enumeration(trace)
-        with torch.no_grad(), vmappable_pyro(), VmapCompat():
+        with torch.no_grad(), vmappable_pyro(), VmapCompat(), integrations_used() as used:
             run = self._run(self.start.clone())
         self._copies_values = run.changes_values
         self.num_terms, self._closed_forms = run.num_terms * len(self._joint or (0,)), run.closed_forms
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
-        check_deterministic(self._terms, check_points(self.start)[:2], self._state)
+        check_deterministic(self._terms, check_points(self.start)[: 1 if used.num_single else 2], self._state)
         self._state.settle()
         sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
-        self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes)
-        self.vectorized = self._ladder.vectorized
+        self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes, is_solved=used.num_single > 0)
+        self.vectorized = self._ladder.is_fast
         lost = lost_gradients(self._ladder.seen, self.sites)
         if lost and masked:
             refuse_missing(masked, model, args, self.kwargs)
         refuse_lost(lost)
-        if self.dim and not self.vectorized and self.is_double:
+        if self.dim and not self._ladder.vectorized and self.is_double:
             check_gradients(with_scores(self._ladder.densities), self.sites, check_points(self.start)[:4])
         self.notes = self._look_at_observations(trace)
 

@@ -42,6 +42,7 @@ from pyro_osds.model.distributions.missing import nan_is_missing
 from pyro_osds.model.distributions.outside import cut_densities
 from pyro_osds.model.distributions.stable import stable_densities
 from pyro_osds.model.foreign import cells
+from pyro_osds.model.foreign.diffeq import solvers_in_batches
 from pyro_osds.model.foreign.factorisations import FACTORISATIONS, Factorisations
 from pyro_osds.model.foreign.functions import functions_in_batches
 from pyro_osds.model.pyro_internals import safe_log_replaced
@@ -112,6 +113,7 @@ def vmappable_pyro() -> Iterator[None]:
         cut_densities(),
         nan_is_missing(),
         functions_in_batches(),
+        solvers_in_batches(),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=_NO_RULE)

@@ -20,15 +20,15 @@ from pyro_osds.runtime.torch_internals import TO_PYTHON, DispatchMode, is_mutabl
 _recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
 
 
-def record_operations(function: Callable[[Tensor], Any], z: Tensor) -> fx.GraphModule:
-    """The tensor operations of a function, recorded at one argument.
+def record_operations(function: Callable[..., Any], *arguments: Tensor) -> fx.GraphModule:
+    """The tensor operations of a function, recorded at one argument, or several.
 
     Arguments:
-        function: Maps a tensor to a tuple of tensors, by the same operations whatever the values.
-        z: Where to record, of any shape; the graph is for arguments of this shape.
+        function: Maps tensors to a tuple of tensors, by the same operations whatever the values.
+        arguments: Where to record, of any shapes; the graph is for arguments of these shapes.
 
     Returns:
-        The operations as a module, from the argument to the tuple.
+        The operations as a module, from the arguments to the tuple.
 
     Raises:
         RuntimeError: If a value that depends on the argument goes to Python, if a tensor from outside is changed in
@@ -40,9 +40,10 @@ def record_operations(function: Callable[[Tensor], Any], z: Tensor) -> fx.GraphM
         (tensor([5.4366, 5.4366]), tensor(2.))
     """
     recorder = Recorder()
-    recorder.add_input(z)
+    for argument in arguments:
+        recorder.add_input(argument)
     with _recorded_by(recorder):
-        values = function(z)
+        values = function(*arguments)
     recorder.graph.output(tuple(recorder.node(value) for value in values))
     recorder.graph.eliminate_dead_code()
 

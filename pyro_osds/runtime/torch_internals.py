@@ -17,7 +17,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_bdim
 from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 __all__ = [
     "ARGUMENT_CHECKS",
@@ -36,6 +36,7 @@ __all__ = [
     "undecorated",
     "unexpanded_factor",
     "unchanged_validation",
+    "without_dispatch_modes",
     "without_function_modes",
     "written_arguments",
 ]
@@ -184,6 +185,20 @@ def without_function_modes() -> AbstractContextManager[Any]:
         tensor([1.])
     """
     return torch._C.DisableTorchFunction()
+
+
+def without_dispatch_modes() -> AbstractContextManager[Any]:
+    """Operations that no ``TorchDispatchMode`` sees, and so no record that is being made. Gone: no import.
+
+    Example:
+        >>> class Failing(DispatchMode):
+        ...     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        ...         raise ValueError(operation)
+        >>> with Failing(), without_dispatch_modes():
+        ...     torch.ones(1)
+        tensor([1.])
+    """
+    return _disable_current_modes()
 
 
 @contextmanager

@@ -205,6 +205,12 @@ less than a half would make its flow slower to train, and not right."""
 # Neighbours of single precision need nine; what needs more is written as Python does it.
 _MAX_DIGITS = 15
 
+MAX_SOLVER_DIFFERENCE, MAX_SOLVER_RATIO, MAX_SOLVER_SLOPE = 1e-3, 1e-6, 1e-3
+"""By how many nats, and by what share, a log density may differ between one grid for a batch and a grid for each point,
+and by how much a score: two solutions within the same tolerances differ by them. A thousandth of a nat is less than
+any standard error of a log evidence that is called reliable; far out, where log densities are in millions, their
+tolerances are so, too."""
+
 
 def pareto_k_threshold(num_draws: int) -> float:
     """The largest trustworthy pareto k for a number of draws: ``min(1 - 1 / log10(S), 0.7)``.

@@ -182,3 +182,20 @@ def test_views_of_a_copy():
     row += 10.0
     assert row.tolist() == [13.0, 14.0, 15.0] and column.tolist() == [0.0, 13.0]
     assert x.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]] and len(copies) == 1
+
+
+def test_without_dispatch_modes():
+    # _disable_current_modes, under which a record in the making sees nothing.
+    seen = []
+
+    class Mode(torch_internals.DispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            seen.append(operation)
+            return operation(*args, **(kwargs or {}))
+
+    with Mode():
+        torch.ones(1).exp()
+        count = len(seen)
+        with torch_internals.without_dispatch_modes():
+            torch.ones(1).exp()
+    assert count == len(seen) > 0

@@ -23,7 +23,13 @@ def reached(
         discrete: The discrete ones, which count as reached.
         rows: Points to look at; a gradient may vanish at one of them.
     """
-    return set().union(*(_reached_at(run, sites, discrete, row) for row in rows))
+    found: set[str] = set()
+    for row in rows:
+        found |= _reached_at(run, sites, discrete, row)
+        if found >= {site.name for site in sites}:
+            break
+
+    return found
 
 
 def _reached_at(

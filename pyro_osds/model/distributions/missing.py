@@ -28,14 +28,18 @@ from pyro_osds.model.distributions.stable import replaced
 from pyro_osds.model.distributions.supports import UnknownSupportError, bare, inside
 from pyro_osds.model.distributions.wrappers import is_masked, is_wrapper, unwrap
 from pyro_osds.model.pyro_internals import mask_of
-from pyro_osds.runtime.torch_internals import is_batchedtensor, unexpanded_factor, without_function_modes
+from pyro_osds.runtime.torch_internals import (
+    is_batchedtensor,
+    unexpanded_factor,
+    without_dispatch_modes,
+    without_function_modes,
+)
 
 NAN_MASKED = (NanMaskedNormal, NanMaskedMultivariateNormal)
 """Distributions for which an observed value that is not finite is missing."""
 
-# Patterns of missing entries that are evaluated one by one. Each is some operations; with more of them, every row gets
-# a matrix of its own, which takes the memory of all rows times the square of an event.
-_MANY_PATTERNS = 32
+# What a piece of rows costs, in rows: a matrix of its own.
+_PIECE_COST = 16
 
 
 def observed_log_prob(fn: Any, value: Any, mask: Any) -> Tensor:
@@ -193,54 +197,81 @@ def _nan_masked_multivariate_normal(self: Any, value: Tensor) -> Tensor:
     ok = value.isfinite()
     if ok.all():
         return MultivariateNormal.log_prob(self, value)
-    ok, difference = torch.broadcast_tensors(ok, torch.where(ok, value - self.loc, 0.0))
-    factor = unexpanded_factor(self)
-    if factor.shape[:-2].numel() > 1:
-        return _marginal(_part(factor @ factor.mT, ok), ok, difference)
-    covariance = (factor @ factor.mT).reshape(factor.shape[-2:])
-    rows, size = ok.reshape(-1, ok.shape[-1]), ok.shape[-1]
-    patterns, which = torch.unique(rows, dim=0, return_inverse=True)
-    factors = torch.linalg.cholesky(_part(covariance, patterns))
-    flat = difference.reshape(-1, size)
-    if len(patterns) > _MANY_PATTERNS:
-        log_prob = _of_factor(factors[which], rows, flat[..., None])
-        return log_prob.reshape(ok.shape[:-1])
-    order = torch.argsort(which, stable=True)
-    counts = torch.bincount(which, minlength=len(patterns)).tolist()
-    parts = [_of_shared_factor(factors[i], patterns[i], part) for i, part in enumerate(flat[order].split(counts))]
+    factor, loc = unexpanded_factor(self), self.loc
+    shape = torch.broadcast_shapes(value.shape, loc.shape)
+    # Which entries there are is the same at all points, and no part of a record.
+    with without_function_modes(), without_dispatch_modes(), torch.no_grad():
+        plan = _Plan(ok.expand(shape), factor.shape[:-2])
+        # In the precision of the density, before anything is rounded in that of the data.
+        filled = torch.where(ok, value, 0.0).to(torch.promote_types(value.dtype, loc.dtype))
+        filled = filled.expand(shape).reshape(-1, shape[-1])[plan.rows].mT.contiguous()
+        # The middle of what is there, so that two products below lose no digits in their difference.
+        middle = (filled.sum((0, 2)) / plan.ok[plan.group].sum(0).clamp(min=1) / filled.shape[-1])[:, None]
+        filled = filled - middle
+    log_scale, inverse = _inverse_factors((factor @ factor.mT).reshape(-1, *factor.shape[-2:])[plan.matrix], plan.ok)
+    own = inverse[plan.group]
+    # Rows come last: sums over entries are then sums of rows, which take a tenth of the time.
+    if all(size == 1 or step == 0 for size, step in zip(loc.shape[:-1], loc.stride()[:-1], strict=True)):
+        # The same for all rows, for which a plate has expanded it.
+        centre = loc[(0,) * (loc.dim() - 1)][:, None] - middle
+        whitened = own @ filled - (inverse @ centre)[plan.group]
+    else:
+        whitened = own @ (filled - (loc.expand(shape).reshape(-1, shape[-1])[plan.rows].mT - middle))
+    constant = log_scale + 0.5 * math.log(2.0 * math.pi) * plan.ok.sum(-1).to(log_scale.dtype)
+    log_prob = -constant[plan.group][:, None] - 0.5 * whitened.square().sum(-2)
 
-    return torch.cat(parts)[torch.argsort(order)].reshape(ok.shape[:-1])
-
-
-def _part(covariance: Tensor, ok: Tensor) -> Tensor:
-    """A covariance with that of independent standard normal variates for what is missing, ``(*, n, n)``."""
-    both = ok[..., :, None] & ok[..., None, :]
-
-    return torch.where(both, covariance, torch.eye(ok.shape[-1], dtype=covariance.dtype, device=covariance.device))
-
-
-def _marginal(covariance: Tensor, ok: Tensor, difference: Tensor) -> Tensor:
-    return _of_factor(torch.linalg.cholesky(covariance), ok, difference[..., None])
+    return log_prob.reshape(-1).index_select(0, plan.back).reshape(shape[:-1])
 
 
-def _of_factor(factor: Tensor, ok: Tensor, difference: Tensor) -> Tensor:
-    """Log densities of what is there, of a factor for each row; differences are zero where something is missing."""
-    whitened = torch.linalg.solve_triangular(factor, difference, upper=False)
+class _Plan:
+    """Rows by what is missing of them, and by their covariance: each such group has one factorisation.
 
-    return _log_normal(factor, ok) - 0.5 * whitened.square().sum((-2, -1))
+    Groups are cut into pieces of one size, filled up with copies of a row, so that all of them are one operation.
+
+    Arguments:
+        ok: What is there, ``(*batch_shape, n)``.
+        shape: The batch shape of the covariances, which broadcasts with that of the rows.
+    """
+
+    def __init__(self, ok: Tensor, shape: torch.Size) -> None:
+        rows, device = ok.reshape(-1, ok.shape[-1]), ok.device
+        matrix = torch.arange(shape.numel(), device=device).reshape(shape).expand(ok.shape[:-1]).reshape(-1, 1)
+        kinds, which = torch.unique(torch.cat([matrix, rows.long()], -1), dim=0, return_inverse=True)
+        self.matrix, self.ok = kinds[:, 0], kinds[:, 1:].bool()
+        counts = torch.bincount(which, minlength=len(kinds)).tolist()
+        size = _piece(counts)
+        groups, pieces = [], []
+        for group, part in enumerate(torch.argsort(which, stable=True).split(counts)):
+            count = -(-len(part) // size)
+            pieces.append(torch.cat([part, part[-1:].expand(count * size - len(part))]))
+            groups += [group] * count
+        flat = torch.cat(pieces)
+        self.rows, self.group = flat.reshape(-1, size), torch.tensor(groups, device=device)
+        self.back = torch.empty(len(rows), dtype=torch.long, device=device)
+        self.back[flat] = torch.arange(len(flat), device=device)
 
 
-def _of_shared_factor(factor: Tensor, ok: Tensor, difference: Tensor) -> Tensor:
-    """The same of one factor for all rows, ``(n, n), (n,), (R, n) -> (R,)``."""
-    whitened = torch.linalg.solve_triangular(factor, difference.mT, upper=False)
+def _piece(counts: list[int]) -> int:
+    """Rows of a piece, so that there is little to fill up and there are few pieces."""
+    sizes = [2**power for power in range(max(counts).bit_length())]
 
-    return _log_normal(factor, ok) - 0.5 * whitened.square().sum(-2)
+    return min(sizes, key=lambda size: sum(-(-count // size) * (size + _PIECE_COST) for count in counts))
 
 
-def _log_normal(factor: Tensor, ok: Tensor) -> Tensor:
-    log_scale = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+def _inverse_factors(covariance: Tensor, ok: Tensor) -> tuple[Tensor, Tensor]:
+    """Log determinants of Cholesky factors of what is there, and their inverses, zero where something is missing.
 
-    return -log_scale - 0.5 * math.log(2.0 * math.pi) * ok.sum(-1)
+    Arguments:
+        covariance: Covariances, ``(G, n, n)``.
+        ok: What is there, ``(G, n)``.
+    """
+    both = ok[:, :, None] & ok[:, None, :]
+    eye = torch.eye(ok.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    # For what is missing stand independent standard normal variates.
+    factor = torch.linalg.cholesky(torch.where(both, covariance, eye))
+    inverse = torch.linalg.solve_triangular(factor, eye.expand(factor.shape), upper=False)
+
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1), torch.where(both, inverse, 0.0)
 
 
 @contextlib.contextmanager

@@ -74,6 +74,10 @@ class Factorisations:
 
         return self._known[id(tensor)][1]
 
+    def note(self, failed: Tensor) -> None:
+        """Something else failed at the points where this is true."""
+        self._asked.append((failed, torch.zeros(failed.shape, dtype=failed.dtype, device=failed.device)))
+
     def failed(self, like: Tensor) -> Tensor | None:
         """Whether something that was asked about failed, a scalar for each point; None where nothing was asked."""
         if not self._asked:

@@ -15,6 +15,7 @@ from torch import nan, tensor
 
 from pyro_osds import OSDS
 from pyro_osds.model import ModelTarget
+from pyro_osds.model.distributions.missing import nan_is_missing
 
 Y = tensor([1.0, nan, 2.0, 0.5])
 ROWS = tensor([[1.0, nan, 0.2], [2.0, 0.3, nan], [nan, nan, nan], [0.4, 0.1, -1.0], [nan, 0.7, 1.5]])
@@ -336,3 +337,40 @@ def test_a_missing_covariate_that_no_latent_meets_is_fine():
         pyro.sample("y", dist.Normal(mean, scale), obs=tensor(1.0))
 
     assert ModelTarget(model).log_prob(torch.zeros(1, 2)).isfinite().all()
+
+
+def by_parts(loc, covariance, y):
+    """Log densities of what is there of one row after the other, by their own determinants and inverses."""
+    total = []
+    for m, c, row in zip(loc, covariance, y, strict=True):
+        at = row.isfinite().nonzero()[:, 0]
+        if len(at) == 0:
+            total.append(0.0 * m.sum())
+            continue
+        part, d = c[at][:, at], row[at] - m[at]
+        log_det = part.logdet()
+        total.append(-0.5 * (d @ part.inverse() @ d + log_det + len(at) * math.log(2.0 * math.pi)))
+
+    return torch.stack(total)
+
+
+@pytest.mark.parametrize("shape", [(), (5, 1), (1, 7), (5, 7)])
+@pytest.mark.parametrize("loc_shape", [(), (7,), (5, 7)])
+def test_patterns_of_missing_entries_by_parts_of_matrices(shape, loc_shape):
+    """Covariances of groups, of rows, and of one for all; means likewise; values, and gradients of both."""
+    random = torch.Generator().manual_seed(3)
+    y = 30.0 + torch.randn(5, 7, 3, generator=random, dtype=torch.float64)
+    y[torch.rand(y.shape, generator=random) < 0.4] = torch.nan
+    y[2, 3] = torch.nan
+    loc = (30.0 + torch.randn(*loc_shape, 3, generator=random, dtype=torch.float64)).requires_grad_()
+    root = torch.randn(*shape, 3, 3, generator=random, dtype=torch.float64).requires_grad_()
+    covariance = root @ root.mT + 0.5 * torch.eye(3, dtype=torch.float64)
+    weights = torch.randn(5, 7, generator=random, dtype=torch.float64)
+    with nan_is_missing():
+        got = dist.NanMaskedMultivariateNormal(loc, covariance_matrix=covariance).expand([5, 7]).log_prob(y)
+    whole = loc.expand(5, 7, 3).reshape(-1, 3), covariance.expand(5, 7, 3, 3).reshape(-1, 3, 3)
+    expected = by_parts(*whole, y.reshape(-1, 3)).reshape(5, 7)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    gradients = torch.autograd.grad((weights * got).sum(), (loc, root), retain_graph=True)
+    by_hand = torch.autograd.grad((weights * expected).sum(), (loc, root))
+    torch.testing.assert_close(gradients, by_hand, rtol=1e-8, atol=1e-8)
