@@ -382,6 +382,7 @@ class Fit:
             improper_sites=self.model_target.improper_sites,
             reasons=self._objections(),
             parts=found.parts if found else (),
+            particles=found.exploration.z if found else None,
         )
 
     def _objections(self) -> tuple[Reason, ...]:

@@ -20,16 +20,16 @@ from pyro_osds.explore.refinement import refine
 from pyro_osds.explore.search.parts import Part, lost_by_draws, lost_by_particles
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
-from pyro_osds.posterior.reasons import lost_reasons
+from pyro_osds.posterior.reasons import lost_reasons, particle_reasons
 from pyro_osds.posterior.verdict import judge, judge_annealed
 from pyro_osds.runtime.clock import OutOfTimeError, time_limit
 from pyro_osds.runtime.precision import is_rough, rounding_noise
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
-from pyro_osds.stats.enough import MAX_DRAWS, Enough
+from pyro_osds.stats.enough import MAX_DRAWS, Enough, share_in_tail
 from pyro_osds.stats.pareto import pareto_smooth
-from pyro_osds.stats.thresholds import GOOD_PARETO_K, GOOD_WEIGHT_ESS, TARGET_STD_ERROR
-from pyro_osds.stats.weights import FlowDraws, Proposal, WeightSummary, join, summarize_weights, weigh
+from pyro_osds.stats.thresholds import GOOD_PARETO_K, GOOD_WEIGHT_ESS, MAX_PARETO_K, TARGET_STD_ERROR
+from pyro_osds.stats.weights import FlowDraws, Proposal, WeightSummary, join, log_weights_at, summarize_weights, weigh
 from pyro_osds.target import NotFiniteError, Target, has_wrong_gradient, log_prob_and_score
 
 CORRECTIONS = ("imh", "psis", "none")
@@ -89,6 +89,7 @@ def draw_posterior(
     reasons: Sequence[Reason] = (),
     parts: Sequence[Part] = (),
     deadline: float = math.inf,
+    particles: Tensor | None = None,
 ) -> PosteriorDraws:
     """Fresh draws, weighed, judged and corrected.
 
@@ -106,6 +107,7 @@ def draw_posterior(
         reasons: What else speaks against the evidence.
         parts: Parts of the posterior that search found, which the draws have to reach.
         deadline: When a second opinion is left at the latest.
+        particles: Explored particles, ``(N, D)``, which have a say where the weights have a heavy tail.
 
     Returns:
         The posterior draws.
@@ -124,13 +126,28 @@ def draw_posterior(
         check,
         improper_sites,
         draws.num_not_finite,
-        (*reasons, *lost_reasons(lost, weights.log_mean_weight)),
+        (
+            *reasons,
+            *lost_reasons(lost, weights.log_mean_weight),
+            *_by_particles(leap, target, draws, weights, particles),
+        ),
         annealed_check(second) if second else None,
         _rounding(target, draws.z, draws.log_prob),
         Mixing(*mixing(draws.z[index])),
     )
 
     return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight, draws.num_not_finite, is_whole)
+
+
+def _by_particles(
+    leap: Proposal, target: Target, draws: FlowDraws, weights: WeightSummary, particles: Tensor | None
+) -> list[Reason]:
+    """Whether explored particles confirm the tail of the weights, where it is a heavy one."""
+    if particles is None or not leap.can_invert or not GOOD_PARETO_K < weights.pareto_k <= MAX_PARETO_K:
+        return []
+    share = share_in_tail(draws.log_weight, log_weights_at(leap, target, particles))
+
+    return particle_reasons(share, len(particles))
 
 
 def _choose(

@@ -10,6 +10,7 @@ from pyro_osds.explore.search.parts import Part
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason
 from pyro_osds.stats.thresholds import (
     CHECK_QUANTILE,
+    HEAVY_SHARE,
     MAX_NOT_FINITE,
     MAX_R_HAT,
     MAX_ROUNDING,
@@ -40,6 +41,26 @@ def tail_reasons(k: float, num_draws: int) -> list[Reason]:
             f"pareto k is {seen}, above {bound} for {num_draws} draws: a few draws carry the estimate, the flow's "
             "tails are too light. Raise num_iterations, or reparametrise the model (a non-centred hierarchy, for "
             "instance)."
+        )
+    ]
+
+
+def particle_reasons(share: float, num_particles: int) -> list[Reason]:
+    """What explored particles say of the tail of the weights.
+
+    Arguments:
+        share: Share of the particles where weights are largest.
+        num_particles: How many particles there are.
+    """
+    error = math.sqrt(HEAVY_SHARE * (1.0 - HEAVY_SHARE) / max(num_particles, 1))
+    if not abs(share - HEAVY_SHARE) > MAX_SIGMAS * error:
+        return []
+
+    return [
+        Reason(
+            f"The weights have a heavy tail, and explored particles do not confirm it: {HEAVY_SHARE:.0%} of the "
+            f"posterior lies where weights are largest, by the weights, and {share:.1%} of {num_particles} particles. "
+            "One of the two misses a part. Raise num_iterations and num_particles, or reparametrise the model."
         )
     ]
 

@@ -112,12 +112,27 @@ def tails_agree(log_weight: Tensor, of_particles: Tensor) -> bool:
         >>> tails_agree(log_weight, torch.full((512,), 1.5)), tails_agree(log_weight, torch.full((512,), -1.5))
         (False, False)
     """
+    error = math.sqrt(HEAVY_SHARE * (1.0 - HEAVY_SHARE) / len(of_particles))
+
+    return abs(share_in_tail(log_weight, of_particles) - HEAVY_SHARE) <= MAX_SIGMAS * error
+
+
+def share_in_tail(log_weight: Tensor, of_particles: Tensor) -> float:
+    """Share of particles where weights are largest, which holds a share of :data:`HEAVY_SHARE` of the posterior.
+
+    Arguments:
+        log_weight: Log weights of draws of the flow, ``(S,)``.
+        of_particles: Log weights at the particles, ``(N,)``.
+
+    Example:
+        >>> share_in_tail(torch.zeros(4096), torch.tensor([-1.0, 1.0]))
+        0.5
+    """
     largest = log_weight.sort(descending=True).values
     reached = torch.softmax(largest.double(), 0).cumsum(0)
     bound = largest[min(int((reached < HEAVY_SHARE).sum()), len(largest) - 1)]
-    seen = (of_particles > bound).double().mean().item()
 
-    return abs(seen - HEAVY_SHARE) <= MAX_SIGMAS * math.sqrt(HEAVY_SHARE * (1.0 - HEAVY_SHARE) / len(of_particles))
+    return (of_particles > bound).double().mean().item()
 
 
 def most_draws(std_error: float, dim: int) -> int:

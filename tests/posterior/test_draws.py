@@ -133,6 +133,19 @@ def test_the_tail_is_fitted_once_per_set_of_weights(leap, monkeypatch, correctio
     assert sizes == [math.ceil(3.0 * math.sqrt(num_draws)) for num_draws in (4096, 8192, 16384, 32768)]
 
 
+@pytest.mark.parametrize(("scale", "is_said"), [(1.0, False), (0.5, True), (2.0, True)])
+def test_particles_have_to_confirm_a_heavy_tail(leap, scale, is_said):
+    # N(0, 1.75^2) from N(0, 1): pareto k is near 0.6. True particles, and explorations that are too narrow or too wide.
+    target = FunctionTarget(lambda z: torch.distributions.Normal(0.0, 1.75).log_prob(z)[:, 0], 1)
+    particles = scale * 1.75 * torch.randn(512, 1, dtype=torch.float64)
+    evidence = draw_posterior(leap, target, 1, 100, particles=particles).evidence
+    assert 0.5 < evidence.pareto_k < 0.7
+    assert any("explored particles do not confirm it" in reason for reason in evidence.reasons) == is_said
+    # Where the tail is light, particles are not asked.
+    evidence = draw_posterior(leap, near(), 1, 100, particles=10.0 + particles).evidence
+    assert evidence.pareto_k < 0.5 and not any("explored particles" in reason for reason in evidence.reasons)
+
+
 # ---- the second opinion ----
 
 
