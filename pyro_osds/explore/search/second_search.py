@@ -27,6 +27,7 @@ from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.paths import ReferencePath
 from pyro_osds.explore.search.ascent import Tops, ascend
 from pyro_osds.explore.search.cover import base_with_parts, by_component, with_parts
+from pyro_osds.explore.search.lines import bumps
 from pyro_osds.explore.search.parts import Part, basin, lost_by_draws, lost_by_particles
 from pyro_osds.explore.search.probes import around, halo, outstanding
 from pyro_osds.flow.base import Base
@@ -191,6 +192,11 @@ def _searched(target: Target, exploration: Exploration, base: Base, seen: Explor
     starts, num_random = _starts(target, exploration, base, seen)
     tops = ascend(evaluate, starts, base.loc, scale)
     basins = _basins(target, tops, scale)
+    risen = bumps(target, [part for part, _ in basins.tops], _origins(exploration, seen))
+    if len(risen):
+        further = ascend(evaluate, risen.to(starts), base.loc, scale)
+        tops = Tops(*(torch.cat(both) for both in zip(tops, further, strict=True)))
+        basins = _basins(target, tops, scale)
     at_random = [int((index < num_random).sum()) for _, index in basins.tops]
     # Those that were left came to basins that nobody has looked at: as good as unseen.
     num_left = int((basins.left < num_random).sum())
@@ -201,7 +207,7 @@ def _searched(target: Target, exploration: Exploration, base: Base, seen: Explor
     parts = [part for part in parts if part.log_mass > total + math.log(LOST_SHARE)]
 
     return Search(
-        len(starts),
+        len(tops.z),
         sum(at_random) + num_left,
         len(basins.tops),
         at_random.count(1) + num_left,
@@ -215,10 +221,7 @@ def _starts(target: Target, exploration: Exploration, base: Base, seen: Explorat
     count = _NUM_EACH if target.vectorized else _NUM_EACH_SLOWLY
     count = max(_NUM_EACH_SLOWLY, int(count * min(1.0, _MANY_TERMS / max(1, target.num_terms))))
     z = exploration.z[exploration.log_prob.isfinite()]
-    # Particles that were not annealed here have passed nothing.
-    spread, passed = (
-        points[points.isfinite().all(-1)] if points.numel() else z[:0] for points in (seen.start, seen.passed)
-    )
+    spread, passed = _spread(exploration, seen)
     spread = spread if len(spread) else z
     kinds = [points[torch.randint(len(points), (count,), device=z.device)] for points in (z, spread)]
     if len(passed):
@@ -229,6 +232,24 @@ def _starts(target: Target, exploration: Exploration, base: Base, seen: Explorat
     kinds.append(outstanding(target, base, spread))
 
     return torch.cat([points.to(z) for points in kinds]), num_random
+
+
+def _spread(exploration: Exploration, seen: Exploration) -> tuple[Tensor, Tensor]:
+    """Where the way began, and what it passed; nothing for particles that were not annealed here."""
+    none = exploration.z[:0]
+    began, passed = (
+        points[points.isfinite().all(-1)] if points.numel() else none for points in (seen.start, seen.passed)
+    )
+
+    return began, passed
+
+
+def _origins(exploration: Exploration, seen: Exploration) -> list[Tensor]:
+    """Points that lines lead through: the origin, and the middle of where the way began."""
+    began, _ = _spread(exploration, seen)
+    middle = [began.median(0).values] if len(began) else []
+
+    return [torch.zeros_like(exploration.z[0]), *middle]
 
 
 @dataclass(frozen=True)

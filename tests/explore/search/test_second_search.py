@@ -42,6 +42,7 @@ def away(dim, distance):
 CASES = {
     "narrower, 20-D": Blobs([0.5, 0.5], [[0.0] * 20, [2.0] * 20], [1.0, 0.6]),
     "narrower on one axis, 12-D": Blobs([0.7, 0.3], [[0.0] * 12, [6.0] + [0.0] * 11], [1.0, 0.4]),
+    "a third as wide, 20-D": Blobs([0.8, 0.2], [[0.0] * 20, away(20, 8.0)], [1.0, 1 / 3]),
     "spike on a shoulder, 8-D": Blobs([0.7, 0.3], [[0.0] * 8, away(8, 2.0)], [1.0, 0.15]),
     "halo, 1-D": Blobs([0.5, 0.5], [[0.0], [0.0]], [1.0, 1e4]),
     "halo off the centre, 2-D": Blobs([0.8, 0.2], [[0.0] * 2, [50.0, -20.0]], [1.0, 1e3]),
