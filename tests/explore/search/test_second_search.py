@@ -9,8 +9,9 @@ from helpers import assert_within_standard_error
 from pyro_osds.explore.anew import explore_anew, resurvey
 from pyro_osds.explore.particles import resample_by_stratum
 from pyro_osds.explore.search.cover import with_parts
+from pyro_osds.explore.search.coverage import upper_bound
 from pyro_osds.explore.search.probes import halo
-from pyro_osds.explore.search.second_search import Search, _upper_bound
+from pyro_osds.explore.search.second_search import Search
 from pyro_osds.explore.survey import survey
 from pyro_osds.flow.base import standard_base
 from pyro_osds.target import FunctionTarget
@@ -136,14 +137,15 @@ def test_what_was_added_stays_in_later_surveys():
 
 def test_the_bound_of_the_unseen():
     # None of n: 1 - 0.05 ** (1 / n); one of two: the root of 1 - p^2 = 0.05.
-    assert _upper_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
-    assert _upper_bound(1, 2) == pytest.approx(math.sqrt(0.95))
-    assert _upper_bound(3, 3) == _upper_bound(0, 0) == 1.0
+    assert upper_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
+    assert upper_bound(1, 2) == pytest.approx(math.sqrt(0.95))
+    assert upper_bound(3, 3) == upper_bound(0, 0) == 1.0
 
 
 def test_the_sentence_says_what_was_not_looked_at():
     assert "and 7 tops beyond; 80.0% of 50 random ones" in Search(100, 50, 64, 10, num_dropped=7).sentence()
-    assert not Search(100, 50, 64, 10, num_dropped=7).is_countable
+    assert not Search(100, 50, 64, 10, num_dropped=7).coverage.is_countable
+    assert Search(12, 0, 1, 0).sentence().endswith("so that nothing bounds what was not seen")
 
 
 def test_many_dimensions_are_not_searched():
