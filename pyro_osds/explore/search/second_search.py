@@ -25,7 +25,7 @@ from pyro_osds.explore.modes import spread_out
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.paths import ReferencePath
 from pyro_osds.explore.search.ascent import Tops, ascend
-from pyro_osds.explore.search.cover import base_with_parts, by_component, with_parts
+from pyro_osds.explore.search.cover import base_with_halo, base_with_parts, by_component, with_parts
 from pyro_osds.explore.search.coverage import Coverage
 from pyro_osds.explore.search.lines import bumps
 from pyro_osds.explore.search.parts import Part, basin, lost_by_draws, lost_by_particles
@@ -149,6 +149,7 @@ def search_further(
             break
         exploration, base, added = again, base_with_parts(target, base, lost, again), added + lost
     if found is not None:
+        base = base_with_halo(target, base, found.parts)
         # What was found once may not be dropped, whether or not it was found again.
         found = replace(found, parts=(*found.parts, *added), added=added)
 

@@ -92,6 +92,33 @@ def test_no_false_find(kind):
     assert found.search is None or not found.search.added
 
 
+@pytest.mark.parametrize(("dim", "weight", "width"), [(1, 0.05, 30.0), (2, 0.05, 30.0), (4, 0.03, 30.0), (7, 0.03, 15.0)])
+def test_a_small_halo_is_drawn_by_the_base(dim, weight, width):
+    # Log evidence 0 from the base's own draws, and the share of the halo by the chi distribution.
+    torch.manual_seed(0)
+    target = Blobs([1 - weight, weight], [[0.0] * dim, [0.0] * dim], [1.0, width])
+    base = survey(target).base
+    z = base.sample(32768)
+    weights = (target.log_prob(z) - base.log_prob(z)).exp()
+    assert_within_standard_error(weights.mean().item(), 1.0, (weights.std() / math.sqrt(len(z))).item())
+    far = (z.norm(dim=-1) > 8.0) * weights
+    exact = weight * (1 - torch.special.gammainc(torch.tensor(dim / 2.0), torch.tensor(32.0 / width**2)).item())
+    assert_within_standard_error(far.mean().item(), exact, (far.std() / math.sqrt(len(z))).item() + 1e-8)
+    assert weights.sum() ** 2 / weights.square().sum() > 0.5 * len(z)
+
+
+def test_a_halo_beside_two_modes():
+    # The components of the modes stay, and one is added for what lies far out.
+    target = Blobs([0.5, 0.4, 0.1], [[0.0, 0.0], [6.0, 0.0], [0.0, 0.0]], [1.0, 1.0, 40.0])
+    torch.manual_seed(0)
+    found = survey(target)
+    assert found.base.num_components >= 3
+    z = found.base.sample(8192)
+    log_weight = target.log_prob(z) - found.base.log_prob(z)
+    mean = log_weight.logsumexp(0) - math.log(len(z))
+    assert_within_standard_error(mean.item(), 0.0, (log_weight - mean).exp().std().item() / math.sqrt(len(z)))
+
+
 def test_the_mass_of_a_halo(float64):
     # Half of the mass, 300 times as wide: nearly all of that half lies more than five standard deviations out.
     part = halo(CASES["halo, 1-D"], standard_base(torch.zeros(1), torch.eye(1)))
