@@ -92,7 +92,7 @@ def test_no_false_find(kind):
     assert found.search is None or not found.search.added
 
 
-@pytest.mark.parametrize(("dim", "weight", "width"), [(1, 0.05, 30.0), (2, 0.05, 30.0), (4, 0.03, 30.0), (7, 0.03, 15.0)])
+@pytest.mark.parametrize(("dim", "weight", "width"), [(1, 0.05, 30), (2, 0.05, 30), (4, 0.03, 30), (7, 0.03, 15)])
 def test_a_small_halo_is_drawn_by_the_base(dim, weight, width):
     # Log evidence 0 from the base's own draws, and the share of the halo by the chi distribution.
     torch.manual_seed(0)
