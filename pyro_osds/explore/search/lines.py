@@ -2,8 +2,9 @@ r"""Along straight lines from what is known: a bump on one of them is the slope 
 
 In *D* dimensions, points that know nothing reach a basin that is narrower than the known one with a probability that
 falls like the *D*-th power of the ratio of widths, and outside of it nothing tells of it: no gradient, no temperature.
-Yet modes of a model seldom differ in a direction that means nothing. They differ in one coordinate, in all of them by
-the same amount, in sign, or along a direction that the posterior itself stretches in. On such a line
+Yet modes of a model seldom differ in a direction that means nothing. They differ in one coordinate, in all of them
+or in a block of them by the same amount, in sign, or along a direction that the posterior itself stretches in. On such
+a line
 
 .. math:: f(t) = \log\gamma(\mu + t\, d)
 
@@ -34,6 +35,10 @@ _RISE = 0.5
 _MAX_CENTRES, _MAX_BUMPS, _MAX_BUMPS_SLOWLY = 4, 48, 8
 # Cosine from which on two directions are one.
 _SAME = 0.999
+# Coordinates are halved so many times into blocks of two at least: a site of several values is one, or nearly.
+_HALVINGS = 3
+# Lines beside those along the axes, about.
+_OTHER_LINES = 24
 
 
 def bumps(target: Target, parts: Sequence[Part], origins: Sequence[Tensor]) -> Tensor:
@@ -66,7 +71,7 @@ def _along(target: Target, part: Part, others: Sequence[Tensor], num_centres: in
     """Bumps on the lines from one top, ``(P, D)``, and their log densities, ``(P,)``."""
     num_points = _NUM_POINTS_SLOWLY
     if target.vectorized:
-        fewest = 2 * _FEWEST * target.dim
+        fewest = 2 * _FEWEST * (target.dim + _OTHER_LINES)
         num_points = int(min(_NUM_POINTS, max(fewest, _MAX_TERMS / (target.num_terms or _UNKNOWN))))
     num_points //= num_centres
     lines = directions(part, others)[: max(1, num_points // (2 * _FEWEST))]
@@ -88,7 +93,7 @@ def _along(target: Target, part: Part, others: Sequence[Tensor], num_centres: in
 def directions(part: Part, others: Sequence[Tensor]) -> Tensor:
     """Directions of lines from a top, ``(L, D)``, each as long as one standard deviation of the part along it.
 
-    The diagonals come first, with lines to other points; then the axes, then those of the part.
+    The diagonals come first, with lines to other points; then the axes, blocks, and the axes of the part.
 
     Arguments:
         part: The part.
@@ -99,7 +104,7 @@ def directions(part: Part, others: Sequence[Tensor]) -> Tensor:
     towards = [(other.to(scale) - part.loc)[None] for other in others]
     # The longest axis of the part first; standard deviations along the axes of coordinates are those of the part.
     stretched = torch.linalg.svd(scale, full_matrices=False)[0].mT
-    lines = torch.cat([ones, ones * scale.norm(dim=1), *towards, eye, stretched])
+    lines = torch.cat([ones, ones * scale.norm(dim=1), *towards, eye, _blocks(eye), stretched])
     lines = lines / lines.norm(dim=1, keepdim=True)
     lines = lines[lines.isfinite().all(1)]
     same = (lines @ lines.mT).abs().tril(-1) > _SAME
@@ -107,3 +112,11 @@ def directions(part: Part, others: Sequence[Tensor]) -> Tensor:
     lengths = torch.linalg.solve_triangular(scale, lines.mT, upper=False).norm(dim=0)
 
     return lines / lengths[:, None]
+
+
+def _blocks(eye: Tensor) -> Tensor:
+    """Directions in which a block of coordinates moves by the same amount, and one of alternating signs, ``(L, D)``."""
+    levels = [2**level for level in range(1, _HALVINGS + 1) if 2 ** (level + 1) <= len(eye)]
+    blocks = [block.sum(0) for count in levels for block in eye.tensor_split(count)]
+
+    return torch.stack([*blocks, eye[::2].sum(0) - eye[1::2].sum(0)])

@@ -36,6 +36,8 @@ PLACES = {
     "diagonal, the other way, 20-D": (20, [-4.0 / math.sqrt(20)] * 20, 1 / 3),
     "one axis, 30-D": (30, [0.0] * 7 + [-12.0] + [0.0] * 22, 1 / 3),
     "far along one axis, 10-D": (10, [0.0] * 9 + [180.0], 1 / 3),
+    "second half of the coordinates, 16-D": (16, [0.0] * 8 + [3.0] * 8, 1 / 3),
+    "alternating signs, 12-D": (12, [2.0, -2.0] * 6, 1 / 3),
     "a twentieth as wide, 10-D": (10, [6.0] + [0.0] * 9, 1 / 20),
 }
 
@@ -89,7 +91,8 @@ def test_directions_are_one_standard_deviation_long_and_all_different():
     part = normal_part(torch.ones(5), torch.linalg.cholesky(covariance))
     lines = directions(part, [torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])])
     assert torch.allclose((lines @ covariance.inverse() * lines).sum(1), torch.ones(len(lines), dtype=torch.float64))
-    assert len(lines) == 2 + 1 + 5 + 5
+    # Two diagonals, a line to the point, five axes, two halves, alternating signs, five axes of the part.
+    assert len(lines) == 2 + 1 + 5 + 2 + 1 + 5
     unit = lines / lines.norm(dim=1, keepdim=True)
     assert ((unit @ unit.mT).abs().tril(-1) < 0.999).all()
     along = torch.linalg.eigh(covariance)[1]
@@ -100,7 +103,7 @@ def test_directions_are_one_standard_deviation_long_and_all_different():
 def test_a_round_part_has_no_lines_twice():
     # Its own axes are those of coordinates, or any: no direction is looked along twice.
     lines = directions(normal_part(torch.zeros(4)), [torch.zeros(4), torch.ones(4)])
-    assert len(lines) == 1 + 4
+    assert len(lines) == 1 + 4 + 2 + 1
 
 
 def test_nothing_known_has_no_lines():
@@ -119,4 +122,4 @@ def test_an_expensive_density_is_asked_at_few_points():
     target.vectorized = False
     asked.clear()
     bumps(target, [normal_part(torch.zeros(50))], [torch.zeros(50)])
-    assert 100 < sum(asked) <= 1000
+    assert 100 < sum(asked) <= 800
