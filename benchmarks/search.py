@@ -41,6 +41,15 @@ PART = [
     *((dim, 0.2, 4.0, 0.6) for dim in (2, 10, 20)),
     *((2, 0.2, 8.0, ratio) for ratio in (1 / 20, 20.0)),
 ]
+# Places in other directions than the diagonal: on the first axis, and in one that means nothing.
+ELSEWHERE = [
+    *(("", dim, 0.2, 8.0, 1 / 3) for dim in (30, 40)),
+    *(("", dim, 0.5, 8.0, 0.6) for dim in (30,)),
+    ("", 40, 0.05, 12.0, 1 / 3),
+    *(("axis", dim, 0.2, 8.0, 1 / 3) for dim in (10, 40)),
+    *(("random", dim, 0.2, 8.0, 1 / 3) for dim in (5, 10, 20)),
+    *(("random", dim, 0.2, 8.0, 0.6) for dim in (20, 30)),
+]
 FAMILIES = (
     *("wide_halo_1d", "wide_halo_2d", "wide_halo_3d", "needle_5d", "pancake_6d", "offset_spike_8d", "thin_segment_4d"),
     *("blind_spike_4d", "outlier_plateau_2d", "eggbox", "two_change_points", "spike_slab_6", "loop_two_modes_3d"),
@@ -48,9 +57,14 @@ FAMILIES = (
 LOG_GAMMA = (2, 5, 10, 20)
 
 
-def two_normals(dim: int, weight: float, distance: float, ratio: float):
-    """The log density of a normalised mixture; the second component has the weight, and lies on the diagonal."""
-    place = torch.full((dim,), distance / math.sqrt(dim), dtype=torch.float64)
+def two_normals(dim: int, weight: float, distance: float, ratio: float, direction: str = ""):
+    """The log density of a normalised mixture; the second has the weight, and lies on the diagonal or elsewhere."""
+    place = torch.full((dim,), 1.0, dtype=torch.float64)
+    if direction == "axis":
+        place[1:] = 0.0
+    elif direction == "random":
+        place = torch.randn(dim, generator=torch.Generator().manual_seed(dim), dtype=torch.float64)
+    place *= distance / place.norm()
 
     def log_prob(z):
         first = math.log1p(-weight) - 0.5 * z.square().sum(-1)
@@ -88,7 +102,7 @@ def measure(kind: str, name: str, dim: int, weight: float, distance: float, rati
         begin = time.perf_counter()
         osds, args = CASES[name].make()
     else:
-        log_prob = two_normals(dim, weight, distance, ratio) if kind == "two_normals" else log_gamma(dim)
+        log_prob = two_normals(dim, weight, distance, ratio, name) if kind == "two_normals" else log_gamma(dim)
         osds = OSDS.from_log_prob(log_prob, dim, **SETTINGS)
     record = {"task": [kind, name, dim, weight, distance, ratio, seed]}
     try:
@@ -131,8 +145,8 @@ def tasks(kinds: list[str], full: bool, seeds: list[int]) -> Iterator[tuple]:
             for dim in LOG_GAMMA:
                 yield ("families", "log_gamma", dim, 0.0, 0.0, 0.0, seed)
         if "two_normals" in kinds:
-            for place in places:
-                yield ("two_normals", "", *place, seed)
+            for place in [*(("", *place) for place in places), *ELSEWHERE]:
+                yield ("two_normals", *place, seed)
 
 
 def report(records: list[Record]) -> str:
@@ -140,7 +154,7 @@ def report(records: list[Record]) -> str:
     rows = []
     for record in sorted(records, key=lambda one: one["task"]):
         kind, name, dim, weight, distance, ratio, seed = record["task"]
-        label = name if kind == "families" else "two normals"
+        label = name if kind == "families" else f"two normals{name and ', ' + name}"
         shape = ("", "", "") if kind == "families" else (f"{weight:g}", f"{distance:g}", f"{ratio:.3g}")
         error = f"{record['error']:+.4f}" if "error" in record else "-"
         se = f"{record['std_error']:.4f}" if "error" in record else "-"

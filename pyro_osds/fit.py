@@ -362,7 +362,7 @@ class Fit:
         """Make these the posterior draws."""
         if draws is self._draws:
             return
-        self._draws = draws
+        self._draws = draws.after_search(self.recipe.found)
         self._samples = by_chain(self.constrain(draws.z), self.settings.num_chains)
 
     def _judge(self, leap: AnyLeap) -> PosteriorDraws:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.refinement import refine
 from pyro_osds.explore.search.parts import Part, lost_by_draws, lost_by_particles
+from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
 from pyro_osds.posterior.reasons import lost_reasons, particle_reasons
@@ -74,6 +75,18 @@ class PosteriorDraws:
     def z(self) -> Tensor:
         """Posterior draws in unconstrained space, ``(num_chains * num_samples, D)``, chain after chain."""
         return self.proposals.z[self.index.reshape(-1)]
+
+    def after_search(self, found: Survey | None) -> PosteriorDraws:
+        """The same draws, with a verdict that says how the space was searched.
+
+        Arguments:
+            found: What exploration found; None where there was none.
+        """
+        searched = found.search.coverage if found and found.search else None
+        if self.evidence.searched == searched:
+            return self
+
+        return replace(self, evidence=replace(self.evidence, searched=searched))
 
 
 def draw_posterior(

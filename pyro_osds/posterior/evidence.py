@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pyro_osds.explore.particles import Exploration
+from pyro_osds.explore.search.coverage import Coverage
 from pyro_osds.runtime.text import Card
 from pyro_osds.stats.thresholds import GOOD_PARETO_K, apart, pareto_k_threshold
 
@@ -86,6 +87,7 @@ class Evidence:
         log_integral: Log of the integral of prior times likelihood, as the model states them, nats: the log evidence
             or, with an improper prior, that up to an unknown constant.
         is_settled: Whether more work could mend nothing: all is well, or what is not lies in the model.
+        searched: How the space was searched for parts that annealing lost; None where nobody looked.
 
     Example:
         >>> evidence = Evidence(-2.0, 0.01, -2.1, 40.0, 0.8, 1000, False, ("pareto k is 0.80 ...",))
@@ -116,6 +118,7 @@ class Evidence:
     improper_sites: tuple[str, ...] = ()
     log_integral: float = math.nan
     is_settled: bool = True
+    searched: Coverage | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A pickle of earlier versions has another name for the refinement.

@@ -60,6 +60,7 @@ def fit_group(
         "refinement_std_error": refinement.std_error,
         "num_modes": found.modes.count if found else 1,
         "num_base_components": found.base.num_components if found else 0,
+        "search": evidence.searched.sentence() if evidence.searched else "",
         "recipe": recipe,
         "backend": backend,
         # As they were called before.

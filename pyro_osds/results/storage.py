@@ -20,6 +20,7 @@ from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.ordering import Exchange
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.propriety import Endless
+from pyro_osds.explore.search.coverage import Coverage
 from pyro_osds.explore.search.parts import Part
 from pyro_osds.explore.search.second_search import Search
 from pyro_osds.explore.survey import Survey
@@ -38,6 +39,7 @@ _RECORDS: dict[str, Any] = {
     record.__name__: record
     for record in (
         Base,
+        Coverage,
         Endless,
         Evidence,
         EvidenceCheck,

@@ -72,6 +72,7 @@ def test_fit():
         "bridge_std_error": 0.05,
         "num_modes": 2,
         "num_base_components": 4,
+        "search": "",
         "recipe": "cover",
         "backend": "captured",
         "rung": "captured",

@@ -11,17 +11,19 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from pyro_osds.explore.mixture import adapt_mixture, effective_share, mixture_base
 from pyro_osds.explore.particles import Exploration
-from pyro_osds.explore.search.parts import Part
+from pyro_osds.explore.search.parts import Part, log_mean, lost_by_draws
 from pyro_osds.explore.search.probes import components
 from pyro_osds.flow.base import Base
 from pyro_osds.stats.gaussian import Gaussian
 from pyro_osds.stats.thresholds import GOOD_BASE
-from pyro_osds.target import Target
+from pyro_osds.target import Target, finite_log_prob, in_chunks
 
 # How much wider than they fit parts are drawn from: what is too narrow loses mass for good.
 _WIDENING = 1.4
 # Share of a base that is left to what there was, at least: what the particles say of it may be noise.
 _LEAST = 0.05
+# Draws of a base that tell whether it reaches a halo, and the share of its mass that counts as reached.
+_NUM_DRAWS, _VISITED = 4096, 0.5
 
 
 def with_parts(base: Base, parts: Sequence[Part]) -> MixtureSameFamily:
@@ -60,6 +62,59 @@ def base_with_parts(target: Target, base: Base, parts: Sequence[Part], explorati
     return from_particles if effective_share(from_particles, target) > share else adapted
 
 
+def base_with_halo(target: Target, base: Base, parts: Sequence[Part]) -> Base:
+    """A base with a component for what lies far out, where the one that there is hardly goes there.
+
+    A Gaussian that fits core and halo together is neither, and one that fits the core has no draw in the halo: a flow
+    would have to pull its tails from nothing. The other components are those of the base or, where it has one, the
+    basins that search found. Random numbers of the caller stay as they are.
+
+    Arguments:
+        target: The target.
+        base: What there is.
+        parts: What search found.
+
+    Returns:
+        The new base where more than half of its draws are effective, and either the halo has none of the old base's
+        mass or twice as many are effective as there; else the old one.
+    """
+    halos, basins = [part for part in parts if part.is_halo], [part for part in parts if not part.is_halo]
+    if not halos or not basins or not target.vectorized:
+        return base
+    with torch.random.fork_rng(devices=[target.device] if target.device.type == "cuda" else []):
+        z = base.sample(_NUM_DRAWS)
+        with torch.no_grad():
+            log_weight = finite_log_prob(finite_log_prob(in_chunks(target.log_prob, z)) - base.log_prob(z))
+        total = max(log_mean(log_weight)[0], *(part.log_mass for part in parts))
+        lacks = bool(lost_by_draws(halos, z, log_weight, total, most=_VISITED))
+        share = effective_share(base, target)
+        if share > GOOD_BASE and not lacks:
+            return base
+        candidate = adapt_mixture(_of_parts(base, basins, halos), target)
+        reached = effective_share(candidate, target)
+
+    return candidate if reached > GOOD_BASE and (lacks or reached > 2.0 * share) else base
+
+
+def _of_parts(base: Base, basins: Sequence[Part], halos: Sequence[Part]) -> Base:
+    """Components of the base, or of the basins where it is one Gaussian, beside those of the halos."""
+    if base.num_components > 1:
+        locs, scales, weights = components(base)
+        rest = torch.stack([torch.tensor(part.log_mass) for part in basins]).logsumexp(0)
+        log_mass = weights.log() + rest.to(weights)
+    else:
+        locs, scales = (torch.stack([getattr(part, name) for part in basins]) for name in ("loc", "scale_tril"))
+        log_mass = torch.tensor([part.log_mass for part in basins])
+    log_mass = torch.cat([log_mass.to(locs), torch.tensor([part.log_mass for part in halos]).to(locs)])
+
+    return _mixture(
+        base,
+        torch.cat([locs, torch.stack([part.loc for part in halos]).to(locs)]),
+        torch.cat([scales, torch.stack([part.scale_tril for part in halos]).to(scales)]),
+        torch.softmax(log_mass, 0),
+    )
+
+
 def _direct(base: Base, parts: Sequence[Part], exploration: Exploration) -> Base:
     """The components that there are beside those of the parts, each with the mass that it is known to have."""
     centres, scales, weights = components(base)
@@ -69,18 +124,19 @@ def _direct(base: Base, parts: Sequence[Part], exploration: Exploration) -> Base
     # At least what a few particles would say, so that each component is drawn from and can be adapted.
     shares = inside.clamp(min=0.5 / len(exploration.z)).to(weights)
     rest = (1.0 - shares.sum()).clamp(min=_LEAST)
-    probs = torch.cat([rest * weights / weights.sum(), shares])
+
+    return _mixture(base, locs, factors, torch.cat([rest * weights / weights.sum(), shares]))
+
+
+def _mixture(base: Base, locs: Tensor, factors: Tensor, weights: Tensor) -> Base:
+    """A mixture in the whitening of a base, from what is not whitened."""
     mixture = MixtureSameFamily(
-        Categorical(probs=probs / probs.sum()),
-        Gaussian(base.to_whitened(locs), _solved(base, factors)),
+        Categorical(probs=weights / weights.sum()),
+        Gaussian(base.to_whitened(locs), torch.linalg.solve_triangular(base.scale_tril, factors, upper=False)),
         validate_args=False,
     )
 
     return replace(base, density=mixture)
-
-
-def _solved(base: Base, factors: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(base.scale_tril, factors, upper=False)
 
 
 def _labels(base: Base, z: Tensor) -> Tensor:

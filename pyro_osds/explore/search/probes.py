@@ -71,7 +71,7 @@ def outstanding(target: Target, base: Base, spread: Tensor) -> Tensor:
     count = int(min(_NUM_POINTS, max(_MAX_TERMS / num_terms, _FEWEST))) if target.vectorized else _NUM_POINTS_SLOWLY
     count //= len(_SCALES) + 1
     num_outstanding = _NUM_OUTSTANDING if target.vectorized else _NUM_OUTSTANDING_SLOWLY
-    centres, scales, weights = components(base)
+    centres, scales, weights = components(base, _MAX_CENTRES)
     chosen = []
     for scale in (*_SCALES, None):
         if scale is None:
@@ -110,8 +110,13 @@ def smoothed(start: Tensor, count: int) -> Tensor:
     return points
 
 
-def components(base: Base) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres ``(K, D)``, lower triangular scales ``(K, D, D)`` and weights ``(K,)`` of a base, not whitened."""
+def components(base: Base, most: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres ``(K, D)``, lower triangular scales ``(K, D, D)`` and weights ``(K,)`` of a base, not whitened.
+
+    Arguments:
+        base: The base.
+        most: Of a mixture, only so many, the heaviest; default: all.
+    """
     density = base.density
     if isinstance(density, MultivariateNormal):
         locs, scales, weights = density.loc[None], density.scale_tril[None], density.loc.new_ones(1)
@@ -119,7 +124,7 @@ def components(base: Base) -> tuple[Tensor, Tensor, Tensor]:
         parts = density.component_distribution
         assert isinstance(parts, MultivariateNormal)
         weights = density.mixture_distribution.probs
-        order = weights.argsort(descending=True)[:_MAX_CENTRES]
+        order = weights.argsort(descending=True)[:most]
         locs, scales, weights = parts.loc[order], parts.scale_tril[order], weights[order]
 
     return base.from_whitened(locs), base.scale_tril @ scales.to(base.scale_tril), weights

@@ -5,8 +5,7 @@ points go uphill from the particles, from where these were at every temperature,
 density stands out. Each top is a basin; its mass is told by itself alone (:mod:`~pyro_osds.explore.search.parts`), and
 held against the share that the particles and the draws of the base have there.
 
-What was not searched is said: of *n* points at random whose ascents ended in basins, :math:`n_1` ended in one that no
-other met, and a further one ends in a basin that is not known with a probability of about :math:`n_1 / n` (Good 1953).
+What was not searched is said (:mod:`~pyro_osds.explore.search.coverage`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,9 @@ from pyro_osds.explore.modes import spread_out
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.paths import ReferencePath
 from pyro_osds.explore.search.ascent import Tops, ascend
-from pyro_osds.explore.search.cover import base_with_parts, by_component, with_parts
+from pyro_osds.explore.search.cover import base_with_halo, base_with_parts, by_component, with_parts
+from pyro_osds.explore.search.coverage import Coverage
+from pyro_osds.explore.search.lines import bumps
 from pyro_osds.explore.search.parts import Part, basin, lost_by_draws, lost_by_particles
 from pyro_osds.explore.search.probes import around, halo, outstanding
 from pyro_osds.flow.base import Base
@@ -53,8 +54,6 @@ _BETWEEN = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 _VISITED = 0.5
 # Draws of the base that tell what it covers.
 _NUM_BASE_DRAWS = 4096
-# Probability that the bound of the unseen holds.
-_BOUND = 0.95
 
 
 @dataclass(frozen=True)
@@ -80,26 +79,15 @@ class Search:
     num_dropped: int = 0
 
     @property
-    def is_countable(self) -> bool:
-        """Whether the basins can be counted: each of them was looked at, and most ascents ended in known ones."""
-        return self.num_dropped == 0 and self.num_single <= _MAX_SINGLE * self.num_random
-
-    @property
-    def unseen(self) -> float:
-        """Upper bound of the probability that another random point ends in a basin that is not known."""
-        return _upper_bound(self.num_single, self.num_random)
+    def coverage(self) -> Coverage:
+        """The same in numbers, without the parts."""
+        return Coverage(
+            self.num_starts, self.num_random, self.num_basins, self.num_single, len(self.added), self.num_dropped
+        )
 
     def sentence(self) -> str:
         """How the space was searched, in one line."""
-        known = 1.0 - self.num_single / max(self.num_random, 1)
-        more = f" and {self.num_dropped} tops beyond" if self.num_dropped else ""
-        basins = f"{self.num_basins} basin{'s' * (self.num_basins != 1)}{more}"
-        added = f", {len(self.added)} lost by annealing and added" if self.added else ""
-
-        return (
-            f"{self.num_starts} ascents found {basins}{added}; {known:.1%} of {self.num_random} random ones ended in a "
-            f"basin that others met, unseen ones take less than {self.unseen:.1%} of them (Good-Turing, {_BOUND:.0%})"
-        )
+        return self.coverage.sentence()
 
 
 class Looked(NamedTuple):
@@ -146,7 +134,7 @@ def search_further(
         found = journal.part(partial(search, target, exploration, base, seen))
         lost = lost_parts(found, target, exploration, base)
         # Of parts that multiply, each is a small share of all: to add some of them changes nothing.
-        if not lost or found is None or not found.is_countable:
+        if not lost or found is None or not found.coverage.is_countable:
             break
         if not lost_parts(found, target, exploration, None):
             # The particles have them, and only the base lacks them.
@@ -161,6 +149,7 @@ def search_further(
             break
         exploration, base, added = again, base_with_parts(target, base, lost, again), added + lost
     if found is not None:
+        base = base_with_halo(target, base, found.parts)
         # What was found once may not be dropped, whether or not it was found again.
         found = replace(found, parts=(*found.parts, *added), added=added)
 
@@ -191,6 +180,11 @@ def _searched(target: Target, exploration: Exploration, base: Base, seen: Explor
     starts, num_random = _starts(target, exploration, base, seen)
     tops = ascend(evaluate, starts, base.loc, scale)
     basins = _basins(target, tops, scale)
+    risen = bumps(target, [part for part, _ in basins.tops], _origins(exploration, seen))
+    if len(risen):
+        further = ascend(evaluate, risen.to(starts), base.loc, scale)
+        tops = Tops(*(torch.cat(both) for both in zip(tops, further, strict=True)))
+        basins = _basins(target, tops, scale)
     at_random = [int((index < num_random).sum()) for _, index in basins.tops]
     # Those that were left came to basins that nobody has looked at: as good as unseen.
     num_left = int((basins.left < num_random).sum())
@@ -201,7 +195,7 @@ def _searched(target: Target, exploration: Exploration, base: Base, seen: Explor
     parts = [part for part in parts if part.log_mass > total + math.log(LOST_SHARE)]
 
     return Search(
-        len(starts),
+        len(tops.z),
         sum(at_random) + num_left,
         len(basins.tops),
         at_random.count(1) + num_left,
@@ -215,10 +209,7 @@ def _starts(target: Target, exploration: Exploration, base: Base, seen: Explorat
     count = _NUM_EACH if target.vectorized else _NUM_EACH_SLOWLY
     count = max(_NUM_EACH_SLOWLY, int(count * min(1.0, _MANY_TERMS / max(1, target.num_terms))))
     z = exploration.z[exploration.log_prob.isfinite()]
-    # Particles that were not annealed here have passed nothing.
-    spread, passed = (
-        points[points.isfinite().all(-1)] if points.numel() else z[:0] for points in (seen.start, seen.passed)
-    )
+    spread, passed = _spread(exploration, seen)
     spread = spread if len(spread) else z
     kinds = [points[torch.randint(len(points), (count,), device=z.device)] for points in (z, spread)]
     if len(passed):
@@ -229,6 +220,24 @@ def _starts(target: Target, exploration: Exploration, base: Base, seen: Explorat
     kinds.append(outstanding(target, base, spread))
 
     return torch.cat([points.to(z) for points in kinds]), num_random
+
+
+def _spread(exploration: Exploration, seen: Exploration) -> tuple[Tensor, Tensor]:
+    """Where the way began, and what it passed; nothing for particles that were not annealed here."""
+    none = exploration.z[:0]
+    began, passed = (
+        points[points.isfinite().all(-1)] if points.numel() else none for points in (seen.start, seen.passed)
+    )
+
+    return began, passed
+
+
+def _origins(exploration: Exploration, seen: Exploration) -> list[Tensor]:
+    """Points that lines lead through: the origin, and the middle of where the way began."""
+    began, _ = _spread(exploration, seen)
+    middle = [began.median(0).values] if len(began) else []
+
+    return [torch.zeros_like(exploration.z[0]), *middle]
 
 
 @dataclass(frozen=True)
@@ -286,8 +295,6 @@ def log_total(exploration: Exploration, parts: Sequence[Part]) -> float:
     return max([exploration.log_evidence, *(part.log_mass for part in parts if part.std_error < _KNOWN)])
 
 
-# Share of random points that may have come to basins of their own, where basins can be counted.
-_MAX_SINGLE = 0.1
 # Standard error of a part's mass, nats, up to which it may be the measure of others.
 _KNOWN = 0.3
 
@@ -320,26 +327,3 @@ def _lost_by_base(parts: Sequence[Part], target: Target, base: Base, log_evidenc
         log_weight = finite_log_prob(in_chunks(target.log_prob, z)) - base.log_prob(z)
 
     return lost_by_draws(parts, z, finite_log_prob(log_weight), log_evidence, most=_VISITED)
-
-
-def _upper_bound(count: int, num_draws: int) -> float:
-    """Upper end of the binomial interval of a probability, of one that is exceeded with probability 0.05 (Clopper)."""
-    if num_draws == 0 or count >= num_draws:
-        return 1.0
-    low, high = count / num_draws, 1.0
-    for _ in range(_NUM_HALVINGS):
-        middle = 0.5 * (low + high)
-        terms = [
-            math.lgamma(num_draws + 1)
-            - math.lgamma(k + 1)
-            - math.lgamma(num_draws - k + 1)
-            + k * math.log(middle)
-            + (num_draws - k) * math.log1p(-middle)
-            for k in range(count + 1)
-        ]
-        low, high = (middle, high) if sum(map(math.exp, terms)) > 1.0 - _BOUND else (low, middle)
-
-    return high
-
-
-_NUM_HALVINGS = 40

@@ -9,8 +9,9 @@ from helpers import assert_within_standard_error
 from pyro_osds.explore.anew import explore_anew, resurvey
 from pyro_osds.explore.particles import resample_by_stratum
 from pyro_osds.explore.search.cover import with_parts
+from pyro_osds.explore.search.coverage import upper_bound
 from pyro_osds.explore.search.probes import halo
-from pyro_osds.explore.search.second_search import Search, _upper_bound
+from pyro_osds.explore.search.second_search import Search
 from pyro_osds.explore.survey import survey
 from pyro_osds.flow.base import standard_base
 from pyro_osds.target import FunctionTarget
@@ -42,6 +43,7 @@ def away(dim, distance):
 CASES = {
     "narrower, 20-D": Blobs([0.5, 0.5], [[0.0] * 20, [2.0] * 20], [1.0, 0.6]),
     "narrower on one axis, 12-D": Blobs([0.7, 0.3], [[0.0] * 12, [6.0] + [0.0] * 11], [1.0, 0.4]),
+    "a third as wide, 20-D": Blobs([0.8, 0.2], [[0.0] * 20, away(20, 8.0)], [1.0, 1 / 3]),
     "spike on a shoulder, 8-D": Blobs([0.7, 0.3], [[0.0] * 8, away(8, 2.0)], [1.0, 0.15]),
     "halo, 1-D": Blobs([0.5, 0.5], [[0.0], [0.0]], [1.0, 1e4]),
     "halo off the centre, 2-D": Blobs([0.8, 0.2], [[0.0] * 2, [50.0, -20.0]], [1.0, 1e3]),
@@ -90,6 +92,33 @@ def test_no_false_find(kind):
     assert found.search is None or not found.search.added
 
 
+@pytest.mark.parametrize(("dim", "weight", "width"), [(1, 0.05, 30), (2, 0.05, 30), (4, 0.03, 30), (7, 0.03, 15)])
+def test_a_small_halo_is_drawn_by_the_base(dim, weight, width):
+    # Log evidence 0 from the base's own draws, and the share of the halo by the chi distribution.
+    torch.manual_seed(0)
+    target = Blobs([1 - weight, weight], [[0.0] * dim, [0.0] * dim], [1.0, width])
+    base = survey(target).base
+    z = base.sample(32768)
+    weights = (target.log_prob(z) - base.log_prob(z)).exp()
+    assert_within_standard_error(weights.mean().item(), 1.0, (weights.std() / math.sqrt(len(z))).item())
+    far = (z.norm(dim=-1) > 8.0) * weights
+    exact = weight * (1 - torch.special.gammainc(torch.tensor(dim / 2.0), torch.tensor(32.0 / width**2)).item())
+    assert_within_standard_error(far.mean().item(), exact, (far.std() / math.sqrt(len(z))).item() + 1e-8)
+    assert weights.sum() ** 2 / weights.square().sum() > 0.5 * len(z)
+
+
+def test_a_halo_beside_two_modes():
+    # The components of the modes stay, and one is added for what lies far out.
+    target = Blobs([0.5, 0.4, 0.1], [[0.0, 0.0], [6.0, 0.0], [0.0, 0.0]], [1.0, 1.0, 40.0])
+    torch.manual_seed(0)
+    found = survey(target)
+    assert found.base.num_components >= 3
+    z = found.base.sample(8192)
+    log_weight = target.log_prob(z) - found.base.log_prob(z)
+    mean = log_weight.logsumexp(0) - math.log(len(z))
+    assert_within_standard_error(mean.item(), 0.0, (log_weight - mean).exp().std().item() / math.sqrt(len(z)))
+
+
 def test_the_mass_of_a_halo(float64):
     # Half of the mass, 300 times as wide: nearly all of that half lies more than five standard deviations out.
     part = halo(CASES["halo, 1-D"], standard_base(torch.zeros(1), torch.eye(1)))
@@ -135,14 +164,15 @@ def test_what_was_added_stays_in_later_surveys():
 
 def test_the_bound_of_the_unseen():
     # None of n: 1 - 0.05 ** (1 / n); one of two: the root of 1 - p^2 = 0.05.
-    assert _upper_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
-    assert _upper_bound(1, 2) == pytest.approx(math.sqrt(0.95))
-    assert _upper_bound(3, 3) == _upper_bound(0, 0) == 1.0
+    assert upper_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
+    assert upper_bound(1, 2) == pytest.approx(math.sqrt(0.95))
+    assert upper_bound(3, 3) == upper_bound(0, 0) == 1.0
 
 
 def test_the_sentence_says_what_was_not_looked_at():
     assert "and 7 tops beyond; 80.0% of 50 random ones" in Search(100, 50, 64, 10, num_dropped=7).sentence()
-    assert not Search(100, 50, 64, 10, num_dropped=7).is_countable
+    assert not Search(100, 50, 64, 10, num_dropped=7).coverage.is_countable
+    assert Search(12, 0, 1, 0).sentence().endswith("so that nothing bounds what was not seen")
 
 
 def test_many_dimensions_are_not_searched():
