@@ -81,14 +81,17 @@ def test_a_target_without_batches_is_explored_once(float64):
     assert found.num_evaluations < thorough.num_evaluations / 10
 
 
-@pytest.mark.parametrize(("num_terms", "times"), [(0, 8), (1_000, 8), (10_000, 3), (100_000, 0)])
-def test_the_larger_the_density_the_fewer_particles_on_the_slow_way(num_terms, times):
-    # Down to none at all; a density of unknown size is taken for a small one.
+@pytest.mark.parametrize(
+    ("num_terms", "times", "num_moves"), [(0, 8, 4), (1_000, 8, 4), (10_000, 1, 4), (20_000, 2, 2), (100_000, 0, 4)]
+)
+def test_the_larger_the_density_the_fewer_particles_on_the_slow_way(num_terms, times, num_moves):
+    # Then fewer moves, down to no such way at all; a density of unknown size is taken for a small one.
     target, exploration = (
         SimpleNamespace(num_terms=num_terms),
         SimpleNamespace(num_temperatures=8, z=torch.zeros(128, 1)),
     )
-    assert _affordable(target, exploration) == times
+    found, pace = _affordable(target, exploration)
+    assert (found, pace.num_moves) == (times, num_moves)
 
 
 def test_a_slow_way_that_nobody_can_afford_is_not_gone():
