@@ -1,4 +1,4 @@
-"""What a density costs is counted: the same on every machine, the terms where they tell it, far more where they do not."""
+"""What a density costs is counted: its terms where they tell it, and far more where they do not."""
 
 import pyro
 import pyro.distributions as dist
@@ -63,7 +63,8 @@ def test_a_hidden_markov_model_is_no_single_term():
 
     def model():
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
-        pyro.sample("y", dist.DiscreteHMM(torch.zeros(3), torch.eye(3).log().clamp(min=-2), dist.Normal(loc, 1.0)), obs=y)
+        chain = dist.DiscreteHMM(torch.zeros(3), torch.eye(3).log().clamp(min=-2.0), dist.Normal(loc, 1.0))
+        pyro.sample("y", chain, obs=y)
 
     assert ModelTarget(model).num_terms > 2_000
 

@@ -208,3 +208,31 @@ def test_reading_the_draws_of_a_stopped_run_takes_no_longer_than_the_run(clock, 
 def test_no_time_at_all_is_refused():
     with pytest.raises(ValueError, match="max_time must be a positive number of seconds or None, got 0"):
         OSDS.from_log_prob(lambda z: -z.square().sum(-1), 2, max_time=0)
+
+
+def test_a_density_that_is_slow_in_places_ends_in_time(clock):
+    # A hundred times slower on a sixth of the space; counted costs do not know, the limit does.
+    def uneven(z):
+        clock.time += torch.where(z[:, 0] > 1.0, 1e-2, 1e-4).sum().item()
+        return -0.5 * z.square().sum(-1)
+
+    osds = OSDS.from_log_prob(uneven, 3, max_time=30.0, **QUICK)
+    began = clock()
+    osds.run()
+    assert clock() - began <= 1.2 * 30.0 + 3.0 + 512 * 1e-2
+    assert osds.get_samples()["z"].shape[1:] == (3,)
+
+
+@pytest.mark.parametrize("max_time", [20.0, 300.0])
+def test_a_density_that_hangs_at_each_call_ends_in_time(clock, max_time):
+    # Five seconds for any number of points: nothing that is counted tells.
+    def hanging(z):
+        clock.time += 5.0
+        return -0.5 * z.square().sum(-1)
+
+    osds = OSDS.from_log_prob(hanging, 2, max_time=max_time, **QUICK)
+    began = clock()
+    osds.run()
+    # What is begun is ended: a look at the gradient, a batch of draws and its verdict.
+    assert clock() - began <= 1.2 * max_time + 3.0 + 12 * 5.0
+    assert osds.is_interrupted and not osds.evidence.reliable and osds.evidence.reasons
