@@ -160,8 +160,7 @@ class ModelTarget(SiteReadings, Target):
         with torch.no_grad(), vmappable_pyro(), VmapCompat(), CostCounter() as cost:
             run = self._run(cost.watch(self.start.clone()))
         self._copies_values, self._closed_forms = run.changes_values, run.closed_forms
-        num_values = run.num_terms * (times := len(self._joint or (0,)))
-        self.num_terms = cost.terms(num_values, times)
+        self.num_terms = cost.terms(num_values := run.num_terms * (times := len(self._joint or (0,))), times)
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
         check_deterministic(self._terms, check_points(self.start)[:2], self._state)
         self._state.settle()
