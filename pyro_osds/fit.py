@@ -10,16 +10,14 @@ import math
 from dataclasses import replace
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from pyro_osds.explore.anew import explore_anew, is_affordable
-from pyro_osds.explore.coordinates import in_coordinates
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.stopped import survey_in_time
 from pyro_osds.explore.survey import Survey
 from pyro_osds.explore.warm_start import FarOffError, survey_from
-from pyro_osds.fit_state import log_choices, restore, state_of
+from pyro_osds.fit_state import log_choices, restored, state_of
 from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior.draws import (
     NUM_REPLICATES,
@@ -119,6 +117,7 @@ class Fit:
         starts: Tensor | None = None,
         deadline: float = math.inf,
         journal: Journal | None = None,
+        kept: float | None = None,
     ) -> Fit:
         """A fit of a posterior that is explored now; an exploration that is stopped leaves what it has found.
 
@@ -128,12 +127,14 @@ class Fit:
             starts: Unconstrained points to look around first, ``(S, D)``.
             deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run ends, with what it has.
             journal: What an exploration noted that was stopped, to go on with.
+            kept: Seconds to keep for what follows; default: a share of the time that there is.
         """
         start, found, stopped, target, journal = now(), None, "", as_target(target), journal or Journal()
         if target.dim > 0:
             num_particles = settings.particles(target.vectorized, target.num_terms)
-            limit = start + EXPLORING_SHARE * (deadline - start)
-            found, stopped = survey_in_time(target, num_particles, starts, journal, limit, settings.distributed)
+            limit = start + EXPLORING_SHARE * (deadline - start) if kept is None else deadline - kept
+            last = math.inf if kept is None else deadline
+            found, stopped = survey_in_time(target, num_particles, starts, journal, limit, settings.distributed, last)
         deadline = -math.inf if stopped == "Ctrl-C" else deadline
         fit = cls(target, settings, found, starts, deadline, journal if stopped else None)
         fit.start_report = (f"exploration: stopped by {stopped}, {found.progress}",) if found and stopped else ()
@@ -177,7 +178,19 @@ class Fit:
     # ---- training ----
 
     def run(self) -> None:
-        """Train, draw, judge, and climb further stages while the verdict is bad; what was cut short goes on."""
+        """Train, draw, judge, and climb further stages while the verdict is bad; what was cut short goes on.
+
+        Where exploration was stopped and training ended early, the rest of the time goes back to exploration.
+        """
+        deadline, start = self._deadline, now()
+        self._run_once()
+        while self.stopped is not None and not self.recipe.is_paused and deadline - now() > now() - start:
+            # What follows exploration may take as long again.
+            self._explore_on(deadline, kept=now() - start)
+            deadline, start = self._deadline, now()
+            self._run_once()
+
+    def _run_once(self) -> None:
         start = now()
         if self._deadline < math.inf and self.recipe.found is not None:
             self._per_draw = seconds_per_draw(self.leap, self.target)
@@ -195,7 +208,7 @@ class Fit:
         elif self._deadline < math.inf:
             self.is_interrupted |= not self.draws.is_whole
         self.is_interrupted |= self.stopped is not None
-        # What is asked for after the run has all the time that it takes.
+        # What is asked for afterwards has all the time that it takes.
         self._deadline, self._per_draw = math.inf, 0.0
 
     def resume(self, deadline: float = math.inf) -> None:
@@ -205,12 +218,17 @@ class Fit:
             deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which it ends again, with what it has.
         """
         if self.stopped is not None:
-            before, again = self, Fit.explored(self.given, self.settings, self.starts, deadline, self.stopped)
-            again.seconds["exploration_time"] += before.seconds["exploration_time"]
-            self.__dict__ = again.__dict__
+            self._explore_on(deadline)
         self._deadline = deadline
         self._draws, self.few_steps = None, {}
         self.run()
+
+    def _explore_on(self, deadline: float, kept: float | None = None) -> None:
+        """Take up an exploration that was stopped, and begin with training again."""
+        again = Fit.explored(self.given, self.settings, self.starts, deadline, self.stopped, kept)
+        for name, seconds in self.seconds.items():
+            again.seconds[name] += seconds
+        self.__dict__ = again.__dict__
 
     def step(self) -> float:
         """One optimiser step; the loss, nats. A run that was cut short stays so."""
@@ -271,24 +289,8 @@ class Fit:
 
     @classmethod
     def restored(cls, target: Any, settings: Settings, state: dict[str, Any]) -> Fit:
-        """A fit that stands where another one stood.
-
-        Arguments:
-            target: The user's posterior, as a target; the same density as the other one's.
-            settings: The other one's settings.
-            state: What its :meth:`state` gave; it stays as it is.
-        """
-        target = as_target(target)
-        seen = in_coordinates(target, state["coordinates"])
-        with torch.random.fork_rng():  # networks that are built draw weights that are replaced at once
-            found = replace(state["recipe"]["plan"].found, target=seen) if target.dim else None
-            fit = cls(target, settings, found, state.get("starts"))
-            fit.recipe.restore(state["recipe"])
-        restore(fit, state, seen)
-        if state["draws"] is not None:
-            fit.keep(state["draws"])
-
-        return fit
+        """A fit that stands where another one stood: one of the same density and settings, with this :meth:`state`."""
+        return restored(cls, as_target(target), settings, state)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"target": self.given, "settings": self.settings, "state": self.state()}
@@ -348,12 +350,7 @@ class Fit:
         return self.few_steps[num_steps]
 
     def draw(self, num_draws: int, num_steps: int) -> WeightedDraws:
-        """Fresh weighted draws of the leap in so many steps; they become no part of the fit.
-
-        Arguments:
-            num_draws: How many.
-            num_steps: Network evaluations per draw, a power of two.
-        """
+        """Fresh weighted draws of the leap in so many steps, a power of two; they become no part of the fit."""
         draws = weigh(self.leap_in(num_steps), self.target, num_draws)
 
         return WeightedDraws(self.constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)

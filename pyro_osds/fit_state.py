@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Any
 
-from pyro_osds.explore.coordinates import coordinates_of
+import torch
+
+from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
 from pyro_osds.explore.journal import Journal
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.escalation import Stages
@@ -41,7 +44,28 @@ def state_of(fit: Any) -> dict[str, Any]:
     }
 
 
-def restore(fit: Any, state: dict[str, Any], target: Target) -> None:
+def restored(kind: type, target: Target, settings: Any, state: dict[str, Any]) -> Any:
+    """A fit that stands where another one stood.
+
+    Arguments:
+        kind: The class of fits.
+        target: The user's posterior, as a target.
+        settings: How the other one was fitted.
+        state: What :func:`state_of` gave; it stays as it is.
+    """
+    seen = in_coordinates(target, state["coordinates"])
+    with torch.random.fork_rng():  # networks that are built draw weights that are replaced at once
+        found = replace(state["recipe"]["plan"].found, target=seen) if target.dim else None
+        fit = kind(target, settings, found, state.get("starts"))
+        fit.recipe.restore(state["recipe"])
+    _restore(fit, state, seen)
+    if state["draws"] is not None:
+        fit.keep(state["draws"])
+
+    return fit
+
+
+def _restore(fit: Any, state: dict[str, Any], target: Target) -> None:
     """Stand where another fit stood, but for its draws.
 
     Arguments:

@@ -55,6 +55,8 @@ _STEP_SPREAD = 5.0
 # Standard errors of the mean log density within which it does not drift. Less, and settled particles are often moved
 # once more; more, and a slow drift is taken for noise.
 _SETTLED_SIGMAS = 2.0
+# With a smaller share of usable draws there are more of them: particles that begin at a few points stay alike.
+_RARE = 0.02
 _log = logging.getLogger(__name__)
 
 
@@ -174,34 +176,80 @@ def _settled(at: Annealing, mover: _HamiltonianMover) -> Annealing:
 
 
 def _start(path: AnnealingPath, num_particles: int, num_replicates: int, moves: MovesSoFar) -> Annealing:
-    """Draws of the reference and their densities, zero where the target is not finite."""
+    """Draws of the reference and their densities, zero where the target is not finite.
+
+    Where hardly any draw has a density, more are made, and those that have one take the places of the others. On each
+    replicate, the share of them is the first factor of its evidence.
+    """
     num_total = num_particles * num_replicates
-    given = z = path.sample(num_total)
-    usable = z.isfinite().all(-1)
-    # A point that overflowed has no coordinates to move from: it takes the place of a usable one, with weight zero.
-    z = torch.where(usable[:, None], z, z.new_zeros(()))
-    with torch.no_grad():
-        log_reference, log_target = path.log_densities(z)
-    undefined = given[given.isnan().any(-1) | (usable & (log_target.isnan() | (log_target == torch.inf)))]
-    usable = usable & log_reference.isfinite() & log_target.isfinite()
-    if not usable.any():
-        raise NotFiniteError(
-            f"The log density is not finite at any of {num_total} starting points (for instance "
-            f"{log_target[0].item()} at {[round(value, 3) for value in z[0].tolist()][:5]}).",
-            z[0],
-        )
+    z, log_reference, log_target, usable, undefined = _drawn(path, num_total)
+    log_evidence = z.new_zeros(num_replicates, dtype=torch.float64)
+    given, num_drawn, num_bad = z, num_total, int((~usable).sum())
+    if usable.sum() < _RARE * num_total:
+        drawn = [(z, log_reference, log_target, usable)]
+        while sum(int(part[3].sum()) for part in drawn) < num_total and len(drawn) < path.patience:
+            drawn.append(_drawn(path, num_total)[:4])
+        num_drawn = len(drawn) * num_total
+        # Of every batch each replicate has its own draws, in their order.
+        columns = [torch.stack(parts).unflatten(1, (num_replicates, -1)) for parts in zip(*drawn, strict=True)]
+        all_usable = columns[3].transpose(0, 1).flatten(1)
+        log_evidence = (all_usable.double().mean(1)).log()
+        if not all_usable.any():
+            raise _not_finite(num_drawn, z, log_target)
+        index = _places(all_usable, num_particles)
+        z, log_reference, log_target = (part.transpose(0, 1).flatten(0, 2)[index] for part in columns[:3])
+        given, usable = z, torch.ones_like(log_target, dtype=torch.bool)
     log_reference, log_target = torch.where(usable, log_reference, 0.0), torch.where(usable, log_target, -torch.inf)
 
     return Annealing(
         z,
         log_reference,
         log_target,
-        z.new_zeros(num_replicates, dtype=torch.float64),
-        moves._replace(num_evaluations=num_total),
-        start=z,
-        num_not_finite=int((~usable).sum()),
+        log_evidence,
+        moves._replace(num_evaluations=num_drawn),
+        start=given,
+        num_not_finite=num_bad,
         undefined=undefined,
         passed=(some_of(z),),
+    )
+
+
+def _drawn(path: AnnealingPath, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Draws of the reference, both densities, which of them are usable, and those whose density is no number."""
+    given = z = path.sample(count)
+    usable = z.isfinite().all(-1)
+    # A point that overflowed has no coordinates to move from: it takes the place of a usable one, with weight zero.
+    z = torch.where(usable[:, None], z, z.new_zeros(()))
+    with torch.no_grad():
+        log_reference, log_target = path.log_densities(z)
+    undefined = given[given.isnan().any(-1) | (usable & (log_target.isnan() | (log_target == torch.inf)))]
+
+    return z, log_reference, log_target, usable & log_reference.isfinite() & log_target.isfinite(), undefined
+
+
+def _places(usable: Tensor, num_particles: int) -> Tensor:
+    """Flat indices of usable draws for the particles of each replicate, in turn; one that has none borrows them.
+
+    Arguments:
+        usable: Which draws of each replicate are usable, ``(num_replicates, M)``.
+        num_particles: Particles of each.
+    """
+    everywhere = usable.flatten().nonzero()[:, 0]
+    turn = torch.arange(num_particles, device=usable.device)
+    places = []
+    for replicate, row in enumerate(usable):
+        own = row.nonzero()[:, 0] + replicate * usable.shape[1]
+        own = own if len(own) else everywhere
+        places.append(own[turn % len(own)])
+
+    return torch.cat(places)
+
+
+def _not_finite(num_drawn: int, z: Tensor, log_target: Tensor) -> NotFiniteError:
+    return NotFiniteError(
+        f"The log density is not finite at any of {num_drawn} starting points (for instance "
+        f"{log_target[0].item()} at {[round(value, 3) for value in z[0].tolist()][:5]}).",
+        z[0],
     )
 
 

@@ -11,11 +11,33 @@ from torch.distributions import Distribution
 
 from pyro_osds.target import Target
 
+# Batches of some hundred draws: with one usable draw in some ten thousand there are enough to begin with, after a few
+# seconds of a density with so many terms.
+_PATIENCE, _MAX_TERMS, _LEAST = 256, 1_000, 8
+
+
+def patience_for(target: Target) -> int:
+    """How many batches of draws may be looked through for those with a density.
+
+    Arguments:
+        target: The target.
+    """
+    if not target.vectorized:
+        return _LEAST
+
+    return max(_LEAST, int(_PATIENCE * min(1.0, _MAX_TERMS / max(1, target.num_terms))))
+
 
 class AnnealingPath(Protocol):
-    """A pair of densities to anneal between."""
+    """A pair of densities to anneal between.
+
+    Arguments:
+        dim: The number of dimensions.
+        patience: Batches of draws that are made at most, until enough of them have a density.
+    """
 
     dim: int
+    patience: int
 
     def sample(self, num_draws: int, /) -> Tensor:
         """Draws of the reference, ``(num_draws, D)``."""
@@ -34,7 +56,7 @@ class PriorPath:
     """
 
     def __init__(self, target: Target) -> None:
-        self.dim = target.dim
+        self.dim, self.patience = target.dim, patience_for(target)
         self._target = target
 
     def sample(self, num_draws: int, /) -> Tensor:
@@ -58,7 +80,7 @@ class ReferencePath:
     """
 
     def __init__(self, target: Target, sample: Callable[[int], Tensor], log_prob: Callable[[Tensor], Tensor]) -> None:
-        self.dim = target.dim
+        self.dim, self.patience = target.dim, patience_for(target)
         self.sample = sample
         self._target = target
         self._log_prob = log_prob

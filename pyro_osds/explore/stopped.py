@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ def survey_in_time(
     journal: Journal,
     deadline: float,
     is_shared: bool = False,
+    last: float = math.inf,
 ) -> tuple[Survey, str]:
     """Explore until that is done, or the time is over, or Ctrl-C stops it.
 
@@ -32,6 +35,7 @@ def survey_in_time(
         journal: Where all is noted; one that knows something already is gone on with.
         deadline: Time of :func:`~pyro_osds.runtime.clock.now`.
         is_shared: Whether other processes wait for what is found; they would not know of Ctrl-C, so it leaves nothing.
+        last: When it ends in any case; until then one that was stopped at the same place before gets more time.
 
     Returns:
         What was found, and what stopped the exploration: ``"max_time"``, ``"Ctrl-C"`` or nothing.
@@ -42,7 +46,7 @@ def survey_in_time(
     try:
         journal.rewind()
         # What is not noted in between is done again by whoever goes on, and has to come to its end at some time.
-        with time_limit(now() + 2**journal.num_stuck * (deadline - now())):
+        with time_limit(min(last, now() + 2**journal.num_stuck * (deadline - now()))):
             return survey(target, num_particles, starts=starts, journal=journal), ""
     except OutOfTimeError:
         journal.stop()

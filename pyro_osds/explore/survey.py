@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_osds.explore.annealing import explore
 from pyro_osds.explore.base_choice import choose_base, has_many_dimensions, modes_of
 from pyro_osds.explore.journal import Journal
+from pyro_osds.explore.mixture import MAX_COMPONENTS
 from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.ordering import find_exchanges, ordered
 from pyro_osds.explore.particles import Exploration
@@ -53,6 +54,20 @@ _MORE_PARTICLES = 8
 MAX_TERMS = 2e9
 # Evaluations of the slow way by temperature of the first one and by particle: it has more temperatures, and more moves.
 SLOW_WAY = 50
+# The same before training, of which it is a part: some thirty seconds.
+_SLOW_TERMS = 1e9
+
+
+class _Pace(NamedTuple):
+    """How slowly a way is gone: the share of effective particles, moves, and evaluations as those of ``SLOW_WAY``."""
+
+    ess_threshold: float
+    num_moves: int
+    evaluations: int
+
+
+# Where the density is so large that even as many particles as before could not go slowly, they go less slowly.
+_SLOWLY, _LESS_SLOWLY = _Pace(0.8, 4, SLOW_WAY), _Pace(0.6, 2, 20)
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,7 @@ class Survey:
         undefined_at: One of them, ``(D,)``; empty where there is none.
         progress: How far an exploration had come that was stopped; empty for one that came to its end.
         search: What was found by ascents and probes, and what of it annealing had lost; None where nobody looked.
+        plan: What the density was counted to cost, and the particles that it was given, in words.
     """
 
     target: Any
@@ -82,6 +98,7 @@ class Survey:
     undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
     progress: str = ""
     search: Search | None = None
+    plan: str = ""
 
     def __post_init__(self) -> None:
         # Files of earlier versions hold the coordinates alone.
@@ -111,6 +128,7 @@ class Survey:
             f"base: {self.base.num_components} Gaussian component(s)",
             f"exploration: log evidence {exploration.log_evidence:.3f} +- {exploration.std_error:.3f}, "
             f"{self.num_evaluations} evaluations",
+            *([f"plan: {self.plan}"] if self.plan else []),
             f"search: {self.search.sentence() if self.search else 'none'}",
         ]
 
@@ -152,20 +170,28 @@ def survey(
     first, from_prior = exploration, isinstance(way, PriorPath)
     journal.reached = target, exploration, None
     given, (target, exploration, modes) = target, _in_one_order(target, exploration)
-    more = _affordable(given, exploration) if modes.parted > MANY_PARTED and given.vectorized else 0
+    more, pace = _affordable(given, exploration) if modes.parted > MANY_PARTED and given.vectorized else (0, _SLOWLY)
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
         num_particles *= more
         exploration = explore(
-            way, num_particles, num_replicates, ess_threshold=0.8, num_moves=4, phase="Explore slowly", journal=journal
+            way,
+            num_particles,
+            num_replicates,
+            ess_threshold=pace.ess_threshold,
+            num_moves=pace.num_moves,
+            phase="Explore slowly",
+            journal=journal,
         )
         num_evaluations += exploration.num_evaluations
         exploration = replace(exploration, start=exploration.start if spread is None else spread)
         target, exploration, modes = _in_one_order(given, exploration)
     target, exploration = _choose_coordinates(target, exploration)
     journal.reached = target, exploration, None
-    exploration = seen = _with_lost_modes(target, exploration, num_particles, num_replicates, journal)
-    modes = modes_of(target, exploration)
+    if modes.count <= MAX_COMPONENTS:  # of more modes than can be counted none is worth another way
+        exploration = _with_lost_modes(target, exploration, num_particles, num_replicates, journal)
+        modes = modes_of(target, exploration)
+    seen = exploration
     base = journal.part(lambda: choose_base(target, exploration, modes))
     journal.reached = target, exploration, base
     if has_many_dimensions(target, exploration) and modes.parted <= MANY_PARTED:
@@ -189,11 +215,12 @@ def survey(
         num_evaluations += exploration.num_evaluations
         ways += 1
 
+    plan = _plan(given, first, num_replicates, more, pace)
     loc, scale_tril = weighted_moments(exploration.z, torch.zeros_like(exploration.log_prob))
     endless = journal.part(lambda: find_endless(target, loc, scale_tril))
 
     undefined = first.num_undefined / len(first.start) if from_prior else 0.0
-    found = Survey(target, base, exploration, modes, num_evaluations, endless, undefined, first.undefined_at)
+    found = Survey(target, base, exploration, modes, num_evaluations, endless, undefined, first.undefined_at, plan=plan)
     if endless:
         return found
     looked = search_further(target, exploration, base, seen, num_particles, num_replicates, journal)
@@ -322,8 +349,21 @@ def _log_volume(z: Tensor) -> Tensor:
     return weighted_moments(z, z.new_zeros(len(z)))[1].diagonal().double().log().sum()
 
 
-def _affordable(target: Target, exploration: Exploration) -> int:
-    """How many times the particles a slow way may have; none where even as many as before would take too long."""
-    cost = SLOW_WAY * exploration.num_temperatures * len(exploration.z) * target.num_terms
+def _plan(target: Target, first: Exploration, num_replicates: int, more: int, pace: _Pace) -> str:
+    """What the density costs, and what it was given, in one line."""
+    cost = f"a density of {target.num_terms:,} terms" if target.num_terms else "a density of few terms"
+    particles = f"{num_replicates} x {len(first.z) // num_replicates} particles"
+    slowly = f", {more} times as many slowly with {pace.num_moves} moves a temperature" if more else ""
 
-    return _MORE_PARTICLES if cost == 0 else min(_MORE_PARTICLES, int(MAX_TERMS / cost))
+    return f"{cost}{'' if target.vectorized else ' and point by point'}: {particles}{slowly}"
+
+
+def _affordable(target: Target, exploration: Exploration) -> tuple[int, _Pace]:
+    """How many times the particles a slow way may have, and its pace; none where even a few moves take too long."""
+    for pace in (_SLOWLY, _LESS_SLOWLY):
+        cost = pace.evaluations * exploration.num_temperatures * len(exploration.z) * target.num_terms
+        most = _MORE_PARTICLES if cost == 0 else min(_MORE_PARTICLES, int(_SLOW_TERMS / cost))
+        if most:
+            return most, pace
+
+    return 0, _SLOWLY

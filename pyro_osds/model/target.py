@@ -60,7 +60,7 @@ from pyro_osds.model.trace import (
 )
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import in_double
-from pyro_osds.target import Target
+from pyro_osds.target import CostCounter, Target
 
 # Points at which it is asked what depends on what: a gradient may vanish at one of them.
 _NUM_LOOKED_AT = 4
@@ -157,14 +157,14 @@ class ModelTarget(SiteReadings, Target):
         self._is_bounded = any(is_bounded(site) for site in discrete)
         if discrete:
             self._check_enumeration(trace)
-        with torch.no_grad(), vmappable_pyro(), VmapCompat(), integrations_used() as used:
-            run = self._run(self.start.clone())
-        self._copies_values = run.changes_values
-        self.num_terms, self._closed_forms = run.num_terms * len(self._joint or (0,)), run.closed_forms
+        with torch.no_grad(), vmappable_pyro(), VmapCompat(), integrations_used() as used, CostCounter() as cost:
+            run = self._run(cost.watch(self.start.clone()))
+        self._copies_values, self._closed_forms = run.changes_values, run.closed_forms
+        self.num_terms = cost.terms(num_values := run.num_terms * (times := len(self._joint or (0,))), times)
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
         check_deterministic(self._terms, check_points(self.start)[: 1 if used.num_single else 2], self._state)
         self._state.settle()
-        sizes = block_size(self.dim, self.num_terms), large_block_size(self.dim, self.num_terms)
+        sizes = block_size(self.dim, num_values), large_block_size(self.dim, num_values)
         self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes, is_solved=used.num_single > 0)
         self.vectorized = self._ladder.is_fast
         lost = lost_gradients(self._ladder.seen, self.sites)

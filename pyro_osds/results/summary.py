@@ -77,12 +77,17 @@ def _course(fit: Fit) -> str:
 
 
 def _search(fit: Fit) -> tuple[tuple[str, str], ...]:
-    """How the space was searched, and that it was not where it was not."""
+    """What exploration was planned for, how the space was searched, and that it was not where it was not."""
     found = fit.recipe.found
     if found is None:
         return ()
 
-    return (("search", found.search.sentence() if found.search else "annealing alone, no ascents from many points"),)
+    plan = (("plan", found.plan),) if found.plan else ()
+
+    return (
+        *plan,
+        ("search", found.search.sentence() if found.search else "annealing alone, no ascents from many points"),
+    )
 
 
 def _stages(fit: Fit) -> tuple[tuple[str, str], ...]:

@@ -10,8 +10,10 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_osds.runtime.clock import now
 from pyro_osds.runtime.precision import most_precise
 from pyro_osds.runtime.source import first_line, own_line
+from pyro_osds.target.cost import CostCounter, terms_in
 from pyro_osds.target.density import in_chunks
 from pyro_osds.target.gradient import differing, has_wrong_gradient
 from pyro_osds.target.protocol import Target
@@ -20,6 +22,8 @@ from pyro_osds.target.protocol import Target
 _NUM_PROBES = 8
 # Threads may add up in another order, which changes the last digits of single precision.
 _SAME = 1e-6
+# Seconds of an evaluation at these that no count of operations explains.
+_LONG = 0.5
 # Points with gradients at once: a limit of time is looked at in between.
 _BLOCK_SIZE = 512
 
@@ -81,10 +85,16 @@ class FunctionTarget(Target):
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             points = torch.randn(_NUM_PROBES, dim, dtype=self.dtype, device="cpu").to(self.device)
             self._log_prob_fn = most_precise(log_prob_fn, self.draw_dtype, points)
-            _check_same(self._log_prob_fn, points)
+            start = now()
+            with CostCounter(len(points), num_calls=2) as cost:
+                _check_same(self._log_prob_fn, cost.watch(points))
+            seconds = 0.5 * (now() - start)
             if score_fn is None:
                 _check_gradient(self._log_prob_fn, points)
         self.is_double = self._log_prob_fn.is_double
+        # What computes outside of torch, or waits, is seen on the clock only.
+        is_seen = score_fn is None and seconds < _LONG
+        self.num_terms = cost.terms(0) if is_seen else terms_in(seconds, len(points))
         if score_fn is not None:
             self._check_score(points)
 

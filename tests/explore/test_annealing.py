@@ -8,7 +8,7 @@ import torch
 from helpers import assert_within_standard_error
 from torch.distributions import MultivariateNormal
 
-from pyro_osds.explore.annealing import _HamiltonianMover, _increment, _settled, explore
+from pyro_osds.explore.annealing import _HamiltonianMover, _increment, _places, _settled, explore
 from pyro_osds.explore.particles import Annealing, MovesSoFar, resample
 from pyro_osds.explore.paths import PriorPath, ReferencePath
 from pyro_osds.model import ModelTarget
@@ -139,7 +139,7 @@ def test_half_of_the_space_is_impossible(float64):
 
 def test_a_density_that_is_never_finite_is_refused():
     # The value and a point are in the message.
-    with pytest.raises(ValueError, match="not finite at any of 32 starting points"):
+    with pytest.raises(ValueError, match="not finite at any of 8192 starting points"):
         explore(from_gaussian(lambda z: torch.full_like(z[:, 0], -torch.inf), 2, 1.0), 8, 4)
 
 
@@ -228,3 +228,45 @@ def test_particles_that_drift_have_not_settled(num_climbs, max_settling, num_mov
     while not at.is_over(max_settling):
         at = _settled(at, mover)
     assert at.settled == settled and mover.num_moves == at.num_rounds == num_moves
+
+
+# ---- hardly any draw of the prior is possible ----
+
+
+@pytest.mark.parametrize("threshold", [2.5, 3.0902, 3.7])
+def test_a_prior_of_which_nearly_nothing_is_possible(float64, threshold):
+    # Exact: the tail of the normal beyond the threshold, of which a draw is possible one time in 160 to 9,300.
+    target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), 1)
+    normal = torch.distributions.Normal(0.0, 1.0)
+
+    def log_prob(z):
+        return torch.where(z[:, 0] > threshold, normal.log_prob(z[:, 0]), -torch.inf)
+
+    target.log_prob = log_prob
+    path = ReferencePath(target, lambda n: normal.sample((n, 1)), lambda z: normal.log_prob(z[:, 0]))
+    torch.manual_seed(0)
+    estimates = [explore(path, 64, 8) for _ in range(8)]
+    exact = torch.special.log_ndtr(torch.tensor(-threshold)).item()
+    ratios = torch.tensor([math.exp(found.log_evidence - exact) for found in estimates])
+    assert_within_standard_error(ratios.mean().item(), 1.0, (ratios.std() / len(ratios) ** 0.5).item())
+    stated = torch.tensor([found.std_error for found in estimates]).mean()
+    assert 0.3 < (stated / ratios.std()).item() < 3.0
+    assert all((found.z > threshold).all() for found in estimates)
+    assert all(found.num_evaluations >= 512 for found in estimates)
+
+
+def test_each_replicate_takes_usable_draws_of_its_own():
+    usable = torch.tensor([[True, False, True, False], [False] * 4, [False, True, False, False]])
+    assert _places(usable, 3).tolist() == [0, 2, 0, 0, 2, 9, 9, 9, 9]
+
+
+def test_a_density_that_is_nowhere_is_looked_for_longer_where_that_is_cheap():
+    def nowhere(z):
+        return torch.full_like(z[:, 0], -torch.inf)
+
+    for num_terms, vectorized, count in ((0, True, 256), (100_000, True, 8), (0, False, 8)):
+        target = FunctionTarget(lambda z: -z.square().sum(-1), 1)
+        target.log_prob, target.num_terms, target.vectorized = nowhere, num_terms, vectorized
+        path = ReferencePath(target, lambda n: torch.randn(n, 1).double(), lambda z: -z[:, 0].square())
+        with pytest.raises(ValueError, match=f"at any of {count * 32} starting points"):
+            explore(path, 4, 8)

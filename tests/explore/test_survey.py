@@ -14,6 +14,7 @@ from helpers import assert_within_standard_error
 from pyro_osds.explore.anew import resurvey
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import effective_share
+from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.ordering import OrderedTarget
 from pyro_osds.explore.survey import _affordable, _in_one_order, _with_lost_modes, survey
 from pyro_osds.model import ModelTarget
@@ -81,14 +82,17 @@ def test_a_target_without_batches_is_explored_once(float64):
     assert found.num_evaluations < thorough.num_evaluations / 10
 
 
-@pytest.mark.parametrize(("num_terms", "times"), [(0, 8), (1_000, 8), (10_000, 3), (100_000, 0)])
-def test_the_larger_the_density_the_fewer_particles_on_the_slow_way(num_terms, times):
-    # Down to none at all; a density of unknown size is taken for a small one.
+@pytest.mark.parametrize(
+    ("num_terms", "times", "num_moves"), [(0, 8, 4), (1_000, 8, 4), (10_000, 1, 4), (20_000, 2, 2), (100_000, 0, 4)]
+)
+def test_the_larger_the_density_the_fewer_particles_on_the_slow_way(num_terms, times, num_moves):
+    # Then fewer moves, down to no such way at all; a density of unknown size is taken for a small one.
     target, exploration = (
         SimpleNamespace(num_terms=num_terms),
         SimpleNamespace(num_temperatures=8, z=torch.zeros(128, 1)),
     )
-    assert _affordable(target, exploration) == times
+    found, pace = _affordable(target, exploration)
+    assert (found, pace.num_moves) == (times, num_moves)
 
 
 def test_a_slow_way_that_nobody_can_afford_is_not_gone():
@@ -99,6 +103,23 @@ def test_a_slow_way_that_nobody_can_afford_is_not_gone():
     fast = survey(target, num_particles=16)
     assert fast.num_evaluations < 0.5 * slow.num_evaluations
     assert fast.modes.count == slow.modes.count == 2
+    assert slow.plan == "a density of few terms: 8 x 16 particles, 8 times as many slowly with 4 moves a temperature"
+    assert fast.plan == "a density of 10,000,000 terms: 8 x 16 particles"
+    assert f"plan: {fast.plan}" in fast.description()
+
+
+def test_of_more_modes_than_can_be_counted_none_is_looked_for(monkeypatch):
+    # Each is a small share of all, and a reference with some of them more would only take long.
+    looked = []
+    monkeypatch.setattr("pyro_osds.explore.survey.lost_modes", lambda *args: looked.append(1))
+    target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), 2)
+    survey(target, num_particles=32)
+    monkeypatch.setattr(
+        "pyro_osds.explore.survey.modes_of", lambda target, seen: Modes(torch.arange(len(seen.z)), parted=1.0)
+    )
+    assert len(looked) == 1
+    assert survey(target, num_particles=32).modes.count > 128
+    assert len(looked) == 1
 
 
 # ---- one order ----

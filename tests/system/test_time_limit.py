@@ -156,3 +156,83 @@ def test_what_is_asked_for_after_the_run_has_its_time(clock):
     assert osds.draw(300).log_weights.shape == (300,)
     osds.redraw()
     assert osds.get_samples()["z"].shape == (400, 2)
+
+
+def test_time_that_training_leaves_goes_back_to_exploration(clock):
+    # Exploration is stopped at half of the time, and sixty steps of training take little of the other half.
+    clock.seconds = 1e-4
+    expected, needed = whole(clock), clock()
+    stopped = 0
+    for share in (1.05, 1.3, 1.6):
+        pyro.set_rng_seed(1)
+        osds = OSDS.from_log_prob(clock.normal, 3, max_time=share * needed, **QUICK)
+        began = clock()
+        osds.run()
+        assert clock() - began <= 1.2 * share * needed + 3.0
+        stopped += osds.is_interrupted
+        if not osds.is_interrupted:
+            assert_same(osds, expected)
+    assert stopped < 3
+
+
+def test_what_ctrl_c_stops_is_not_gone_on_with(clock):
+    clock.seconds = 1e-4
+    calls = clock.calls
+
+    def interrupted(z):
+        if clock.calls == calls + 150:
+            clock.calls += 1
+            raise KeyboardInterrupt
+        return clock.normal(z)
+
+    osds = OSDS.from_log_prob(interrupted, 3, max_time=1000.0, **QUICK)
+    with pytest.warns(InterruptedWarning, match="Exploration was interrupted"):
+        osds.run()
+    assert osds.is_interrupted and osds.run_report[0].startswith("exploration: stopped by Ctrl-C")
+
+
+@pytest.mark.parametrize("backend", ["function", "loop"])
+def test_reading_the_draws_of_a_stopped_run_takes_no_longer_than_the_run(clock, backend):
+    clock.seconds = 1e-2
+    if backend == "loop":
+        osds = OSDS(clock.model, max_time=20.0, **QUICK)
+        osds.run(Y)
+    else:
+        osds = OSDS.from_log_prob(clock.normal, 3, max_time=20.0, **QUICK)
+        osds.run()
+    began = clock()
+    osds.to_inference_data()
+    assert clock() - began <= 20.0
+
+
+def test_no_time_at_all_is_refused():
+    with pytest.raises(ValueError, match="max_time must be a positive number of seconds or None, got 0"):
+        OSDS.from_log_prob(lambda z: -z.square().sum(-1), 2, max_time=0)
+
+
+def test_a_density_that_is_slow_in_places_ends_in_time(clock):
+    # A hundred times slower on a sixth of the space; counted costs do not know, the limit does.
+    def uneven(z):
+        clock.time += torch.where(z[:, 0] > 1.0, 1e-2, 1e-4).sum().item()
+        return -0.5 * z.square().sum(-1)
+
+    osds = OSDS.from_log_prob(uneven, 3, max_time=30.0, **QUICK)
+    began = clock()
+    osds.run()
+    assert clock() - began <= 1.2 * 30.0 + 3.0 + 512 * 1e-2
+    assert osds.get_samples()["z"].shape[1:] == (3,)
+
+
+@pytest.mark.parametrize("max_time", [20.0, 300.0])
+def test_a_density_that_hangs_at_each_call_ends_in_time(clock, max_time):
+    # Five seconds for any number of points: nothing that is counted tells.
+    def hanging(z):
+        clock.time += 5.0
+        return -0.5 * z.square().sum(-1)
+
+    osds = OSDS.from_log_prob(hanging, 2, max_time=max_time, **QUICK)
+    began = clock()
+    osds.run()
+    # What is begun is ended: a look at the gradient, a batch of draws and its verdict.
+    assert clock() - began <= 1.2 * max_time + 3.0 + 12 * 5.0
+    assert osds.is_interrupted and not osds.evidence.reliable and osds.evidence.reasons

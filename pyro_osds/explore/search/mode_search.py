@@ -31,7 +31,7 @@ _NUM_OTHERS = 768
 # Particles that climb the gradient, and their steps: enough for a way of some standard deviations.
 _NUM_CLIMBERS, _NUM_CLIMBS = 64, 100
 # With more terms than this even those are too many.
-_MANY_TERMS = 20_000
+_MANY_TERMS = 5_000
 # As far as gradient ascent gets along each coordinate, in standard deviations of the particles.
 _CLIMB = 5.0
 # Two sets of particles of one mode do not differ as much in their largest log density.
