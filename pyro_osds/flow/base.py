@@ -46,7 +46,7 @@ class Base:
         """Components of the density; 1 for a Gaussian."""
         return self.density.mixture_distribution.probs.numel() if isinstance(self.density, MixtureSameFamily) else 1
 
-    @property
+    @cached_property
     def log_abs_det(self) -> Tensor:
         """Log-determinant of the step from whitened to original coordinates, a scalar."""
         return self.scale_tril.diagonal().log().sum()
@@ -64,7 +64,7 @@ class Base:
         if self._diagonal is not None:
             return self.loc + u * self._diagonal
 
-        return self.loc + u @ self.scale_tril.mT
+        return torch.addmm(self.loc, u, self.scale_tril.mT)
 
     def score_from_whitened(self, score: Tensor) -> Tensor:
         """Scores in original coordinates of those in whitened ones, ``(B, D) -> (B, D)``."""

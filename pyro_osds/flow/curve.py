@@ -116,8 +116,9 @@ def curve(x: Tensor, at: Knots, bound: float) -> Curved:
     # Beyond its ends the spline goes on straight, with slope one.
     u = torch.addcmul(y0, h, ratio) + (x - inner)
     tail = torch.where(u < 0, at.tails[:, 0], at.tails[:, 1])
-    tail_slope = 1.0 + 2.0 * (tail * u.abs())
-    y = 0.5 * (u + u * tail_slope)
+    bent = tail * u.abs()
+    tail_slope = 1.0 + 2.0 * bent
+    y = torch.addcmul(u, u, bent)
 
     return Curved(
         y, slope * tail_slope, index, (x, inner, w, h, d0, d1, z, r, q, s, bend, bottom, ratio, top, slope, u, tail, tail_slope)
@@ -128,13 +129,13 @@ def curvature(on: Curved) -> Tensor:
     """The derivative of the log slope at each point, ``(M, B)``."""
     x, inner, w, _, d0, d1, z, r, _, s, bend, bottom, _, top, slope, u, tail, tail_slope = on.parts
     p = r - z
-    of_spline = (2.0 * (torch.addcmul(d1 * z, s, p) - d0 * r) / top - 2.0 * (bend * p) / bottom) / w
+    of_spline = ((torch.addcmul(d1 * z, s, p) - d0 * r) / top - bend * p / bottom) / w
     of_spline = torch.where(x == inner, of_spline, 0.0)
 
-    return of_spline + 2.0 * (tail * u.sign()) / tail_slope * slope
+    return 2.0 * torch.addcmul(of_spline, tail * u.sign() / tail_slope, slope)
 
 
-def pull(on: Curved, at: Knots, bound: float, v: Tensor, c: Tensor | float) -> tuple[Tensor, Tensor]:
+def pull(on: Curved, at: Knots, bound: float, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     r"""Gradients of :math:`\sum v\,y + c \log y'`.
 
     Arguments:
@@ -142,26 +143,26 @@ def pull(on: Curved, at: Knots, bound: float, v: Tensor, c: Tensor | float) -> t
         at: The bins.
         bound: Where the spline ends.
         v: What a unit of each ``y`` counts, ``(M, B)``.
-        c: What a nat of each log slope counts, ``(1, B)`` or a number.
+        c: What a nat of each log slope counts, ``(1, B)`` or ``(1, 1)``.
 
     Returns:
         The gradients for the points ``(M, B)`` and for the parameters ``(M, 3 K + 1, P)``.
     """
     x, inner, w, h, d0, d1, z, r, q, s, bend, bottom, ratio, top, _, u, tail, tail_slope = on.parts
     c2 = 2.0 * c
-    size = u.abs()
-    for_tail = size * torch.addcmul(c2 / tail_slope, v, u)
-    v = torch.addcmul(tail * u.sign() * c2 / tail_slope, v, tail_slope)
+    by_tail = c2 / tail_slope
+    for_tail = u.abs() * torch.addcmul(by_tail, v, u)
+    v = torch.addcmul(tail * u.sign() * by_tail, v, tail_slope)
     p, n = r - z, c / top
     lift = v * h
     for_a = lift / bottom
-    for_b = -torch.addcmul(lift * 0.0 + c2, lift, ratio) / bottom
-    zz, nz, nr = z * z, n * z, n * r
-    for_d1 = torch.addcmul(for_b * q, nz, z)
-    for_d0 = torch.addcmul((for_a + for_b) * q, nr, r)
-    for_s = torch.addcmul(torch.addcmul(for_b + c2 / s, for_a, zz), torch.add(n, for_b, alpha=-1.0), 2.0 * q)
-    slide = torch.addcmul(for_b * bend * p, n, 2.0 * (torch.addcmul(d1 * z, s, p) - d0 * r))
-    for_z = torch.addcmul(slide, for_a, torch.addcmul(d0 * p, s, 2.0 * z)) / w
+    for_b = torch.addcmul(c2, lift, ratio) / -bottom
+    for_bq, zz = for_b * q, z * z
+    for_d1 = torch.addcmul(for_bq, n, zz)
+    for_d0 = torch.addcmul(torch.addcmul(for_bq, for_a, q), n * r, r)
+    for_s = torch.addcmul(torch.addcmul(for_b + c2 / s, for_a, zz), n - for_b, q, value=2.0)
+    slide = torch.addcmul(for_b * (bend * p), n, torch.addcmul(d1 * z, s, p) - d0 * r, value=2.0)
+    for_z = torch.addcmul(slide, for_a, torch.addcmul(d0 * p, s, z, value=2.0)) / w
     for_s = for_s / w
     for_w = -torch.addcmul(for_s * s, for_z, z)
     for_bins = torch.stack([-for_z, v, for_w, torch.addcmul(for_s, v, ratio), for_d0, for_d1], 1)

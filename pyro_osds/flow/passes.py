@@ -73,6 +73,7 @@ class Passes:
         constants = [[t], [d], [1.0]]
         self._constants = torch.tensor(constants, dtype=flow.dtype, device=flow.layout_steps.device)
         self._max_log_scale = self._constants.new_tensor(MAX_LOG_SCALE)
+        self._one = self._constants[2:]
         self._moves = _moves(flow)
 
     # ---- forward ----
@@ -157,7 +158,7 @@ class Passes:
         # The gradient of sum(after * y + log slope) for the fixed coordinates.
         rate, rest = torch.addcmul(kept.rate, kept.rate * moving, kept.bent), None
         if kept.curved is not None and kept.knots is not None:
-            rest = curve.pull(kept.curved, kept.knots, SPLINE_BOUND, moving, 1.0)[1]
+            rest = curve.pull(kept.curved, kept.knots, SPLINE_BOUND, moving, self._one)[1]
         first, _, _, through = _pulled(at, kept.hidden, _stacked(after, rate, rest))
 
         return after, torch.addmm(fixed, at.first_back, first, alpha=-1.0).sub_(through)

@@ -43,7 +43,9 @@ def record_operations(function: Callable[[Tensor], Any], z: Tensor) -> fx.GraphM
     recorder.add_input(z)
     with _recorded_by(recorder):
         values = function(z)
-    recorder.graph.output(tuple(recorder.node(value) for value in values))
+    ends = [recorder.node(value) for value in values]
+    recorder.merge_repeats(ends)
+    recorder.graph.output(tuple(ends))
     recorder.graph.eliminate_dead_code()
 
     return fx.GraphModule(recorder.constants, recorder.graph)
@@ -119,10 +121,14 @@ class Recorder(DispatchMode):
         self._own_memory: set[int] = set()
         self._depends: set[int] = set()
         self._written: set[fx.Node] = set()
+        self._memory: dict[fx.Node, int] = {}
+        self._written_memory: set[int] = set()
+        self._merged: dict[fx.Node, fx.Node] = {}
 
     def add_input(self, tensor: Tensor) -> None:
         """What stands for this tensor is given at each replay, in the order in which inputs were added."""
-        self._nodes[id(tensor)] = self.graph.placeholder(f"input_{len(self._alive)}")
+        node = self.graph.placeholder(f"input_{len(self._alive)}")
+        self._nodes[id(tensor)], self._memory[node] = node, memory_of(tensor)
         self._alive.append(tensor)
         self._depends.add(memory_of(tensor))
 
@@ -137,6 +143,8 @@ class Recorder(DispatchMode):
         if is_mutable(operation):
             self._check_own(operation, args)
             self._written.update(self.node(tensor) for tensor in tensors)
+            written = [*_tensors(written_arguments(operation, args)), *_tensors(kwargs)]
+            self._written_memory.update(map(memory_of, written))
         result = operation(*args, **kwargs)
         if operation is torch.ops.aten.detach.default:
             # The same tensor, to what has no gradients.
@@ -160,8 +168,45 @@ class Recorder(DispatchMode):
             self.constants.register_buffer(name, tensor.detach())
             self._nodes[id(tensor)] = self.graph.get_attr(name)
             self._alive.append(tensor)
+            self._memory[self._nodes[id(tensor)]] = memory_of(tensor)
+        node = self._nodes[id(tensor)]
 
-        return self._nodes[id(tensor)]
+        return self._merged.get(node, node)
+
+    def merge_repeats(self, ends: Iterable[fx.Node] = ()) -> list[fx.Node]:
+        """What is computed twice from the same tensors is computed once, if nothing is ever written where it lies.
+
+        Formulas and their gradients ask for the same products, and autograd does not notice. Values stay as they are,
+        to the last bit.
+
+        Arguments:
+            ends: Nodes that stay, since whoever gets their values may change them.
+
+        Returns:
+            The nodes that are left, in their order.
+        """
+        found: dict[Any, fx.Node] = {}
+        stay = set(ends)
+        for node in list(self.graph.nodes):
+            if node.op == "call_function" and node not in stay and self._may_merge(node):
+                first = found.setdefault((node.target, _written_out((node.args, node.kwargs))), node)
+                if first is not node:
+                    node.replace_all_uses_with(first)
+                    self._merged[node] = first
+                    self.graph.erase_node(node)
+
+        return list(self.graph.nodes)
+
+    def _may_merge(self, node: fx.Node) -> bool:
+        """Whether a node's value depends on its arguments alone, and nothing changes either."""
+        target: Any = node.target
+        if target is not operator.getitem and (is_mutable(target) or torch.Tag.nondeterministic_seeded in target.tags):
+            return False
+        # Of several results each has its own memory.
+        parts = [user for user in node.users if user.target is operator.getitem]
+        around = (node, *parts, *node.all_input_nodes)
+
+        return all(self._memory.get(value) not in self._written_memory for value in around)
 
     def are_same(self, first: Tensor, second: Tensor) -> bool:
         """Whether two tensors came about by the same operations, none of which changed anything in place."""
@@ -213,6 +258,7 @@ class Recorder(DispatchMode):
                 self._write(self.graph.call_function(operator.getitem, (node, index)), part, depends)
         elif isinstance(result, Tensor):
             self._nodes[id(result)] = node
+            self._memory[node] = memory_of(result)
             self._alive.append(result)
             if depends:
                 self._depends.add(memory_of(result))
@@ -234,3 +280,16 @@ def _tensors(value: Any) -> list[Tensor]:
         return []
 
     return [tensor for part in value for tensor in _tensors(part)]
+
+
+def _written_out(value: Any) -> Any:
+    """Arguments of an operation as what can be compared: numbers by type and value, everything else by itself."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_written_out, value))
+    if isinstance(value, dict):
+        return tuple((name, _written_out(part)) for name, part in value.items())
+    if isinstance(value, float):
+        # Zero has two signs, and nan is no number that equals itself.
+        return float, value.hex()
+
+    return type(value), value

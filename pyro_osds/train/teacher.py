@@ -121,7 +121,11 @@ class _Training:
         self._u = diffusion.base.to_whitened(z)
         self._score = log_prob_and_score(diffusion.log_prob, self._u)[1]
         self._parameters = list(diffusion.network.parameters())
-        self._optimizer, self._scheduler = one_cycle(diffusion.network, budget.learning_rate, self.num_iterations)
+        self._optimizer, self._scheduler = one_cycle(
+            LightAdam(diffusion.network.parameters(), lr=budget.learning_rate, fused=True),
+            budget.learning_rate,
+            self.num_iterations,
+        )
 
     @property
     def is_done(self) -> bool:
