@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 # Slopes of a bin, and at a knot, lie within this factor of one, as those of zuko's spline.
 _STEEPEST = -math.log(1e-3)
@@ -31,9 +31,8 @@ class Knots(NamedTuple):
     Arguments:
         bins: Left end, lower end, width, height, slope left and right of each bin, ``(M, 6, K, P)``.
         shares: Widths and heights as shares of the whole, ``(M, 2, K, P)``.
-        bent: What divides their parameters, ``(M, 2, K, P)``.
+        bent: What divides parameters of widths, heights and slopes, ``(M, 3 K - 1, P)``.
         slopes: Slopes at inner knots, ``(M, K - 1, P)``.
-        bent_slopes: What divides their parameters.
         tails: Weights of the tails, left and right, ``(M, 2, P)``.
         tail_rates: What the weights gain for each unit of their parameters.
     """
@@ -42,7 +41,6 @@ class Knots(NamedTuple):
     shares: Tensor
     bent: Tensor
     slopes: Tensor
-    bent_slopes: Tensor
     tails: Tensor
     tail_rates: Tensor
 
@@ -63,32 +61,45 @@ class Curved(NamedTuple):
     parts: tuple[Tensor, ...]
 
 
-def knots(parameters: Tensor, num_bins: int, bound: float, tail_offset: float, d: float) -> Knots:
+def bending(num_bins: int, like: Tensor) -> Tensor:
+    """How parameters of widths, heights and slopes are bent, so that bins stay wide enough, ``(2, 1, 3 K - 1, 1)``.
+
+    A parameter *a* is divided by the first one plus the second one times its size.
+
+    Arguments:
+        num_bins: The number of bins *K*.
+        like: A tensor of the type and on the device.
+    """
+    rates = [2.0 / _STEEPEST] * (2 * num_bins) + [1.0 / _STEEPEST] * (num_bins - 1)
+
+    return like.new_tensor([[1.0] * len(rates), rates])[:, None, :, None]
+
+
+def knots(parameters: Tensor, bending: Tensor, bound: float, tail_offset: float, d: float) -> Knots:
     """Bins and tails from a network's parameters.
 
     Arguments:
         parameters: Widths, heights, inner slopes and tails of each coordinate, ``(M, 3 K + 1, P)``.
-        num_bins: The number of bins *K*.
+        bending: That of *K* bins.
         bound: Where the spline ends, on either side.
         tail_offset: What is taken off the parameters of tails.
         d: The step size, which is a factor of the tails.
     """
-    sizes, inner, tails = parameters.split([2 * num_bins, num_bins - 1, 2], 1)
-    sizes = sizes.unflatten(1, (2, num_bins))
-    bent = 1.0 + sizes.abs() * (2.0 / _STEEPEST)
-    shares = torch.softmax(sizes / bent, 2)
-    spans = 2.0 * bound * shares
+    num_bins = parameters.shape[1] // 3
+    shape, tails = parameters.split([3 * num_bins - 1, 2], 1)
+    bent = torch.addcmul(bending[0], shape.abs(), bending[1])
+    sizes, inner = (shape / bent).split([2 * num_bins, num_bins - 1], 1)
+    shares = torch.softmax(sizes.unflatten(1, (2, num_bins)), 2)
+    spans = shares * (2.0 * bound)
     starts = spans.cumsum(2) - spans - bound
-    bent_slopes = 1.0 + inner.abs() * (1.0 / _STEEPEST)
-    slopes = (inner / bent_slopes).exp()
-    end = torch.ones_like(slopes[:, :1])
-    bins = torch.cat([starts, spans, torch.stack([torch.cat([end, slopes], 1), torch.cat([slopes, end], 1)], 1)], 1)
+    slopes = pad(inner.exp(), (0, 0, 1, 1), value=1.0)
+    bins = torch.cat([starts, spans, slopes[:, None, :-1], slopes[:, None, 1:]], 1)
     moved = tails - tail_offset
-    weights, rates = softplus(moved), torch.sigmoid(moved)
+    weights, tail_rates = softplus(moved), torch.sigmoid(moved)
     if d != 1.0:
-        weights, rates = weights * d, rates * d
+        weights, tail_rates = weights * d, tail_rates * d
 
-    return Knots(bins, shares, bent, slopes, bent_slopes, weights, rates)
+    return Knots(bins, shares, bent, slopes[:, 1:-1], weights, tail_rates)
 
 
 def curve(x: Tensor, at: Knots, bound: float) -> Curved:
@@ -192,7 +203,7 @@ def _parameters(at: Knots, bound: float, bins: Tensor, tails: Tensor) -> Tensor:
     # A start is the sum of the spans before it; what all shares have in common means nothing to a softmax.
     shares = 2.0 * bound * (spans - starts.cumsum(2))
     weighed = shares * at.shares
-    sizes = (weighed - at.shares * weighed.sum(2, keepdim=True)) / at.bent.square()
-    inner = (left[:, 0, 1:] + right[:, 0, :-1]) * at.slopes / at.bent_slopes.square()
+    sizes = weighed - at.shares * weighed.sum(2, keepdim=True)
+    inner = (left[:, 0, 1:] + right[:, 0, :-1]) * at.slopes
 
-    return torch.cat([sizes.flatten(1, 2), inner, tails * at.tail_rates], 1)
+    return torch.cat([torch.cat([sizes.flatten(1, 2), inner], 1) / at.bent.square(), tails * at.tail_rates], 1)

@@ -74,6 +74,8 @@ class Passes:
         self._constants = torch.tensor(constants, dtype=flow.dtype, device=flow.layout_steps.device)
         self._max_log_scale = self._constants.new_tensor(MAX_LOG_SCALE)
         self._one = self._constants[2:]
+        bins = {block.num_bins for block in self._blocks if block.num_bins}
+        self._bending = {num_bins: curve.bending(num_bins, self._constants) for num_bins in bins}
         self._moves = _moves(flow)
 
     # ---- forward ----
@@ -140,7 +142,8 @@ class Passes:
         if not block.num_bins:
             moved = torch.addcmul(shift, moving, scale)
             return moved, log_slope.expand_as(moving), _Block(hidden, rate, scale, moving, None, None)
-        knots = curve.knots(rest.unflatten(0, (num, -1)), block.num_bins, SPLINE_BOUND, block.tail_offset, self._d)
+        bending = self._bending[block.num_bins]
+        knots = curve.knots(rest.unflatten(0, (num, -1)), bending, SPLINE_BOUND, block.tail_offset, self._d)
         curved = curve.curve(moving, knots, SPLINE_BOUND)
         moved, log_slope = torch.addcmul(shift, curved.y, scale), curved.slope.log() + log_slope
 
@@ -184,15 +187,15 @@ class Passes:
         v = self._moves[-1].backward(v)
         gradients: list[list[Tensor]] = []
         for index in reversed(range(len(self._blocks))):
-            v, found = self._backward(self._blocks[index], weights[index], kept[index], v, c)
+            parts, found = self._backward(self._blocks[index], weights[index], kept[index], v, c)
             gradients.insert(0, found)
-            v = self._moves[index].backward(v)
+            v = self._moves[index].apart(*parts)
 
         return torch.cat([value.flatten() for found in gradients for value in found]), v.mT
 
     def _backward(
         self, block: CouplingBlock, at: Folded, kept: _Block, v: Tensor, c: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
         moving, fixed = v.split([block.num_moving, block.num_fixed])
         before, rest = moving * kept.scale, None
         rate = torch.addcmul(c, before, kept.bent) * kept.rate
@@ -204,9 +207,9 @@ class Passes:
         first, second, line, through = _pulled(at, kept.hidden, parameters)
         found = _for_weights(kept.hidden, first, second, line, parameters)
         if not block.num_fixed:
-            return before, found
+            return [before], found
 
-        return torch.cat([before, torch.addmm(fixed, at.first_back, first).add_(through)]), found
+        return [before, torch.addmm(fixed, at.first_back, first).add_(through)], found
 
 
 def _stacked(shift: Tensor, rate: Tensor, rest: Tensor | None) -> Tensor:
@@ -284,12 +287,14 @@ class _Move:
 
     def backward(self, v: Tensor) -> Tensor:
         """Cotangents of points, ``(D, B)``, laid out as they were before."""
-        if self._is_same:
-            return v
-        if self._swap is None:
-            return v.index_select(0, self._back)
+        return v if self._is_same else v.index_select(0, self._back)
 
-        return torch.cat(v.split(self._swap[::-1])[::-1])
+    def apart(self, *parts: Tensor) -> Tensor:
+        """The same of those of a block's moving and fixed coordinates."""
+        if self._swap is not None:
+            return torch.cat(parts[::-1])
+
+        return self.backward(parts[0] if len(parts) == 1 else torch.cat(parts))
 
 
 def _moves(flow: FlowMap) -> list[_Move]:

@@ -275,6 +275,7 @@ def _cut(
     nodes = list(recorder.graph.nodes)
     is_first = set(nodes[:num_first])
     nodes = recorder.merge_repeats([*outputs, *gradients])
+    is_first.update(node for node in nodes if node.op == "get_attr")
     first, second = [node for node in nodes if node in is_first], [node for node in nodes if node not in is_first]
     # A change in place counts even where nothing takes its result by name.
     ends, outside = needed([*gradients, *(node for node in second if node.is_impure())]), set(first)

@@ -10,13 +10,26 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from pyro_osds.runtime.torch_internals import TO_PYTHON, DispatchMode, is_mutable, memory_of, written_arguments
 
+_aten = torch.ops.aten
+# Operations whose result depends on the shapes and types of their arguments, not on their values.
+_FILLED = frozenset(
+    {
+        _aten.zeros_like.default,
+        _aten.ones_like.default,
+        _aten.new_zeros.default,
+        _aten.new_ones.default,
+        _aten.zeros.default,
+        _aten.ones.default,
+        _aten.scalar_tensor.default,
+    }
+)
 _recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
 
 
@@ -124,6 +137,8 @@ class Recorder(DispatchMode):
         self._memory: dict[fx.Node, int] = {}
         self._written_memory: set[int] = set()
         self._merged: dict[fx.Node, fx.Node] = {}
+        # Tensors whose values depend on shapes alone, by the node that makes them.
+        self._filled: dict[fx.Node, Tensor] = {}
 
     def add_input(self, tensor: Tensor) -> None:
         """What stands for this tensor is given at each replay, in the order in which inputs were added."""
@@ -164,20 +179,25 @@ class Recorder(DispatchMode):
         if id(tensor) not in self._nodes:
             if not isinstance(tensor, Tensor):
                 raise RuntimeError(f"A recorded function must give tensors, got {type(tensor).__name__}.")
-            name = f"constant_{len(self._alive)}"
-            self.constants.register_buffer(name, tensor.detach())
-            self._nodes[id(tensor)] = self.graph.get_attr(name)
+            self._nodes[id(tensor)] = self._constant(tensor)
             self._alive.append(tensor)
-            self._memory[self._nodes[id(tensor)]] = memory_of(tensor)
         node = self._nodes[id(tensor)]
 
         return self._merged.get(node, node)
 
+    def _constant(self, tensor: Tensor) -> fx.Node:
+        name = f"constant_{len(list(self.constants.buffers()))}"
+        self.constants.register_buffer(name, tensor.detach())
+        node = self.graph.get_attr(name)
+        self._memory[node] = memory_of(tensor)
+
+        return node
+
     def merge_repeats(self, ends: Iterable[fx.Node] = ()) -> list[fx.Node]:
         """What is computed twice from the same tensors is computed once, if nothing is ever written where it lies.
 
-        Formulas and their gradients ask for the same products, and autograd does not notice. Values stay as they are,
-        to the last bit.
+        Formulas and their gradients ask for the same products, and autograd does not notice; zeros and ones of a known
+        shape become constants. Values stay as they are, to the last bit.
 
         Arguments:
             ends: Nodes that stay, since whoever gets their values may change them.
@@ -189,7 +209,14 @@ class Recorder(DispatchMode):
         stay = set(ends)
         for node in list(self.graph.nodes):
             if node.op == "call_function" and node not in stay and self._may_merge(node):
-                first = found.setdefault((node.target, _written_out((node.args, node.kwargs))), node)
+                key = node.target, _written_out((node.args, node.kwargs))
+                if key not in found and node in self._filled:
+                    with self.graph.inserting_before(node):
+                        found[key] = self._constant(self._filled[node])
+                if node.target is _aten.pow.Tensor_Scalar and node.args[1] == 1:
+                    # What the gradient of a square asks for.
+                    found[key] = cast("fx.Node", node.args[0])
+                first = found.setdefault(key, node)
                 if first is not node:
                     node.replace_all_uses_with(first)
                     self._merged[node] = first
@@ -257,6 +284,8 @@ class Recorder(DispatchMode):
             for index, part in enumerate(result):
                 self._write(self.graph.call_function(operator.getitem, (node, index)), part, depends)
         elif isinstance(result, Tensor):
+            if node.target in _FILLED:
+                self._filled[node] = result
             self._nodes[id(result)] = node
             self._memory[node] = memory_of(result)
             self._alive.append(result)

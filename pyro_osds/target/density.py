@@ -68,7 +68,7 @@ def log_prob_and_score(log_prob_fn: Callable[[Tensor], Tensor], z: Tensor) -> tu
     log_prob = finite_log_prob(log_prob.detach())
     score = score.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
-    return log_prob, torch.where(log_prob[:, None] > -torch.inf, score, 0.0)
+    return log_prob, score * (log_prob > -torch.inf)[:, None]
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], z: Tensor, chunk_size: int = 8192) -> Tensor:

@@ -125,20 +125,21 @@ def exact_volume(
         num_tail = int(tail_share * batch_size) if leap.base.num_components == 1 else 0
         num_body = batch_size - num_tail
         x = leap.base.density.sample(torch.Size([batch_size]))
-        x = torch.cat([x[:num_body], _stretch(x[num_body:])])
+        if num_tail:
+            _stretch(x[num_body:])
         z, log_q, score_q, log_p, score_p = by_rows(partial(_both_scores, leap, target), x)
         log_weight = log_p - log_q.detach()
         body, usable = log_weight[:num_body], log_weight.abs() < torch.inf
-        known = torch.where(usable, log_weight, 0.0)
+        known = log_weight.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         # Truncated (Ionides 2008): early on, one draw would otherwise carry the whole batch.
         weight = torch.softmax(body, 0).clamp(max=num_body**-0.5)
-        count = usable[:num_body].sum()
+        count = usable[:num_body].sum(dtype=log_weight.dtype)
         center = known[:num_body].sum() / count
-        share = torch.add(torch.where(usable[:num_body], (1 - coverage) / count, 0.0), weight, alpha=coverage)
+        share = torch.lerp(usable[:num_body] / count, weight, coverage)
         for_z = share[:, None] * (score_q[:num_body] - score_p[:num_body])
         for_log_q, terms = None, {"exact_volume": -center}
         if num_tail:
-            excess = torch.where(usable[num_body:], known[num_body:] - center, 0.0)
+            excess = (known[num_body:] - center) * usable[num_body:]
             weight_of_tail = _TAIL_WEIGHT * min(1.0, _TAIL_DIM / leap.flow.dim) / num_tail
             tail = excess.clamp(-_OUTLIER, _OUTLIER) * weight_of_tail
             for_z, for_log_q = torch.cat([for_z, tail[:, None] * score_p[num_body:]]), pad(-tail, (num_body, 0))
@@ -221,21 +222,23 @@ def log_variance(log_weight: Tensor) -> Tensor:
 
 
 class _Weighed(torch.autograd.Function):
-    """The sum of points and log densities times what each counts, whose gradient is just that."""
+    """A zero whose gradient is what points and log densities count: that of a surrogate which nobody looks at."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, log_q: Tensor, for_z: Tensor, for_log_q: Tensor | None) -> Tensor:
         ctx.save_for_backward(for_z, for_log_q)
-        total = (z * for_z).sum()
 
-        return total if for_log_q is None else total + log_q @ for_log_q
+        return for_z.new_zeros(())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         for_z, for_log_q = ctx.saved_tensors
+        # A GPU would have to be waited for to look.
+        if gradient.is_cuda or gradient.item() != 1.0:
+            for_z, for_log_q = gradient * for_z, None if for_log_q is None else gradient * for_log_q
 
-        return gradient * for_z, None if for_log_q is None else gradient * for_log_q, None, None
+        return for_z, for_log_q, None, None
 
 
 def _weighed(z: Tensor, log_q: Tensor, for_z: Tensor, for_log_q: Tensor | None) -> Tensor:
@@ -368,11 +371,10 @@ def _pick(points: Tensor, count: int) -> Tensor:
     return points[torch.randint(len(points), (count,), device=points.device)]
 
 
-def _stretch(x: Tensor) -> Tensor:
-    """Points with one coordinate of each, drawn at random, made twice as large."""
+def _stretch(x: Tensor) -> None:
+    """Make one coordinate of each point, drawn at random, twice as large, in place."""
     chosen = torch.randint(x.shape[1], (len(x), 1), device=x.device)
-
-    return x.scatter_add(1, chosen, (_STRETCH - 1.0) * x.gather(1, chosen))
+    x.scatter_(1, chosen, _STRETCH * x.gather(1, chosen))
 
 
 def _draw_num_steps(num_steps: tuple[int, ...]) -> int:
