@@ -132,7 +132,10 @@ def curve(x: Tensor, at: Knots, bound: float) -> Curved:
     y = torch.addcmul(u, u, bent)
 
     return Curved(
-        y, slope * tail_slope, index, (x, inner, w, h, d0, d1, z, r, q, s, bend, bottom, ratio, top, slope, u, tail, tail_slope)
+        y,
+        slope * tail_slope,
+        index,
+        (x, inner, w, h, d0, d1, z, r, q, s, bend, bottom, ratio, top, slope, u, tail, tail_slope),
     )
 
 

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from pyro_osds.flow.coupling import FlowMap
-from pyro_osds.flow.folding import Folded, Folding
+from pyro_osds.flow.folding import Folding
 from pyro_osds.flow.passes import Passes
 from pyro_osds.runtime.execution import freeze
 from pyro_osds.runtime.recorder import Recorder, needed

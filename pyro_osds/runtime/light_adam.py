@@ -71,7 +71,9 @@ class FlatAdam(LightAdam):
             start = torch.zeros((), dtype=torch.float32, device=vector.device)
             self._hold(torch.zeros_like(vector), torch.zeros_like(vector), start)
         assert self._moments is not None and vector.grad is not None
-        fused_adam(vector, vector.grad, *self._moments, group["lr"], *group["betas"], group["eps"])
+        first, second, num_steps = self._moments
+        beta1, beta2 = group["betas"]
+        fused_adam(vector, vector.grad, first, second, num_steps, group["lr"], beta1, beta2, group["eps"])
 
     def _hold(self, first: Tensor, second: Tensor, num_steps: Tensor) -> None:
         """Keep moments as vectors, and their views where torch's Adam has its state."""
@@ -79,6 +81,13 @@ class FlatAdam(LightAdam):
         views = zip(self._flat.parameters, self._flat.views(first), self._flat.views(second), strict=True)
         for parameter, exp_avg, exp_avg_sq in views:
             self.state[parameter] = {"step": num_steps, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of torch's Adam, in which each parameter counts its own steps."""
+        state = super().state_dict()
+        parts = {index: {**part, "step": part["step"].clone()} for index, part in state["state"].items()}
+
+        return {**state, "state": parts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Stand where another Adam on such parameters stood, flat or not."""

@@ -20,6 +20,7 @@ from torch.nn.utils import get_total_norm
 
 from pyro_osds.flow.diffusion import Diffusion, Paths
 from pyro_osds.runtime.clock import is_past
+from pyro_osds.runtime.light_adam import LightAdam
 from pyro_osds.runtime.progress import NoBar, progress_bar
 from pyro_osds.target import log_prob_and_score
 from pyro_osds.train.descent import MovingAverage, clipped, gradients_of
