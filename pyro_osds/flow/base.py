@@ -63,7 +63,8 @@ class Base:
         """Original coordinates of whitened points, ``(B, D) -> (B, D)``."""
         u = u.to(self.loc)
         if self._diagonal is not None:
-            return self.loc + u * self._diagonal
+            # Rows of points, as a recorded density expects them, whatever the flow has made of their order.
+            return self.loc + u.contiguous() * self._diagonal
 
         return torch.addmm(self.loc, u, self.scale_tril.mT)
 

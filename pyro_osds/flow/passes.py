@@ -16,14 +16,15 @@ one as three more rows: what steers a block is then one piece of memory, and so 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from pyro_osds.flow import curve
 from pyro_osds.flow.coupling import MAX_LOG_SCALE, SPLINE_BOUND, CouplingBlock, FlowMap
-from pyro_osds.flow.folding import Folded
+from pyro_osds.flow.folding import Folded, Folding
 
 # Rows below the coordinates: time, step size, and the one that biases are factors of.
 _NUM_CONSTANTS = 3
@@ -210,6 +211,41 @@ class Passes:
             return [before], found
 
         return [before, torch.addmm(fixed, at.first_back, first).add_(through)], found
+
+
+class WithoutGradients:
+    """A flow map as it is now, for draws alone: the same map in half the time.
+
+    What depends on the sizes of a flow alone is kept with the flow, and the weights are folded at each call.
+
+    Arguments:
+        flow: The flow map.
+
+    Example:
+        >>> flow, x = FlowMap(2), torch.randn(5, 2)
+        >>> torch.allclose(WithoutGradients(flow)(x)[0], flow(x)[0], atol=1e-5)
+        True
+    """
+
+    def __init__(self, flow: FlowMap) -> None:
+        self._flow = flow
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: float = 0.0, d: float = 1.0) -> tuple[Tensor, Tensor]:
+        """As :meth:`FlowMap.forward`, without gradients."""
+        flow = self._flow
+        kind = t, d, flow.dtype, flow.layout_steps.device
+        known = _KNOWN.setdefault(flow, {})
+        if kind not in known:
+            known[kind] = Passes(flow, t, d), Folding(flow, d)
+        passes, folding = known[kind]
+        folding.fill(torch.cat([parameter.flatten() for parameter in flow.parameters()]))
+
+        return passes.forward(folding.matrices, x)
+
+
+# By flow, as long as it lives; copies, pickles and other processes begin anew.
+_KNOWN: WeakKeyDictionary[FlowMap, dict[Any, tuple[Passes, Folding]]] = WeakKeyDictionary()
 
 
 def _stacked(shift: Tensor, rate: Tensor, rest: Tensor | None) -> Tensor:

@@ -125,8 +125,7 @@ def exact_volume(
         num_tail = int(tail_share * batch_size) if leap.base.num_components == 1 else 0
         num_body = batch_size - num_tail
         x = leap.base.density.sample(torch.Size([batch_size]))
-        if num_tail:
-            _stretch(x[num_body:])
+        x = torch.cat([x[:num_body], _stretch(x[num_body:])]) if num_tail else x
         z, log_q, score_q, log_p, score_p = by_rows(partial(_both_scores, leap, target), x)
         log_weight = log_p - log_q.detach()
         body, usable = log_weight[:num_body], log_weight.abs() < torch.inf
@@ -222,13 +221,14 @@ def log_variance(log_weight: Tensor) -> Tensor:
 
 
 class _Weighed(torch.autograd.Function):
-    """A zero whose gradient is what points and log densities count: that of a surrogate which nobody looks at."""
+    """The sum of points and log densities times what each counts, whose gradient is just that."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, log_q: Tensor, for_z: Tensor, for_log_q: Tensor | None) -> Tensor:
         ctx.save_for_backward(for_z, for_log_q)
+        total = z.reshape(-1) @ for_z.reshape(-1)
 
-        return for_z.new_zeros(())
+        return total if for_log_q is None else total + log_q @ for_log_q
 
     @staticmethod
     @once_differentiable
@@ -242,6 +242,9 @@ class _Weighed(torch.autograd.Function):
 
 
 def _weighed(z: Tensor, log_q: Tensor, for_z: Tensor, for_log_q: Tensor | None) -> Tensor:
+    # A base in single precision meets densities in double.
+    for_z, for_log_q = for_z.to(z.dtype), None if for_log_q is None else for_log_q.to(log_q.dtype)
+
     return cast("Tensor", _Weighed.apply(z, log_q, for_z, for_log_q))
 
 
@@ -371,10 +374,11 @@ def _pick(points: Tensor, count: int) -> Tensor:
     return points[torch.randint(len(points), (count,), device=points.device)]
 
 
-def _stretch(x: Tensor) -> None:
-    """Make one coordinate of each point, drawn at random, twice as large, in place."""
+def _stretch(x: Tensor) -> Tensor:
+    """Points with one coordinate of each, drawn at random, made twice as large."""
     chosen = torch.randint(x.shape[1], (len(x), 1), device=x.device)
-    x.scatter_(1, chosen, _STRETCH * x.gather(1, chosen))
+
+    return x.scatter(1, chosen, _STRETCH * x.gather(1, chosen))
 
 
 def _draw_num_steps(num_steps: tuple[int, ...]) -> int:
