@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pyro_osds.runtime.flat import FlatParameters
+from pyro_osds.train.flat import FlatParameters
 
 # The average looks back over fifty steps, a fifth of the first round. Nearer to one it lags behind where a round is
 # short; further from one it keeps the noise of single steps.

@@ -20,8 +20,6 @@ from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
 from pyro_osds.flow.replay import ReplayedFlow
 from pyro_osds.runtime.clock import is_past
-from pyro_osds.runtime.flat import FlatParameters
-from pyro_osds.runtime.light_adam import FlatAdam
 from pyro_osds.runtime.parallel import is_together, mean_gradients
 from pyro_osds.runtime.progress import NoBar, progress_bar
 from pyro_osds.runtime.warnings import InterruptedWarning, TrainingWarning, warn
@@ -30,6 +28,7 @@ from pyro_osds.stats.weights import lower_bound, weigh
 from pyro_osds.target import Target
 from pyro_osds.train.budget import Budget
 from pyro_osds.train.descent import MovingAverage, clip_flat, flat_gradient
+from pyro_osds.train.flat import FlatAdam, FlatParameters
 from pyro_osds.train.history import History
 from pyro_osds.train.loop import go_on, run_moves
 from pyro_osds.train.objectives import Loss, Objective, exact_volume, reverse_kl

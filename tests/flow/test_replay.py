@@ -12,7 +12,7 @@ import torch
 
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.replay import ReplayedFlow
-from pyro_osds.runtime.flat import FlatParameters
+from pyro_osds.train.flat import FlatParameters
 
 
 def flow_of(dim, num_spline_blocks=1, dtype=torch.float32):

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pyro_osds.runtime.flat import FlatParameters
 from pyro_osds.train.descent import MovingAverage, clip_flat, clipped, flat_gradient, gradients_of
+from pyro_osds.train.flat import FlatParameters
 
 
 def network():

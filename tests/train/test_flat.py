@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_osds.runtime.flat import FlatParameters
-from pyro_osds.runtime.light_adam import FlatAdam, LightAdam
+from pyro_osds.runtime.light_adam import LightAdam
+from pyro_osds.train.flat import FlatAdam, FlatParameters
 
 
 def network():
