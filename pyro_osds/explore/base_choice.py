@@ -7,7 +7,7 @@ import torch
 from pyro_osds.explore.mixture import MAX_COMPONENTS, adapt_mixture, effective_share, mixture_base
 from pyro_osds.explore.modes import Modes, find_modes
 from pyro_osds.explore.particles import Exploration
-from pyro_osds.flow.base import Base, gaussian_base
+from pyro_osds.flow.base import Base, gaussian_base, without_mixture
 from pyro_osds.stats.moments import ENOUGH_PARTICLES
 from pyro_osds.stats.thresholds import FOLDED, GOOD_BASE, POOR_BASE
 from pyro_osds.target import Target, log_prob_and_score
@@ -36,7 +36,7 @@ def choose_base(target: Target, exploration: Exploration, modes: Modes) -> Base:
     # A spike on a broad mode, for instance: no valley parts them, but one Gaussian is neither.
     mixture = adapt_mixture(mixture_base(z, torch.zeros_like(modes.labels)), target)
 
-    return mixture if effective_share(mixture, target) > GOOD_BASE else base
+    return without_mixture(mixture) if effective_share(mixture, target) > GOOD_BASE else base
 
 
 def has_many_dimensions(target: Target, exploration: Exploration) -> bool:

@@ -26,9 +26,9 @@ from pyro_osds.flow.tail import TailTransform
 from pyro_osds.stats.gaussian import MANY_DIMENSIONS
 
 # A block stretches or shrinks by exp(7), a factor of 1,100, at most: single precision keeps its digits.
-_MAX_LOG_SCALE = 7.0
+MAX_LOG_SCALE = 7.0
 # Splines are straight further out, where one of 5e8 draws of the base lies.
-_SPLINE_BOUND = 6.0
+SPLINE_BOUND = 6.0
 # An untrained tail has the weight softplus(-4) = 0.02: next to none, and still with a gradient.
 _TAIL_OFFSET = 4.0
 # In many dimensions even a little of a tail in each adds up, so there it begins with next to none.
@@ -130,12 +130,12 @@ class CouplingBlock(nn.Module):
         parameters = d * self.network(fixed, t, d)
         affine, rest = parameters[:, : 2 * self.num_moving], parameters[:, 2 * self.num_moving :]
         shift, log_scale = affine.chunk(2, -1)
-        log_scale = _MAX_LOG_SCALE * torch.tanh(log_scale / _MAX_LOG_SCALE)
+        log_scale = MAX_LOG_SCALE * torch.tanh(log_scale / MAX_LOG_SCALE)
         if not self.num_bins:
             return shift, log_scale, None
         bins = self.num_bins
         widths, heights, slopes, tails = rest.unflatten(-1, (self.num_moving, -1)).split([bins, bins, bins - 1, 2], -1)
-        spline = Spline(widths, heights, slopes, bound=_SPLINE_BOUND)
+        spline = Spline(widths, heights, slopes, bound=SPLINE_BOUND)
         # Softplus keeps the tails' weights positive; the offset starts them near zero, the factor ends them at d = 0.
         weights = d[..., None] * nn.functional.softplus(tails - self.tail_offset)
 

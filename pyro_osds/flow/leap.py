@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_osds.flow.base import Base
 from pyro_osds.flow.coupling import FlowMap
+from pyro_osds.flow.passes import WithoutGradients
 from pyro_osds.runtime.parallel import by_rows
 from pyro_osds.stats.gaussian import Gaussian
 from pyro_osds.target import log_prob_and_score
@@ -64,8 +65,9 @@ class Leap(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From whitened base draws to ``z``, with the log-determinants of the whole map."""
         log_abs_det = self.base.log_abs_det.expand(len(x))
+        leap = self.flow if torch.is_grad_enabled() or type(self.flow) is not FlowMap else WithoutGradients(self.flow)
         for step in range(self.num_steps):
-            x, log_abs_det_step = self.flow(x, step / self.num_steps, 1.0 / self.num_steps)
+            x, log_abs_det_step = leap(x, step / self.num_steps, 1.0 / self.num_steps)
             log_abs_det = log_abs_det + log_abs_det_step
 
         return self.base.from_whitened(x), log_abs_det

@@ -4,17 +4,24 @@ Training asks for the same small tensor operations hundreds of times, and on a C
 bookkeeping of gradients between them. After a few calls of one kind (same shapes, same time and step size) the
 operations of the pass and of its gradient are written down (``recorder``), cut apart into two graphs, and replayed
 (``execution``). They are the same operations in the same order, so the numbers are the same to the last bit.
+
+The leap with its score is that of :mod:`pyro_osds.flow.passes`, with its gradient in closed form from the first call
+on; the inverse is the flow's own, differentiated by autograd.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from pyro_osds.flow.coupling import FlowMap
+from pyro_osds.flow.folding import Folding
+from pyro_osds.flow.passes import Passes
 from pyro_osds.runtime.execution import freeze
 from pyro_osds.runtime.recorder import Recorder, needed
 
@@ -27,21 +34,25 @@ class ReplayedFlow:
 
     Arguments:
         flow: The flow map; its parameters may change between calls.
+        vector: A vector that its parameters are views of, in their order. Then the gradient of
+            :meth:`forward_with_score` is one for the vector, and none for the parameters.
 
     Example:
         >>> flow = FlowMap(dim=2)
         >>> fast, x = ReplayedFlow(flow), torch.randn(64, 2)
         >>> for _ in range(12):
         ...     y, log_abs_det, score = fast.forward_with_score(x, -x, 0.0, 1.0)
-        >>> torch.equal(y, flow.forward_with_score(x, -x)[0])
+        >>> torch.allclose(y, flow.forward_with_score(x, -x)[0], atol=1e-5)
         True
     """
 
-    def __init__(self, flow: FlowMap) -> None:
+    def __init__(self, flow: FlowMap, vector: Tensor | None = None) -> None:
         self._flow = flow
         self._parameters = tuple(flow.parameters())
+        self._leaves = self._parameters if vector is None else (vector,)
         self._num_calls: dict[Any, int] = {}
         self._replays: dict[Any, _Replay] = {}
+        self._leaps: dict[Any, _Leap] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._flow, name)
@@ -60,7 +71,12 @@ class ReplayedFlow:
         self, x: Tensor, score: Tensor, t: float | Tensor = 0.0, d: float | Tensor = 1.0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`FlowMap.forward_with_score`."""
-        y, log_abs_det, score = self._pass("forward_with_score", (x, score), t, d)
+        if isinstance(t, Tensor) or isinstance(d, Tensor):
+            return self._flow.forward_with_score(x, score, t, d)
+        kind = t, d, x.shape, x.dtype, score.dtype, x.device, x.requires_grad
+        if kind not in self._leaps:
+            self._leaps[kind] = _Leap(self._flow, t, d, x.requires_grad)
+        y, log_abs_det, score = _Leaping.apply(self._leaps[kind], x, score.detach(), *self._leaves)
 
         return y, log_abs_det, score
 
@@ -89,6 +105,99 @@ class _Method(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return getattr(self.flow, self._name)(*inputs, self._t, self._d)
+
+
+class _Leap:
+    """The leap with its score at points of one shape, and its gradient: in Python at first, then recorded.
+
+    Arguments:
+        flow: The flow map.
+        t: Time.
+        d: Step size.
+        wants_points: Whether the gradient for the points is wanted, too.
+    """
+
+    def __init__(self, flow: FlowMap, t: float, d: float, wants_points: bool) -> None:
+        self._passes, self.folding, self._wants_points = Passes(flow, t, d), Folding(flow, d), wants_points
+        self._num_calls = 0
+        self._forward: Callable[..., tuple[Tensor, ...]] | None = None
+        self._backward: Callable[..., tuple[Tensor, ...]] | None = None
+
+    def run(self, weights: Tensor, x: Tensor, score: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Any]:
+        """New points, log-determinants and scores, and what :meth:`pull` needs."""
+        self.folding.fill(weights)
+        self._num_calls += 1
+        if self._num_calls == _NUM_CALLS_BEFORE + 1:
+            self._record(x, score)
+        if self._forward is None:
+            *outputs, kept = self._passes.forward_with_score(self.folding.matrices, x, score)
+        else:
+            y, log_abs_det, carried, *kept = self._forward(*self._tensors(), x, score)
+            outputs = [y, log_abs_det, carried]
+
+        return cast("tuple[Tensor, Tensor, Tensor]", tuple(outputs)), (self._backward, kept)
+
+    def pull(self, way: Any, points: Tensor, log_abs_det: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The gradient for the weights, one vector, and for the points, ``(B, D)``, if it is wanted."""
+        backward, kept = way
+        if backward is None:
+            gradients = self._passes.backward(self.folding.matrices, kept, points, log_abs_det)
+        else:
+            gradients = backward(*kept, points, log_abs_det)
+
+        return self.folding.gradient(gradients[0]), gradients[1] if self._wants_points else None
+
+    def _tensors(self) -> list[Tensor]:
+        return [matrix for folded in self.folding.matrices for matrix in folded.tensors()]
+
+    def _record(self, x: Tensor, score: Tensor) -> None:
+        tensors, inputs = self._tensors(), (x.detach(), score)
+        recorder = Recorder()
+        for value in (*tensors, *inputs):
+            recorder.add_input(value)
+        with torch.no_grad(), recorder:
+            *outputs, kept = self._passes.forward_with_score(self.folding.matrices, *inputs)
+        num_first = len(recorder.graph.nodes)
+        cotangents = torch.zeros_like(outputs[0]), torch.zeros_like(outputs[1])
+        for value in cotangents:
+            recorder.add_input(value)
+        with torch.no_grad(), recorder:
+            gradients = self._passes.backward(self.folding.matrices, kept, *cotangents)[: 1 + self._wants_points]
+        ends = [[recorder.node(value) for value in values] for values in (outputs, gradients)]
+        forward, backward = _cut(recorder, num_first, *ends)
+        with torch.no_grad():
+            self._forward = freeze(forward, (*tensors, *inputs))
+            crossing = forward(*tensors, *inputs)[len(outputs) :]
+            self._backward = freeze(backward, (*crossing, *cotangents))
+
+
+class _Leaping(torch.autograd.Function):
+    """A leap as one operation of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, leap: _Leap, x: Tensor, score: Tensor, *leaves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (y, log_abs_det, score), ctx.way = leap.run(_joined(leaves), x, score)
+        ctx.save_for_backward(*leaves)
+        ctx.leap, ctx.version = leap, leap.folding.vector._version
+        ctx.mark_non_differentiable(score)
+
+        return y, log_abs_det, score
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, points: Tensor, log_abs_det: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        leaves = ctx.saved_tensors
+        if ctx.leap.folding.vector._version != ctx.version:
+            # Another call has folded weights since; those of this one are unchanged, or autograd would have said so.
+            ctx.leap.folding.fill(_joined(leaves))
+        gradient, for_x = ctx.leap.pull(ctx.way, points, log_abs_det)
+        parts = gradient.split([leaf.numel() for leaf in leaves])
+
+        return None, for_x, None, *[part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+
+
+def _joined(leaves: Sequence[Tensor]) -> Tensor:
+    return leaves[0].flatten() if len(leaves) == 1 else torch.cat([leaf.flatten() for leaf in leaves])
 
 
 class _Replay:
@@ -164,7 +273,10 @@ def _cut(
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """A record cut in two: one graph for the outputs and what the gradients need of the way there, one for these."""
     nodes = list(recorder.graph.nodes)
-    first, second = nodes[:num_first], nodes[num_first:]
+    is_first = set(nodes[:num_first])
+    nodes = recorder.merge_repeats([*outputs, *gradients])
+    is_first.update(node for node in nodes if node.op == "get_attr")
+    first, second = [node for node in nodes if node in is_first], [node for node in nodes if node not in is_first]
     # A change in place counts even where nothing takes its result by name.
     ends, outside = needed([*gradients, *(node for node in second if node.is_impure())]), set(first)
     crosses = {node for user in ends - outside for node in user.all_input_nodes if node.op != "get_attr"}

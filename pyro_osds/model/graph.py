@@ -178,8 +178,15 @@ class DensitiesWithScores(torch.autograd.Function):
             if not total.requires_grad:
                 return torch.zeros_like(z), None, None
             return torch.autograd.grad(total, z, create_graph=True, materialize_grads=True)[0], None, None
-        # A density that nobody asked for must not bring in its infinities.
-        pairs = zip(gradients, scores, strict=True)
-        parts = [torch.where(gradient[:, None] == 0, 0.0, gradient[:, None] * score) for gradient, score in pairs]
+        parts = [_weighed(gradient, score) for gradient, score in zip(gradients, scores, strict=True)]
 
         return parts[0] + parts[1], None, None
+
+
+def _weighed(gradient: Tensor, score: Tensor) -> Tensor:
+    """Scores times what each density counts; one that nobody asked for must not bring in its infinities."""
+    # Of a sum each counts once, and its gradient is one number, seen as many; to look at it costs a GPU its pace.
+    if gradient.stride() == (0,) and not gradient.is_cuda and len(gradient) and gradient[0].item() == 1.0:
+        return score
+
+    return torch.where(gradient[:, None] == 0, 0.0, gradient[:, None] * score)

@@ -231,9 +231,9 @@ class ModelRun(Messenger):
     def terms(self) -> dict[str, Tensor]:
         """The log density of every site, summed, and the log-determinants of the latents."""
         sites = (*self.latents, *self.discrete, *self.observed)
-        terms = {site["name"]: site["log_prob"].sum() for site in sites}
+        terms = {site["name"]: _summed(site["log_prob"]) for site in sites}
         for site, log_abs_det in zip(self.latents, self.log_abs_det, strict=True):
-            terms[site["name"]] = terms[site["name"]] + log_abs_det.sum()
+            terms[site["name"]] = terms[site["name"]] + _summed(log_abs_det)
 
         return terms
 
@@ -243,7 +243,12 @@ def _nesting(site: Mapping[str, Any]) -> int:
 
 
 def _sum(terms: list[Tensor], like: Tensor) -> Tensor:
-    return sum((term.sum().to(like.dtype) for term in terms), like.new_zeros(()))
+    return sum((_summed(term).to(like.dtype) for term in terms), like.new_zeros(()))
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sum of all values; a scalar is its own, and to sum it would be an operation of every evaluation."""
+    return values.sum() if values.dim() else values
 
 
 def is_deterministic(site: Mapping[str, Any]) -> bool:

@@ -10,13 +10,26 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from pyro_osds.runtime.torch_internals import TO_PYTHON, DispatchMode, is_mutable, memory_of, written_arguments
 
+_aten = torch.ops.aten
+# Operations whose result depends on the shapes and types of their arguments, not on their values.
+_FILLED = frozenset(
+    {
+        _aten.zeros_like.default,
+        _aten.ones_like.default,
+        _aten.new_zeros.default,
+        _aten.new_ones.default,
+        _aten.zeros.default,
+        _aten.ones.default,
+        _aten.scalar_tensor.default,
+    }
+)
 _recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
 
 
@@ -44,7 +57,9 @@ def record_operations(function: Callable[..., Any], *arguments: Tensor) -> fx.Gr
         recorder.add_input(argument)
     with _recorded_by(recorder):
         values = function(*arguments)
-    recorder.graph.output(tuple(recorder.node(value) for value in values))
+    ends = [recorder.node(value) for value in values]
+    recorder.merge_repeats(ends)
+    recorder.graph.output(tuple(ends))
     recorder.graph.eliminate_dead_code()
 
     return fx.GraphModule(recorder.constants, recorder.graph)
@@ -120,10 +135,16 @@ class Recorder(DispatchMode):
         self._own_memory: set[int] = set()
         self._depends: set[int] = set()
         self._written: set[fx.Node] = set()
+        self._memory: dict[fx.Node, int] = {}
+        self._written_memory: set[int] = set()
+        self._merged: dict[fx.Node, fx.Node] = {}
+        # Tensors whose values depend on shapes alone, by the node that makes them.
+        self._filled: dict[fx.Node, Tensor] = {}
 
     def add_input(self, tensor: Tensor) -> None:
         """What stands for this tensor is given at each replay, in the order in which inputs were added."""
-        self._nodes[id(tensor)] = self.graph.placeholder(f"input_{len(self._alive)}")
+        node = self.graph.placeholder(f"input_{len(self._alive)}")
+        self._nodes[id(tensor)], self._memory[node] = node, memory_of(tensor)
         self._alive.append(tensor)
         self._depends.add(memory_of(tensor))
 
@@ -138,6 +159,8 @@ class Recorder(DispatchMode):
         if is_mutable(operation):
             self._check_own(operation, args)
             self._written.update(self.node(tensor) for tensor in tensors)
+            written = [*_tensors(written_arguments(operation, args)), *_tensors(kwargs)]
+            self._written_memory.update(map(memory_of, written))
         result = operation(*args, **kwargs)
         if operation is torch.ops.aten.detach.default:
             # The same tensor, to what has no gradients.
@@ -157,12 +180,61 @@ class Recorder(DispatchMode):
         if id(tensor) not in self._nodes:
             if not isinstance(tensor, Tensor):
                 raise RuntimeError(f"A recorded function must give tensors, got {type(tensor).__name__}.")
-            name = f"constant_{len(self._alive)}"
-            self.constants.register_buffer(name, tensor.detach())
-            self._nodes[id(tensor)] = self.graph.get_attr(name)
+            self._nodes[id(tensor)] = self._constant(tensor)
             self._alive.append(tensor)
+        node = self._nodes[id(tensor)]
 
-        return self._nodes[id(tensor)]
+        return self._merged.get(node, node)
+
+    def _constant(self, tensor: Tensor) -> fx.Node:
+        name = f"constant_{len(list(self.constants.buffers()))}"
+        self.constants.register_buffer(name, tensor.detach())
+        node = self.graph.get_attr(name)
+        self._memory[node] = memory_of(tensor)
+
+        return node
+
+    def merge_repeats(self, ends: Iterable[fx.Node] = ()) -> list[fx.Node]:
+        """What is computed twice from the same tensors is computed once, if nothing is ever written where it lies.
+
+        Formulas and their gradients ask for the same products, and autograd does not notice; zeros and ones of a known
+        shape become constants. Values stay as they are, to the last bit.
+
+        Arguments:
+            ends: Nodes that stay, since whoever gets their values may change them.
+
+        Returns:
+            The nodes that are left, in their order.
+        """
+        found: dict[Any, fx.Node] = {}
+        stay = set(ends)
+        for node in list(self.graph.nodes):
+            if node.op == "call_function" and node not in stay and self._may_merge(node):
+                key = node.target, _written_out((node.args, node.kwargs))
+                if key not in found and node in self._filled:
+                    with self.graph.inserting_before(node):
+                        found[key] = self._constant(self._filled[node])
+                if node.target is _aten.pow.Tensor_Scalar and node.args[1] == 1:
+                    # What the gradient of a square asks for.
+                    found[key] = cast("fx.Node", node.args[0])
+                first = found.setdefault(key, node)
+                if first is not node:
+                    node.replace_all_uses_with(first)
+                    self._merged[node] = first
+                    self.graph.erase_node(node)
+
+        return list(self.graph.nodes)
+
+    def _may_merge(self, node: fx.Node) -> bool:
+        """Whether a node's value depends on its arguments alone, and nothing changes either."""
+        target: Any = node.target
+        if target is not operator.getitem and (is_mutable(target) or torch.Tag.nondeterministic_seeded in target.tags):
+            return False
+        # Of several results each has its own memory.
+        parts = [user for user in node.users if user.target is operator.getitem]
+        around = (node, *parts, *node.all_input_nodes)
+
+        return all(self._memory.get(value) not in self._written_memory for value in around)
 
     def are_same(self, first: Tensor, second: Tensor) -> bool:
         """Whether two tensors came about by the same operations, none of which changed anything in place."""
@@ -213,7 +285,10 @@ class Recorder(DispatchMode):
             for index, part in enumerate(result):
                 self._write(self.graph.call_function(operator.getitem, (node, index)), part, depends)
         elif isinstance(result, Tensor):
+            if node.target in _FILLED:
+                self._filled[node] = result
             self._nodes[id(result)] = node
+            self._memory[node] = memory_of(result)
             self._alive.append(result)
             if depends:
                 self._depends.add(memory_of(result))
@@ -235,3 +310,16 @@ def _tensors(value: Any) -> list[Tensor]:
         return []
 
     return [tensor for part in value for tensor in _tensors(part)]
+
+
+def _written_out(value: Any) -> Any:
+    """Arguments of an operation as what can be compared: numbers by type and value, everything else by itself."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_written_out, value))
+    if isinstance(value, dict):
+        return tuple((name, _written_out(part)) for name, part in value.items())
+    if isinstance(value, float):
+        # Zero has two signs, and nan is no number that equals itself.
+        return float, value.hex()
+
+    return type(value), value

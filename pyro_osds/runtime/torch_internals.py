@@ -27,6 +27,7 @@ __all__ = [
     "NormLayer",
     "direct_call",
     "function_modes",
+    "fused_adam",
     "has_gradient",
     "whole_batch",
     "is_batchedtensor",
@@ -227,6 +228,50 @@ def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
         'step'
     """
     return inspect.unwrap(function)
+
+
+def fused_adam(
+    vector: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    num_steps: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """One step of Adam on one vector, in place, as the fused Adam of ``torch.optim`` takes it.
+
+    Arguments:
+        vector: What is changed, ``(N,)``.
+        gradient: Its gradient.
+        first: First moments, changed.
+        second: Second moments, changed.
+        num_steps: The number of steps, a scalar in single precision, changed.
+        lr: The learning rate.
+        beta1: Decay of first moments.
+        beta2: Decay of second moments.
+        eps: What keeps divisions from failing.
+
+    Gone: no training; ``torch.optim.Adam`` on one parameter does the same.
+    """
+    num_steps += 1
+    torch._fused_adam_(  # type: ignore[attr-defined]
+        [vector],
+        [gradient],
+        [first],
+        [second],
+        [],
+        [num_steps],
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=0.0,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def unexpanded_factor(fn: Any) -> Tensor:

@@ -40,9 +40,7 @@ def finite_log_prob(log_prob: Tensor) -> Tensor:
         >>> finite_log_prob(torch.tensor([0.5, float("nan"), float("inf")]))
         tensor([0.5000,   -inf,   -inf])
     """
-    bad = log_prob.isnan() | (log_prob == torch.inf)
-
-    return log_prob.masked_fill(bad, -torch.inf)
+    return log_prob.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 
 def log_prob_and_score(log_prob_fn: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,9 +66,9 @@ def log_prob_and_score(log_prob_fn: Callable[[Tensor], Tensor], z: Tensor) -> tu
         # A density that is constant, or cut out of a plateau by comparisons, may have no gradient to ask for.
         (score,) = torch.autograd.grad(log_prob.sum(), z) if log_prob.requires_grad else (torch.zeros_like(z),)
     log_prob = finite_log_prob(log_prob.detach())
-    valid = log_prob.isfinite()[:, None] & score.isfinite()
+    score = score.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
-    return log_prob, torch.where(valid, score, torch.zeros_like(score))
+    return log_prob, score * (log_prob > -torch.inf)[:, None]
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], z: Tensor, chunk_size: int = 8192) -> Tensor:

@@ -7,6 +7,7 @@ A step whose gradient is not finite is left out: it would spoil the weights for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pyro_osds.train.flat import FlatParameters
 
 # The average looks back over fifty steps, a fifth of the first round. Nearer to one it lags behind where a round is
 # short; further from one it keeps the noise of single steps.
@@ -29,6 +32,7 @@ class MovingAverage:
 
     Arguments:
         module: What is trained.
+        flat: The vector that its parameters are views of; the average's are then views of one, too.
 
     Example:
         >>> line = nn.Linear(1, 1)
@@ -38,12 +42,14 @@ class MovingAverage:
         True
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._source = module
+    def __init__(self, module: nn.Module, flat: FlatParameters | None = None) -> None:
+        self._source, self._flat = module, flat
         self._averaged = AveragedModel(module, multi_avg_fn=_update)
+        self._to_flat = None if flat is None else FlatParameters(self._averaged.module)
         # Looked up once: a module searches all of its parts for parameters, at each step.
         self._from: list[Tensor] = list(module.parameters())
         self._to: list[Tensor] = list(self._averaged.parameters())
+        self._num_averaged = 0
 
     @property
     def module(self) -> nn.Module:
@@ -52,34 +58,31 @@ class MovingAverage:
 
     def update(self) -> None:
         """Take in the present weights, as ``AveragedModel.update_parameters`` does."""
-        if self._averaged.n_averaged == 0:
+        self._num_averaged += 1
+        if self._num_averaged == 1:
             self._averaged.update_parameters(self._source)
             return
         with torch.no_grad():
-            _update(self._to, self._from, self._averaged.n_averaged)
-        self._averaged.n_averaged += 1
+            if self._flat is None or self._to_flat is None:
+                _update(self._to, self._from, self._averaged.n_averaged)
+            else:
+                self._to_flat.vector.lerp_(self._flat.vector, 1 - _EMA_DECAY)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of torch's ``AveragedModel``."""
+        self._averaged.n_averaged.fill_(self._num_averaged)
+
         return self._averaged.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where another average of the same module stood."""
         self._averaged.load_state_dict(state)
+        self._num_averaged = int(self._averaged.n_averaged)
 
 
 def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradients of a loss; zero for parameters that it does not depend on."""
     return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-
-
-def flat_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients as one vector, a scalar.
-
-    Torch's own ``get_total_norm`` is the norm of their norms, which is the same up to rounding. Where trained weights
-    have to be the same bit for bit, each training keeps to one of them.
-    """
-    return torch.cat([gradient.flatten() for gradient in gradients]).norm()
 
 
 def clipped(parameters: Sequence[Tensor], gradients: Sequence[Tensor], norm: Tensor) -> bool:
@@ -101,5 +104,48 @@ def clipped(parameters: Sequence[Tensor], gradients: Sequence[Tensor], norm: Ten
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     clip_grads_with_norm_(parameters, _MAX_GRADIENT_NORM, norm)
+
+    return True
+
+
+def flat_gradient(loss: Tensor, flat: FlatParameters) -> Tensor:
+    """The gradient of a loss that depends on a vector, or on the parameters that are views of it, or on both.
+
+    Arguments:
+        loss: What is differentiated, a scalar.
+        flat: The parameters and their vector.
+
+    Example:
+        >>> line = nn.Linear(1, 1)
+        >>> flat = FlatParameters(line)
+        >>> flat_gradient(flat.vector.sum() + 2.0 * line.weight.sum(), flat)
+        tensor([3., 1.])
+    """
+    gradient, *others = torch.autograd.grad(loss, [flat.vector, *flat.parameters], allow_unused=True)
+    if any(other is not None for other in others):
+        pairs = zip(flat.parameters, others, strict=True)
+        joined = flat.join([torch.zeros_like(value) if other is None else other for value, other in pairs])
+        gradient = joined if gradient is None else gradient + joined
+
+    return torch.zeros_like(flat.vector) if gradient is None else gradient
+
+
+def clip_flat(gradient: Tensor) -> bool:
+    """Clip a gradient in place, as :func:`clipped`; whether it is finite, if not nothing happens.
+
+    Arguments:
+        gradient: One vector.
+
+    Example:
+        >>> gradient = torch.tensor([3.0, 4.0])
+        >>> clip_flat(gradient), gradient
+        (True, tensor([0.6000, 0.8000]))
+    """
+    norm = gradient.norm().item()
+    if not math.isfinite(norm):
+        return False
+    if norm > _MAX_GRADIENT_NORM:
+        # Torch's own clipping adds the same to the norm.
+        gradient *= _MAX_GRADIENT_NORM / (norm + 1e-6)
 
     return True

@@ -28,11 +28,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import huber_loss
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import huber_loss, pad
 
 from pyro_osds.flow.diffusion import Diffusion
 from pyro_osds.flow.leap import Leap
@@ -124,22 +125,25 @@ def exact_volume(
         num_tail = int(tail_share * batch_size) if leap.base.num_components == 1 else 0
         num_body = batch_size - num_tail
         x = leap.base.density.sample(torch.Size([batch_size]))
-        x = torch.cat([x[:num_body], _stretch(x[num_body:])])
+        x = torch.cat([x[:num_body], _stretch(x[num_body:])]) if num_tail else x
         z, log_q, score_q, log_p, score_p = by_rows(partial(_both_scores, leap, target), x)
-        log_weight = (log_p - log_q).detach()
-        body = log_weight[:num_body]
+        log_weight = log_p - log_q.detach()
+        body, usable = log_weight[:num_body], log_weight.abs() < torch.inf
+        known = log_weight.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         # Truncated (Ionides 2008): early on, one draw would otherwise carry the whole batch.
         weight = torch.softmax(body, 0).clamp(max=num_body**-0.5)
-        usable = body.isfinite()
-        share = (1 - coverage) / usable.sum().clamp(min=1) * usable + coverage * weight
-        total = (share * ((score_q - score_p) * z)[:num_body].sum(-1)).sum()
-        terms = {"exact_volume": -body[usable].mean()}
+        count = usable[:num_body].sum(dtype=log_weight.dtype)
+        center = known[:num_body].sum() / count
+        share = torch.lerp(usable[:num_body] / count, weight, coverage)
+        for_z = share[:, None] * (score_q[:num_body] - score_p[:num_body])
+        for_log_q, terms = None, {"exact_volume": -center}
         if num_tail:
-            excess = torch.where(log_weight.isfinite(), log_weight - body[usable].mean(), 0.0)
-            tail = excess.clamp(-_OUTLIER, _OUTLIER) * ((score_p * z).sum(-1) - log_q)
-            weight_of_tail = _TAIL_WEIGHT * min(1.0, _TAIL_DIM / leap.flow.dim)
-            total = total + weight_of_tail * tail[num_body:].mean()
-            terms["tail_log_variance"] = _huber(excess[num_body:]).mean()
+            excess = (known[num_body:] - center) * usable[num_body:]
+            weight_of_tail = _TAIL_WEIGHT * min(1.0, _TAIL_DIM / leap.flow.dim) / num_tail
+            tail = excess.clamp(-_OUTLIER, _OUTLIER) * weight_of_tail
+            for_z, for_log_q = torch.cat([for_z, tail[:, None] * score_p[num_body:]]), pad(-tail, (num_body, 0))
+            terms["tail_log_variance"] = _huber(excess).mean()
+        total = _weighed(z, log_q, for_z, for_log_q)
         if points is not None:
             (at_points,) = by_rows(partial(_log_weight_at, leap, target), _pick(points, batch_size))
             cover = log_variance(at_points)
@@ -214,6 +218,34 @@ def log_variance(log_weight: Tensor) -> Tensor:
     excess = log_weight - log_weight.detach().sum() / count
 
     return (_huber(excess) * usable).sum() / count
+
+
+class _Weighed(torch.autograd.Function):
+    """The sum of points and log densities times what each counts, whose gradient is just that."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, log_q: Tensor, for_z: Tensor, for_log_q: Tensor | None) -> Tensor:
+        ctx.save_for_backward(for_z, for_log_q)
+        total = z.reshape(-1) @ for_z.reshape(-1)
+
+        return total if for_log_q is None else total + log_q @ for_log_q
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        for_z, for_log_q = ctx.saved_tensors
+        # A GPU would have to be waited for to look.
+        if gradient.is_cuda or gradient.item() != 1.0:
+            for_z, for_log_q = gradient * for_z, None if for_log_q is None else gradient * for_log_q
+
+        return for_z, for_log_q, None, None
+
+
+def _weighed(z: Tensor, log_q: Tensor, for_z: Tensor, for_log_q: Tensor | None) -> Tensor:
+    # A base in single precision meets densities in double.
+    for_z, for_log_q = for_z.to(z.dtype), None if for_log_q is None else for_log_q.to(log_q.dtype)
+
+    return cast("Tensor", _Weighed.apply(z, log_q, for_z, for_log_q))
 
 
 def _both_scores(leap: Leap, target: Target, x: Tensor) -> tuple[Tensor, ...]:
@@ -346,7 +378,7 @@ def _stretch(x: Tensor) -> Tensor:
     """Points with one coordinate of each, drawn at random, made twice as large."""
     chosen = torch.randint(x.shape[1], (len(x), 1), device=x.device)
 
-    return x.scatter_add(1, chosen, (_STRETCH - 1.0) * x.gather(1, chosen))
+    return x.scatter(1, chosen, _STRETCH * x.gather(1, chosen))
 
 
 def _draw_num_steps(num_steps: tuple[int, ...]) -> int:

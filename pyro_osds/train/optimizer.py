@@ -44,15 +44,14 @@ def check_optim(optim: Any) -> None:
         )
 
 
-def one_cycle(module: Module, learning_rate: float, num_steps: int | None = None) -> tuple[Any, Any]:
-    """Adam and its schedule for one round; without a number of steps there is no schedule.
+def one_cycle(optimizer: LightAdam, learning_rate: float, num_steps: int | None = None) -> tuple[Any, Any]:
+    """Adam with its schedule for one round; without a number of steps there is no schedule.
 
     Arguments:
-        module: What is trained.
+        optimizer: Adam on what is trained.
         learning_rate: The peak of the schedule.
         num_steps: Steps of the round.
     """
-    optimizer = LightAdam(module.parameters(), lr=learning_rate, fused=True)
     if num_steps is None:
         return optimizer, None
 

@@ -20,6 +20,7 @@ from torch.nn.utils import get_total_norm
 
 from pyro_osds.flow.diffusion import Diffusion, Paths
 from pyro_osds.runtime.clock import is_past
+from pyro_osds.runtime.light_adam import LightAdam
 from pyro_osds.runtime.progress import NoBar, progress_bar
 from pyro_osds.target import log_prob_and_score
 from pyro_osds.train.descent import MovingAverage, clipped, gradients_of
@@ -121,7 +122,11 @@ class _Training:
         self._u = diffusion.base.to_whitened(z)
         self._score = log_prob_and_score(diffusion.log_prob, self._u)[1]
         self._parameters = list(diffusion.network.parameters())
-        self._optimizer, self._scheduler = one_cycle(diffusion.network, budget.learning_rate, self.num_iterations)
+        self._optimizer, self._scheduler = one_cycle(
+            LightAdam(diffusion.network.parameters(), lr=budget.learning_rate, fused=True),
+            budget.learning_rate,
+            self.num_iterations,
+        )
 
     @property
     def is_done(self) -> bool:

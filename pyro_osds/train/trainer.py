@@ -28,10 +28,11 @@ from pyro_osds.stats.thresholds import MAX_PARETO_K
 from pyro_osds.stats.weights import WeightSummary, log_weights_at, summarize_weights, weigh
 from pyro_osds.target import Target
 from pyro_osds.train.budget import Budget
-from pyro_osds.train.descent import MovingAverage, clipped, flat_norm, gradients_of
+from pyro_osds.train.descent import MovingAverage, clip_flat, flat_gradient
+from pyro_osds.train.flat import FlatAdam, FlatParameters
 from pyro_osds.train.history import History
 from pyro_osds.train.loop import go_on, run_moves
-from pyro_osds.train.objectives import Objective, exact_volume, reverse_kl
+from pyro_osds.train.objectives import Loss, Objective, exact_volume, reverse_kl
 from pyro_osds.train.optimizer import chosen, clip, one_cycle, step_schedule
 
 # A round that leaves more than this share of the gap did not help, and later ones are no better. Nearer to one, rounds
@@ -118,8 +119,8 @@ class Trainer:
         self._objective = objective or exact_volume(target, batch_size)
         self._warm_up = warm_up
         self._plain = reverse_kl(target, batch_size)
-        self._parameters: list[Tensor] = list(leap.flow.parameters())
-        self._replayed = Leap(leap.base, cast("FlowMap", ReplayedFlow(leap.flow)), leap.num_steps)
+        self._flat = FlatParameters(leap.flow)
+        self._replayed = self._replay()
         self._use_plain = False
         best = copy.deepcopy(leap.flow.state_dict())
         self._course = Course(self.budget.num_iterations, self.budget.first_round, best)
@@ -134,24 +135,30 @@ class Trainer:
         An optimiser that the user chose goes on.
         """
         if self.budget.optim is None:
-            self._optimizer, self._scheduler = one_cycle(self.leap.flow, self.budget.learning_rate, num_steps)
-        self._average = MovingAverage(self.leap.flow)
+            optimizer = FlatAdam(self._flat, self.budget.learning_rate)
+            self._optimizer, self._scheduler = one_cycle(optimizer, self.budget.learning_rate, num_steps)
+        self._average = MovingAverage(self.leap.flow, self._flat)
+
+    def _replay(self) -> Leap:
+        """The leap whose passes are recorded, on the vector of the present weights."""
+        replayed = ReplayedFlow(self.leap.flow, self._flat.vector)
+
+        return Leap(self.leap.base, cast("FlowMap", replayed), self.leap.num_steps)
 
     def step(self) -> float:
         """One optimiser step; returns the negative mean log weight of its batch, nats."""
         return self._step(self._plain if self._use_plain else self._objective)
 
     def _step(self, objective: Objective) -> float:
+        if self._flat.keep():
+            self._replayed = self._replay()
         loss = objective(self._replayed, self.averaged())
-        gradients = mean_gradients(gradients_of(loss.total, self._parameters))
-        finite = loss.log_weight[loss.log_weight.isfinite()]
-        value = -finite.mean().item() if len(finite) else loss.total.item() if not len(loss.log_weight) else math.nan
+        (gradient,) = mean_gradients([flat_gradient(loss.total, self._flat)])
+        value = _mean_loss(loss)
         self.history.record(value, loss.terms)
-        if clipped(self._parameters, gradients, flat_norm(gradients)):
+        if clip_flat(gradient):
             self._use_plain = False
-            if self.budget.optim is not None:
-                clip(self.leap.flow, self.budget.optim)
-            self._optimizer.step()
+            self._descend(gradient)
             self._average.update()
         else:
             # The next step is a plain one.
@@ -160,6 +167,15 @@ class Trainer:
         step_schedule(self._scheduler, value)
 
         return value
+
+    def _descend(self, gradient: Tensor) -> None:
+        """One step of the optimiser; one that the user chose sees parameters, not their vector."""
+        self._flat.vector.grad = gradient
+        if self.budget.optim is not None:
+            for parameter, part in zip(self._flat.parameters, self._flat.views(gradient), strict=True):
+                parameter.grad = part
+            clip(self.leap.flow, self.budget.optim)
+        self._optimizer.step()
 
     def evaluate(self) -> float:
         """Negative ELBO on a fresh batch of the averaged weights, nats."""
@@ -352,3 +368,16 @@ class Trainer:
             shortfall = shortfall if tails_agree(log_weight, of_particles) else math.inf
 
         return weights, shortfall
+
+
+def _mean_loss(loss: Loss) -> float:
+    """The negative mean log weight, nats, of draws that have one; the loss itself where there are no draws."""
+    log_weight = loss.log_weight
+    if not len(log_weight):
+        return loss.total.item()
+    value = -log_weight.mean().item()
+    if math.isfinite(value):
+        return value
+    finite = log_weight[log_weight.isfinite()]
+
+    return -finite.mean().item() if len(finite) else math.nan

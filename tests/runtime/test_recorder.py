@@ -114,3 +114,67 @@ def test_no_compiler_is_imported():
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def operations(function, *shape):
+    """The names of the operations of a function that are recorded, and whether the record gives its values."""
+    z = torch.randn(*shape, dtype=torch.float64)
+    graph = record_operations(function, z)
+    other = torch.randn_like(z)
+    for got, expected in zip(graph(other), function(other), strict=True):
+        assert torch.equal(got, expected)
+    return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def test_what_repeats_is_computed_once():
+    def twice(z):
+        return ((2.0 * z).exp() + (2.0 * z).exp() * (2 * z), z.square().pow(1.0) - z)
+
+    names = operations(twice, 4)
+    # Two and two point nought are not the same argument; a square to the power of one is the square.
+    assert names.count("aten.mul.Tensor") == 3 and names.count("aten.exp.default") == 1
+    assert names.count("aten.pow.Tensor_Scalar") == 1
+
+
+def test_what_is_written_is_computed_as_often_as_it_is_asked_for():
+    def written(z):
+        first, second = z * 2.0, z * 2.0
+        first += 1.0
+        return (first, second)
+
+    def through_a_view(z):
+        first, second = torch.zeros_like(z), torch.zeros_like(z)
+        first[1:] = z[1:]
+        return (first + second, z)
+
+    def between(z):
+        own = z.clone()
+        before = own.exp()
+        own += 1.0
+        return (before, own.exp())
+
+    def parts(z):
+        (one, _), (other, _) = z.sort(), z.sort()
+        one += 1.0
+        return (one, other)
+
+    def random(z):
+        return (torch.zeros_like(z).add(z), z + 0.0)
+
+    for function in (written, through_a_view, between, parts, random):
+        operations(function, 5)
+
+
+def test_chance_is_never_merged():
+    graph = record_operations(lambda z: (torch.rand_like(z), torch.rand_like(z)), torch.zeros(8))
+    first, second = graph(torch.zeros(8))
+    assert not torch.equal(first, second)
+
+
+def test_results_never_share_memory_that_they_did_not_share():
+    graph = record_operations(lambda z: (z * 2.0, z * 2.0, torch.zeros_like(z), torch.zeros_like(z)), torch.zeros(3))
+    parts = graph(torch.ones(3))
+    parts[0].add_(1.0)
+    parts[2].add_(1.0)
+    assert parts[1].tolist() == [2.0] * 3 and parts[3].tolist() == [0.0] * 3
+    assert graph(torch.ones(3))[2].tolist() == [0.0] * 3

@@ -199,3 +199,16 @@ def test_without_dispatch_modes():
         with torch_internals.without_dispatch_modes():
             torch.ones(1).exp()
     assert count == len(seen) > 0
+
+
+def test_the_fused_adam_is_adam_by_hand():
+    # _fused_adam_, against the formula: x - lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps).
+    x, m, v, steps = torch.ones(3), torch.zeros(3), torch.zeros(3), torch.zeros(())
+    mean, square, expected = torch.zeros(3).double(), torch.zeros(3).double(), torch.ones(3).double()
+    for step in range(1, 4):
+        gradient = torch.tensor([1.0, -2.0, 0.5]) * step
+        torch_internals.fused_adam(x, gradient, m, v, steps, 0.1, 0.9, 0.99, 1e-8)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient.double().square()
+        expected -= 0.1 * mean / (1 - 0.9**step) / ((square / (1 - 0.99**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(x.double(), expected, rtol=1e-6, atol=1e-6)
+    assert steps.item() == 3

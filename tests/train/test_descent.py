@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pyro_osds.train.descent import MovingAverage, clipped, flat_norm, gradients_of
+from pyro_osds.train.descent import MovingAverage, clip_flat, clipped, flat_gradient, gradients_of
+from pyro_osds.train.flat import FlatParameters
 
 
 def network():
@@ -50,24 +51,29 @@ def test_gradients_have_a_norm_of_one_at_most(factor):
     module = network()
     parameters = list(module.parameters())
     gradients = gradients_of(module(torch.ones(1, 3)).sum(), parameters)
-    gradients = tuple(factor * gradient / flat_norm(gradients) for gradient in gradients)
+    gradients = tuple(factor * gradient / get_total_norm(gradients) for gradient in gradients)
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    assert clipped(parameters, gradients, flat_norm(gradients))
+    assert clipped(parameters, gradients, get_total_norm(gradients))
     put = torch.cat([parameter.grad.flatten() for parameter in parameters])
     torch.testing.assert_close(put, flat * min(1.0, 1.0 / factor))
+    clipped_in_place = flat.clone()
+    assert clip_flat(clipped_in_place)
+    torch.testing.assert_close(clipped_in_place, put)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("norm", [flat_norm, get_total_norm])
-def test_gradients_that_are_not_finite_are_left_out(value, norm):
-    # A single entry is enough, whichever norm tells; gradients from before are not touched.
+def test_gradients_that_are_not_finite_are_left_out(value):
+    # A single entry is enough; gradients from before are not touched.
     parameters = list(network().parameters())
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
-    assert clipped(parameters, gradients, norm(gradients))
+    assert clipped(parameters, gradients, get_total_norm(gradients))
     gradients = [gradient.clone() for gradient in gradients]
     gradients[2][0, 1] = value
-    assert not clipped(parameters, gradients, norm(gradients))
+    assert not clipped(parameters, gradients, get_total_norm(gradients))
     assert all(not parameter.grad.any() for parameter in parameters)
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    before = flat.clone()
+    assert not clip_flat(flat) and torch.equal(flat.nan_to_num(7.0), before.nan_to_num(7.0))
 
 
 def test_what_a_loss_does_not_depend_on_has_a_gradient_of_zero():
@@ -75,3 +81,31 @@ def test_what_a_loss_does_not_depend_on_has_a_gradient_of_zero():
     module = network()
     gradients = gradients_of(module[0](torch.ones(1, 3)).sum(), list(module.parameters()))
     assert gradients[0].any() and not gradients[2].any() and gradients[2].shape == (2, 4)
+
+
+def test_a_gradient_by_vector_and_by_parameters_adds_up():
+    # A loss may see the vector, single parameters, both, or neither.
+    module = network()
+    flat = FlatParameters(module)
+    weight = module[0].weight
+    expected = torch.full_like(flat.vector, 3.0).detach()
+    expected[: weight.numel()] += 2.0 * weight.detach().flatten()
+    assert torch.equal(flat_gradient(3.0 * flat.vector.sum() + weight.square().sum(), flat), expected)
+    torch.testing.assert_close(flat_gradient(weight.square().sum(), flat), expected - 3.0)
+    assert not flat_gradient(torch.zeros(1, requires_grad=True).sum(), flat).any()
+
+
+def test_an_average_on_one_vector_is_the_average():
+    # The same numbers, and the same state, as parameter by parameter.
+    torch.manual_seed(0)
+    module = network()
+    flat = FlatParameters(module)
+    one, other = MovingAverage(module), MovingAverage(module, flat)
+    for _ in range(4):
+        with torch.no_grad():
+            flat.vector.add_(torch.randn_like(flat.vector))
+        one.update()
+        other.update()
+    expected, got = one.state_dict(), other.state_dict()
+    assert expected.keys() == got.keys() and got["n_averaged"] == 4
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
