@@ -63,6 +63,7 @@ class Fit:
         stopped: The journal of an exploration that was stopped before its end.
 
     Example:
+        >>> import torch
         >>> from pyro_osds.target import FunctionTarget
         >>> torch.manual_seed(0) and None
         >>> normal = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), dim=2)

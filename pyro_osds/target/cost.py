@@ -96,8 +96,8 @@ class CostCounter(DispatchMode):
         Example:
             >>> counter = CostCounter()
             >>> counter.num_operations, counter.num_numbers = 2_000, 10_000
-            >>> counter.terms(10), counter.terms(1_000)
-            (3000, 1000)
+            >>> counter.terms(10), counter.terms(2_000)
+            (3000, 2000)
         """
         once = (self.num_operations + self.num_numbers / self.num_points) / self.num_calls
         counted = times * once / _PER_TERM
