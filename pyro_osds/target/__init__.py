@@ -5,10 +5,11 @@ from pyro_osds.target.density import NotFiniteError, finite_log_prob, in_chunks,
 from pyro_osds.target.function import FunctionTarget
 from pyro_osds.target.gradient import has_wrong_gradient
 from pyro_osds.target.protocol import Site, Target
-from pyro_osds.target.wrapper import TargetWrapper
+from pyro_osds.target.wrapper import MovedTarget, TargetWrapper
 
 __all__ = [
     "FunctionTarget",
+    "MovedTarget",
     "NotFiniteError",
     "Site",
     "Target",
