@@ -4,12 +4,17 @@ A coordinate *z* goes round if the density of its share of a turn, :math:`\log\g
 end of the turn: value and slope are the same at :math:`s = 0` and :math:`s = 1`, wherever the other coordinates are.
 That is seen at the density, and no site has to say it: uniform phases, von Mises angles and one's own logits alike.
 
-Of all cuts *c* the best one leaves particles closest to a Gaussian; up to what all cuts share, the divergence is
+A circle is best cut where least mass lies, near and far; a kernel with wide tails tells it of the shares of particles,
 
-.. math:: \tfrac12 \log \mathrm{Var}(u_c) + \mathrm{E} \log \sigma(u_c)\,\sigma(-u_c).
+.. math:: f(c) = \mathrm{E}\,\big(1 + \sin^2(\pi (s - c)) / h^2\big)^{-1}.
+
+It is cut there if something lies beyond the present cut, or if particles are then nearer to a Gaussian: up to what all
+cuts share, the divergence is :math:`\tfrac12 \log \mathrm{Var}(u_c) + \mathrm{E} \log \sigma(u_c)\,\sigma(-u_c)`.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -18,12 +23,19 @@ from pyro_osds.explore.circle.turned import TurnedTarget, log_share_volume, turn
 from pyro_osds.stats.thresholds import MIN_TURN_GAIN
 from pyro_osds.target import Target, in_chunks
 
-# Cuts that are tried, at equal distances: a better one lies within a 128th of a turn. Of four, one lies an eighth of a
-# turn or more away from whatever is narrow.
-_NUM_CUTS, _FEW_CUTS = 64, 4
+# Cuts that are tried, at equal distances: a better one lies within a 128th of a turn.
+_NUM_CUTS = 64
+# The width of the kernel, radians of half a turn: that of about two cuts.
+_WIDTH = 0.1
+# Where no cut has less than this share of the mass that the present one has, none is better; and of the few cuts that
+# are tried first.
+_LESS_MASS, _MAYBE_LESS = 0.2, 0.5
+# The part of a turn on either side of a cut, and the share of the particles that has to be there for it to lie among
+# them: less than five of two thousand may be draws that annealing has not moved.
+_BESIDE_CUT, _AMONG = 1.0 / 16.0, 0.002
 # Particles that are looked at, about so many.
 _NUM_PARTICLES = 2048
-# Coordinates that are looked at, those that gain most first.
+# Coordinates whose density is looked at, the first ones.
 _MAX_COORDINATES = 128
 # Points at which the density has to go on over the end of the turn.
 _NUM_POINTS = 16
@@ -52,41 +64,50 @@ def turned(target: Target, z: Tensor, log_prob: Tensor) -> TurnedTarget | None:
         return None
     z = z[usable]
     z = z[:: max(1, len(z) // _NUM_PARTICLES)]
-    index = torch.arange(z.shape[1], device=z.device)
-    # A few cuts tell which coordinates are worth the others.
-    for num_cuts, least in ((_FEW_CUTS, 0.5 * MIN_TURN_GAIN), (_NUM_CUTS, MIN_TURN_GAIN)):
-        cut, gain = best_cuts(z[:, index], num_cuts)
-        chosen = gain.argsort(descending=True, stable=True)[:_MAX_COORDINATES]
-        chosen = chosen[gain[chosen] > least].sort().values
-        index, cut = index[chosen], cut[chosen]
-        if not len(index):
-            return None
+    index = _may_gain(z)
+    if not len(index):
+        return None
+    cut, is_better = best_cuts(z[:, index])
+    index, cut = index[is_better][:_MAX_COORDINATES], cut[is_better][:_MAX_COORDINATES]
+    if not len(index):
+        return None
     goes_on = goes_round(target, z[:: max(1, len(z) // _NUM_POINTS)][:_NUM_POINTS], index)
 
     return TurnedTarget(target, index[goes_on], cut[goes_on]) if goes_on.any() else None
 
 
-def best_cuts(z: Tensor, num_cuts: int = 64) -> tuple[Tensor, Tensor]:
-    """The best cut of each coordinate, taken for a logit of a share of a turn, and what it gains.
+def _may_gain(z: Tensor) -> Tensor:
+    """Coordinates that are worth a closer look: quarters of a turn tell whether there may be a better cut, ``(K,)``."""
+    share = z.double().sigmoid()
+    present, *others = (_mass_beside(share, cut) for cut in (0.0, 0.25, 0.5, 0.75))
+
+    return (torch.stack(others).amin(0) < _MAYBE_LESS * present).nonzero()[:, 0]
+
+
+def best_cuts(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The best cut of each coordinate, taken for a logit of a share of a turn, and whether the present one is worse.
 
     Arguments:
         z: Particles, ``(N, D)``.
-        num_cuts: How many cuts are tried, at equal distances.
 
     Returns:
-        Cuts in [0, 1), ``(D,)``, and the nats by which they are nearer to a Gaussian than the present one, ``(D,)``.
+        Cuts in [0, 1), ``(D,)``, and whether they are better than the present one, ``(D,)``.
     """
-    cuts = torch.arange(num_cuts, dtype=torch.float64, device=z.device) / num_cuts
-    # Without a turn first, in the very numbers: shares forget how far out a logit is.
-    logits = (turn(z.double(), -cut) if cut > 0 else z.double() for cut in cuts)
-    divergence, centre = (
-        torch.stack(rows) for rows in zip(*((_divergence(u), u.mean(0)) for u in logits), strict=True)
-    )
-    smallest = divergence.amin(0)
-    # To a narrow posterior many cuts are as good: of those the one opposite to it.
-    off_centre = centre.abs().where(divergence < smallest + 0.5 * MIN_TURN_GAIN, torch.inf)
+    cuts = torch.arange(_NUM_CUTS, dtype=torch.float64, device=z.device) / _NUM_CUTS
+    share = z.double().sigmoid()
+    mass = torch.stack([_mass_beside(share, cut) for cut in cuts])
+    least, best = mass.min(0)
+    cut = cuts[best]
+    gain = _divergence(z.double()) - _divergence(turn(z.double(), -cut))
+    on_a_side = [(side < _BESIDE_CUT).double().mean(0) for side in (share, 1.0 - share)]
+    is_among = torch.minimum(*on_a_side) > _AMONG
 
-    return cuts[off_centre.argmin(0)], divergence[0] - smallest
+    return cut, (least < _LESS_MASS * mass[0]) & (is_among | (gain > MIN_TURN_GAIN))
+
+
+def _mass_beside(share: Tensor, cut: Tensor | float) -> Tensor:
+    """How much lies beside a cut, and less what lies farther, shares of a turn ``(N, D) -> (D,)``."""
+    return (1.0 + (torch.sin(math.pi * (share - cut)) / _WIDTH).square()).reciprocal().mean(0)
 
 
 def _divergence(u: Tensor) -> Tensor:
