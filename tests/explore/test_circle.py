@@ -14,8 +14,11 @@ from pyro_osds import OSDS
 from pyro_osds.explore.circle.cut import best_cuts, goes_round, turned
 from pyro_osds.explore.circle.turned import TurnedTarget, log_share_volume, turn
 from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
+from pyro_osds.explore.journal import Journal
+from pyro_osds.explore.stopped import survey_in_time
 from pyro_osds.explore.survey import survey
 from pyro_osds.model import ModelTarget
+from pyro_osds.runtime.warnings import InterruptedWarning
 from pyro_osds.target import FunctionTarget
 
 TURN = 2 * math.pi
@@ -216,6 +219,7 @@ def test_nothing_is_gained_where_the_cut_is_good(loc, kappa):
 # ---- as a whole ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loc", "kappa"), [([0.1, 6.2], 100.0), ([0.02, 3.0, 6.27], 400.0)])
 def test_phases_on_the_cut_have_their_evidence(loc, kappa):
     # Each is I0(kappa) under its uniform prior: closed form. Draws lie on both sides of zero.
@@ -248,6 +252,7 @@ def test_a_log_density_of_ones_own():
     torch.testing.assert_close(again.log_prob(z), found.target.log_prob(z))
 
 
+@pytest.mark.slow
 def test_kept_saved_and_warm(tmp_path):
     # Files, a guide and a warm start know of the cut.
     pyro.set_rng_seed(3)
@@ -263,3 +268,50 @@ def test_kept_saved_and_warm(tmp_path):
     with pyro.plate("draws", 100, dim=-2):
         phases = osds.guide()["phase"]
     assert torch.cos(phases).mean() > 0.9 and (phases > math.pi).any() and (phases < math.pi).any()
+
+
+@pytest.mark.parametrize("stop_after", [0.3, 0.7, 0.95])
+def test_an_exploration_that_was_stopped_goes_on(stop_after):
+    # Bit for bit, wherever the second look at the turned circle had come to.
+    calls, stop_at = [], [math.inf]
+    inside = own_logits([0.0, 3.0], 50.0)
+
+    def log_prob(z):
+        calls.append(len(z))
+        if len(calls) == stop_at[0]:
+            raise KeyboardInterrupt
+        return inside.log_prob(z)
+
+    target = FunctionTarget(log_prob, 2, dtype=torch.float64)
+    pyro.set_rng_seed(4)
+    calls.clear()
+    whole = survey(target)
+    stop_at[0] = int(stop_after * len(calls))
+    pyro.set_rng_seed(4)
+    calls.clear()
+    journal = Journal()
+    with pytest.warns(InterruptedWarning, match="interrupted"):
+        _, stopped = survey_in_time(target, 64, None, journal, math.inf)
+    assert stopped == "Ctrl-C"
+    again, stopped = survey_in_time(target, 64, None, journal, math.inf)
+    assert not stopped and torch.equal(again.exploration.z, whole.exploration.z)
+    assert coordinates_of(again.target)["circles"][0].tolist() == [0]
+
+
+@pytest.mark.slow
+def test_bounds_that_move_and_a_density_of_two_turns():
+    # A turn that begins at a latent, by its Bessel function; two turns are two modes, and each is whole.
+    def moving():
+        start = pyro.sample("start", dist.Normal(0.0, 1.0))
+        x = pyro.sample("x", dist.Uniform(start, start + TURN))
+        pyro.factor("seen", 60.0 * torch.cos(x - start))
+
+    def two_turns():
+        x = pyro.sample("x", dist.Uniform(0.0, 2 * TURN))
+        pyro.factor("seen", 40.0 * torch.cos(x))
+
+    for model, index, want in ((moving, [1], log_i0(60.0)), (two_turns, [0], log_i0(40.0))):
+        pyro.set_rng_seed(5)
+        found = survey(ModelTarget(model))
+        assert coordinates_of(found.target)["circles"][0].tolist() == index
+        assert_within_standard_error(found.exploration.log_evidence, want, found.exploration.std_error)
