@@ -40,7 +40,7 @@ html_title = f"pyro_osds {release}"
 # ---- the gallery ----
 
 # These take minutes, so their pages show code only; all others run when the pages are built.
-NOT_EXECUTED = ("distributed", "exoplanet", "german_credit", "hidden_markov", "neutra", "nile", "one_giant_leap")
+NOT_EXECUTED = ("distributed", "german_credit", "hidden_markov", "neutra", "nile", "one_giant_leap")
 
 
 _shown = tqdm.__init__
