@@ -14,6 +14,7 @@ from models import schools_centred
 from torch.distributions import transforms
 
 import pyro_osds
+from pyro_osds.explore.circle.turned import TurnedTarget
 from pyro_osds.explore.ordering import Exchange, OrderedTarget
 from pyro_osds.explore.propriety import _Likelihood, _walks, find_endless
 from pyro_osds.explore.reference import num_affordable
@@ -26,7 +27,7 @@ from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
 from pyro_osds.model import ModelTarget, PotentialTarget
 from pyro_osds.settings import Settings
-from pyro_osds.target import FunctionTarget, Target, TargetWrapper, as_target
+from pyro_osds.target import FunctionTarget, MovedTarget, Target, TargetWrapper, as_target
 from pyro_osds.target.adapter import KINDS, REQUIRED, RESERVED
 
 Y = torch.tensor([-2.1, -1.6, 2.9, 3.3])
@@ -96,6 +97,10 @@ def ordered(inside):
     return OrderedTarget(inside, Exchange(2, (PAIR[:, None],), ()), PAIR)
 
 
+def turned(inside, first=0.3, second=0.8):
+    return TurnedTarget(inside, PAIR, torch.tensor([first, second], dtype=torch.float64))
+
+
 def whitened(inside):
     return _Whitened(inside, gaussian_base(torch.randn(100, inside.dim, dtype=inside.dtype)))
 
@@ -120,6 +125,10 @@ MAKE = {
     "model with a discrete latent": lambda: ModelTarget(switch),
     "model without coordinates": lambda: ModelTarget(coin),
     **{f"{name}, in order": lambda make=make: ordered(make()) for name, make in INSIDE.items()},
+    **{f"{name}, turned": lambda make=make: turned(make()) for name, make in INSIDE.items()},
+    "standardised model, turned": lambda: turned(standardised()),
+    "model in order, turned": lambda: turned(ordered(ModelTarget(means))),
+    "model turned, in order": lambda: ordered(turned(ModelTarget(means), 0.3, 0.3)),
     "whitened model": lambda: whitened(ModelTarget(means)),
     "model from the base of a leap": lambda: latent(ModelTarget(means)),
     "whitened mixture in order": lambda: whitened(ordered(ModelTarget(means))),
@@ -164,7 +173,11 @@ def test_every_target_class_of_the_package_is_here():
     def below(cls):
         return {cls, *(each for child in cls.__subclasses__() for each in below(child))}
 
-    classes = {cls for cls in below(Target) if cls.__module__.startswith("pyro_osds.")} - {Target, TargetWrapper}
+    classes = {cls for cls in below(Target) if cls.__module__.startswith("pyro_osds.")} - {
+        Target,
+        TargetWrapper,
+        MovedTarget,
+    }
     assert {type(made(name)) for name in MAKE} == classes
 
 
@@ -263,7 +276,8 @@ def test_components_in_order(target):
     torch.testing.assert_close(inside.log_prob(z) + target.log_volume(u), target.log_prob(u))
     torch.testing.assert_close(inside.log_prob(target.to_target(u)), inside.log_prob(z))
     torch.testing.assert_close(target.to_ordered(z), u)
-    assert (inside is target) == (not isinstance(target, OrderedTarget))
+    assert (inside is target) == (not isinstance(target, MovedTarget))
+    assert inside.unordered is inside
 
 
 # ---- wrappers ----
@@ -283,7 +297,19 @@ def test_an_order_hands_on_what_the_target_declares(inside, capability):
         assert getattr(around, capability) is getattr(target, capability)
 
 
-@pytest.mark.parametrize("wrap", [ordered, whitened, latent])
+@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize("capability", [*VALUES, "is_model"])
+def test_a_turn_hands_on_what_the_target_declares(inside, capability):
+    # All of it, but for a start, which moves with the coordinates.
+    target = made(inside)
+    around = turned(target)
+    if capability == "start" and target.start is not None:
+        torch.testing.assert_close(around.in_order(around.start[None])[0], target.start)
+    else:
+        assert getattr(around, capability) is getattr(target, capability)
+
+
+@pytest.mark.parametrize("wrap", [ordered, turned, whitened, latent])
 def test_all_wrappers_hand_on_what_a_density_costs(wrap):
     # Whatever the coordinates are.
     target = FunctionTarget(pair, 2, dtype=torch.float64)

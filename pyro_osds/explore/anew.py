@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_osds.explore.annealing import explore
 from pyro_osds.explore.base_choice import choose_base, modes_of
+from pyro_osds.explore.coordinates import coordinates_of, in_circles
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.paths import ReferencePath
 from pyro_osds.explore.search.cover import base_with_parts, by_component, with_parts
@@ -41,9 +42,11 @@ def explore_anew(
         place = ReferencePath.from_density(seen, reference)
         strata = partial(by_component, reference)
         return explore(place, num_particles, num_replicates, ess_threshold=0.7, phase="Explore anew", strata=strata)
-    way, _ = first_way(target, starts)
+    # An order moves no circle: they are cut as they were, or annealing would lose what lies beyond the cut.
+    around = in_circles(target, coordinates_of(seen))
+    way, _ = first_way(around, None if starts is None else around.to_ordered(starts))
     exploration = explore(way, num_particles, num_replicates, ess_threshold=0.7, phase="Explore anew")
-    z = exploration.z
+    z = around.in_order(exploration.z)
     if seen.unordered is not target:
         z = target.other_coordinates(z)[1]
     z = seen.to_ordered(z)

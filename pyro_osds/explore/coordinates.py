@@ -6,25 +6,29 @@ from typing import Any
 
 import torch
 
+from pyro_osds.explore.circle.turned import TurnedTarget
 from pyro_osds.explore.ordering import Exchange, OrderedTarget
 from pyro_osds.target import Target
 
 
 def coordinates_of(target: Target) -> dict[str, Any]:
-    """Whether a target is standardised, and which of its components are in which order.
+    """Whether a target is standardised, which of its components are in which order, and where its circles are cut.
 
     Example:
         >>> from pyro_osds.target import FunctionTarget
         >>> coordinates_of(FunctionTarget(lambda z: -z.square().sum(-1), dim=2))
-        {'standardized': False, 'exchange': None, 'ordering': None}
+        {'standardized': False, 'exchange': None, 'ordering': None, 'circles': None}
     """
-    is_ordered = isinstance(target, OrderedTarget)
+    circles = exchange = ordering = None
+    layer = target
+    while isinstance(layer, (TurnedTarget, OrderedTarget)):
+        if isinstance(layer, TurnedTarget):
+            circles = layer.index, layer.cut
+        else:
+            exchange, ordering = layer.exchange, layer.ordering
+        layer = layer.target
 
-    return {
-        "standardized": target.standardized,
-        "exchange": target.exchange if is_ordered else None,
-        "ordering": target.ordering if is_ordered else None,
-    }
+    return {"standardized": target.standardized, "exchange": exchange, "ordering": ordering, "circles": circles}
 
 
 def in_coordinates(target: Target, coordinates: dict[str, Any]) -> Target:
@@ -37,5 +41,19 @@ def in_coordinates(target: Target, coordinates: dict[str, Any]) -> Target:
     exchange: Exchange | None = coordinates["exchange"]
     if coordinates["standardized"]:
         target = target.other_coordinates(torch.zeros(1, target.dim, dtype=target.dtype, device=target.device))[0]
+    target = target if exchange is None else OrderedTarget(target, exchange, coordinates["ordering"])
 
-    return target if exchange is None else OrderedTarget(target, exchange, coordinates["ordering"])
+    return in_circles(target, coordinates)
+
+
+def in_circles(target: Target, coordinates: dict[str, Any]) -> Target:
+    """A target with its circles, and nothing else, as :func:`coordinates_of` told of.
+
+    Arguments:
+        target: The target, in the coordinates of its sites.
+        coordinates: What was told of another one with the same sites.
+    """
+    # Files of earlier versions know of no circles.
+    circles = coordinates.get("circles")
+
+    return target if circles is None else TurnedTarget(target, *circles)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributions.transforms import StickBreakingTransform
 
 from pyro_osds.stats.moments import weighted_moments
-from pyro_osds.target import Site, Target, TargetWrapper
+from pyro_osds.target import MovedTarget, Site, Target
 
 # Points at which all orders have to have the same density: one would do, but for places where it is flat.
 _NUM_POINTS = 16
@@ -189,7 +189,7 @@ def _numbered(sites: Sequence[Site]) -> Iterator[_Axis]:
             yield _Axis(name, 0, "", rows, is_simplex=False)
 
 
-class OrderedTarget(TargetWrapper):
+class OrderedTarget(MovedTarget):
     """A target whose exchangeable components are in order, with the evidence of all orders.
 
     All that the target inside declares holds for this one, with the same sites in the same places; values and log
@@ -214,43 +214,18 @@ class OrderedTarget(TargetWrapper):
         super().__init__(target)
         self.exchange = exchange
         self.ordering = ordering
-        self.sites, self.supports, self.dims = target.sites, target.supports, target.dims
-        self.observed, self.standardized, self.is_model = target.observed, target.standardized, target.is_model
-        self.improper_sites, self.discrete_sites = target.improper_sites, target.discrete_sites
-        self.discrete_observations = target.discrete_observations
-        self.notes, self.mistakes = target.notes, target.mistakes
-        self.can_sample_prior, self.has_bounded_likelihood = target.can_sample_prior, target.has_bounded_likelihood
-        self.start = None if target.start is None else self.to_ordered(target.start[None])[0]
+        self.start = None if target.start is None else self.outside(target.start[None])[0]
         self._log_num_orders = math.lgamma(exchange.num_components + 1)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log density of components in order, ``(B, D) -> (B,)``."""
-        return self.target.log_prob(self.in_order(z)) + self.log_volume(z)
-
-    def sample_prior(self, num_draws: int) -> Tensor:
-        """Draws of the prior, their components put in order, ``(num_draws, D)``."""
-        return self.to_ordered(self.target.sample_prior(num_draws))
-
-    def log_prior_and_likelihood(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms of the log density, ``(B, D) -> (B,), (B,)``; all orders count in the prior."""
-        log_prior, log_likelihood = self.target.log_prior_and_likelihood(self.in_order(z))
-
-        return log_prior + self.log_volume(z), log_likelihood
-
-    @property
-    def unordered(self) -> Target:
-        """The target inside."""
-        return self.target
 
     def log_abs_det(self, u: Tensor) -> Tensor:
         """Log-determinants of the step from ``u`` to ``z``, ``(B,)``."""
         return u[:, self.ordering[1:]].sum(-1)
 
-    def log_volume(self, u: Tensor) -> Tensor:
+    def volume_inside(self, u: Tensor) -> Tensor:
         """Log of how much volume the copies of a point in all orders stand for, ``(B,)``."""
         return self.log_abs_det(u) + self._log_num_orders
 
-    def to_ordered(self, z: Tensor) -> Tensor:
+    def outside(self, z: Tensor) -> Tensor:
         """Points of the target with their components put in order, ``(B, D) -> (B, D)``."""
         z = self.exchange.permute(z, z[:, self.ordering].argsort(-1))
         values = z[:, self.ordering]
@@ -258,56 +233,16 @@ class OrderedTarget(TargetWrapper):
 
         return z.index_copy(1, self.ordering, steps)
 
-    def to_target(self, u: Tensor) -> Tensor:
-        """Points of the target with their components in a random order, always the same one for the same ``u``."""
-        return self.exchange.permute(self.in_order(u), _random_order(u, self.exchange.num_components))
-
-    def constrain(self, u: Tensor) -> dict[str, Tensor]:
-        """Draws by site, in random order, ``(B, D)`` to ``{name: (B, *shape)}``."""
-        return self.target.constrain(self.to_target(u))
-
-    def from_samples(self, samples: Mapping[str, Tensor]) -> Tensor:
-        """Points ``(S, D)`` of values by site, their components put in order."""
-        return self.to_ordered(self.target.from_samples(samples))
-
-    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Points ``(S, D)`` of unconstrained values by site, their components put in order."""
-        return self.to_ordered(self.target.unconstrain(values))
-
-    def plain_coordinates(self, z: Tensor) -> Tensor:
-        """The draws of :meth:`constrain` in the coordinates that Pyro gives its latents, ``(B, D) -> (B, D)``."""
-        return self.target.plain_coordinates(self.to_target(z))
-
-    def log_likelihood(self, z: Tensor) -> dict[str, Tensor]:
-        """Log likelihood by observed site, ``(B, D)`` to ``{name: (B, *batch_shape)}``."""
-        return self.target.log_likelihood(self.to_target(z))
-
-    def by_group(self, z: Tensor, groups: Collection[str]) -> dict[tuple[str, str], Tensor]:
-        """What InferenceData holds of the draws of :meth:`constrain`, ``{(group, site): (B, *shape)}``."""
-        return self.target.by_group(self.to_target(z), groups)
-
-    def saturated_sites(self, z: Tensor) -> dict[str, Tensor]:
-        """Which points, components in order, have a value that was rounded to a bound, ``{name: (S,)}``."""
-        return self.target.saturated_sites(self.in_order(z))
-
-    def beyond_bounds(self, z: Tensor) -> Tensor | None:
-        """Nats that values beyond stated bounds would add, of points with components in order, ``(S,)``."""
-        return self.target.beyond_bounds(self.in_order(z))
-
-    def has_closed_form(self, name: str) -> bool:
-        """Whether a site's density is computed in its unconstrained coordinate."""
-        return self.target.has_closed_form(name)
-
-    def not_finite_sites(self, z: Tensor) -> list[str]:
-        """Names of the sites whose log density is not finite at one point ``(D,)``, components in order."""
-        return self.target.not_finite_sites(self.in_order(z[None])[0])
-
-    def in_order(self, u: Tensor) -> Tensor:
+    def inside(self, u: Tensor) -> Tensor:
         """Points of the target with their components in order, ``(B, D) -> (B, D)``."""
         steps = u[:, self.ordering]
         values = torch.cat([steps[:, :1], steps[:, 1:].exp()], -1).cumsum(-1)
 
         return u.index_copy(1, self.ordering, values)
+
+    def drawn(self, u: Tensor) -> Tensor:
+        """Points of the target with their components in a random order, always the same one for the same ``u``."""
+        return self.exchange.permute(self.inside(u), _random_order(u, self.exchange.num_components))
 
 
 def ordered(target: Target, exchange: Exchange, z: Tensor) -> OrderedTarget | None:
@@ -324,7 +259,7 @@ def ordered(target: Target, exchange: Exchange, z: Tensor) -> OrderedTarget | No
     best, smallest = None, math.inf
     for ordering in exchange.orderings():
         candidate = OrderedTarget(target, exchange, ordering)
-        u = candidate.to_ordered(z)
+        u = candidate.outside(z)
         log_volume = weighted_moments(u, u.new_zeros(len(u)))[1].diagonal().double().log().sum()
         divergence = (log_volume + candidate.log_abs_det(u).double().mean()).item()
         if divergence < smallest:

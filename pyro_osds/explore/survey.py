@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pyro_osds.explore.annealing import explore
 from pyro_osds.explore.base_choice import choose_base, has_many_dimensions, modes_of
+from pyro_osds.explore.circle.cut import turned
+from pyro_osds.explore.coordinates import coordinates_of
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import MAX_COMPONENTS
 from pyro_osds.explore.modes import Modes
@@ -118,12 +120,13 @@ class Survey:
 
     def description(self) -> list[str]:
         """What was found, in lines for a log."""
-        model, exploration = self.target.unordered, self.exploration
-        coordinates = "standardised" if model.standardized else "as given"
-        ordered = ", exchangeable components in order" if model is not self.target else ""
+        seen, exploration = coordinates_of(self.target), self.exploration
+        coordinates = "standardised" if seen["standardized"] else "as given"
+        ordered = ", exchangeable components in order" if seen["exchange"] else ""
+        turned = f", {len(seen['circles'][0])} angle(s) cut elsewhere" if seen["circles"] else ""
 
         return [
-            f"coordinates: {coordinates}{ordered}",
+            f"coordinates: {coordinates}{ordered}{turned}",
             f"modes: {self.modes.count}, valleys between {self.modes.parted:.0%} of pairs",
             f"base: {self.base.num_components} Gaussian component(s)",
             f"exploration: log evidence {exploration.log_evidence:.3f} +- {exploration.std_error:.3f}, "
@@ -161,15 +164,17 @@ def survey(
     """
     journal = journal or Journal()
     target = as_target(target)
-    way, spread = journal.part(lambda: first_way(target, starts, journal))
-    exploration = explore(
-        way, num_particles, num_replicates, ess_threshold=0.3, num_moves=1, num_leapfrog=6, journal=journal
-    )
-    exploration = replace(exploration, start=exploration.start if spread is None else spread)
+    way, spread, exploration = _fast(target, num_particles, num_replicates, starts, journal)
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
-    journal.reached = target, exploration, None
     given, (target, exploration, modes) = target, _in_one_order(target, exploration)
+    around = turned(target, exploration.z, exploration.log_prob)
+    if around is not None:
+        # Particles do not walk over a cut: where it lay among them, both what they are and what they tell is wrong.
+        given, starts = around, None if starts is None else around.to_ordered(starts)
+        way, spread, exploration = _fast(given, num_particles, num_replicates, starts, journal)
+        num_evaluations += exploration.num_evaluations
+        target, exploration, modes = _in_one_order(given, exploration)
     more, pace = _affordable(given, exploration) if modes.parted > MANY_PARTED and given.vectorized else (0, _SLOWLY)
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
@@ -236,6 +241,18 @@ def survey(
     )
 
 
+def _fast(
+    target: Target, num_particles: int, num_replicates: int, starts: Tensor | None, journal: Journal
+) -> tuple[AnnealingPath, Tensor | None, Exploration]:
+    """The first way, fast: the way itself, points that were spread widely, and the particles at its end."""
+    way, spread = journal.part(lambda: first_way(target, starts, journal))
+    found = explore(way, num_particles, num_replicates, ess_threshold=0.3, num_moves=1, num_leapfrog=6, journal=journal)
+    found = replace(found, start=found.start if spread is None else spread)
+    journal.reached = target, found, None
+
+    return way, spread, found
+
+
 def first_way(
     target: Target, starts: Tensor | None, journal: Journal | None = None
 ) -> tuple[AnnealingPath, Tensor | None]:
@@ -291,10 +308,10 @@ def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Explor
     for exchange in exchanges:
         one_order = ordered(target, exchange, z)
         if one_order is not None:
-            u, start = one_order.to_ordered(z), one_order.to_ordered(exploration.start)
+            u, start = one_order.outside(z), one_order.outside(exploration.start)
             with torch.no_grad():
                 log_prob = finite_log_prob(in_chunks(one_order.log_prob, u))
-            passed = one_order.to_ordered(exploration.passed)
+            passed = one_order.outside(exploration.passed)
             inside = replace(exploration, z=u, log_prob=log_prob, start=start, passed=passed)
             modes = modes_of(one_order, inside)
             best = (one_order, inside, modes) if modes.parted < best[2].parted else best

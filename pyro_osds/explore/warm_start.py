@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.explore.annealing import explore
-from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
+from pyro_osds.explore.coordinates import coordinates_of, in_circles, in_coordinates
 from pyro_osds.explore.modes import find_modes
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.paths import ReferencePath
@@ -67,12 +67,13 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
         raise FarOffError("components that may trade places are put in order anew")
     if _layout(target) != _layout(found.target):
         raise FarOffError("the latent sites are others")
-    seen = in_coordinates(target, coordinates)
+    seen, given = in_coordinates(target, coordinates), in_circles(target, coordinates)
+    starts = None if starts is None else given.to_ordered(starts)
     walked = _walked(leap, seen, num_particles)
-    way, spread = first_way(target, starts)
+    way, spread = first_way(given, starts)
     # As the first way of a survey: fast, and honest about how uncertain that makes its evidence.
     check = explore(way, num_particles, ess_threshold=0.3, num_moves=1, num_leapfrog=6)
-    start = _moved(target, seen, check.start if spread is None else spread)
+    start = _moved(given, seen, check.start if spread is None else spread)
     reference = lost_modes(seen, start, walked.z, walked.log_prob)
     if reference is not None:
         # The search may be wrong; annealing from where they have been decides.
@@ -133,7 +134,7 @@ def _layout(target: Any) -> Any:
 
 def _moved(given: Any, seen: Any, z: Tensor) -> Tensor:
     """Points of the given target in the coordinates that are used, ``(N, D)``; those that overflow are left out."""
-    if seen is given:
+    if seen.standardized == given.standardized:
         return z
     u = given.other_coordinates(z)[1]
     inside = u.isfinite().all(-1)

@@ -197,6 +197,10 @@ MIN_COORDINATE_GAIN = 0.5
 """Nats by which the divergence from a Gaussian has to fall for standardised coordinates to be taken. Less may be noise:
 the log volume of N particles has a standard error of sqrt(D / 2N), 0.1 nats in ten dimensions with 512 of them."""
 
+MIN_TURN_GAIN = 0.1
+"""Nats by which the divergence from a Gaussian has to fall for a circle to be cut elsewhere. An angle with a thousandth
+of its mass beyond the cut gains as much, one of which nothing is known gains none; less is noise of the variance."""
+
 POOR_BASE, GOOD_BASE = 0.1, 0.5
 """Effective shares of a base's own draws: where a Gaussian has less than the first a mixture is tried, which is kept
 where it has more than the second. From more than a tenth a flow is trained without a mixture; a mixture that leaves

@@ -6,11 +6,12 @@ from pyro_osds.target.density import NotFiniteError, finite_log_prob, in_chunks,
 from pyro_osds.target.function import FunctionTarget
 from pyro_osds.target.gradient import has_wrong_gradient
 from pyro_osds.target.protocol import Site, Target
-from pyro_osds.target.wrapper import TargetWrapper
+from pyro_osds.target.wrapper import MovedTarget, TargetWrapper
 
 __all__ = [
     "CostCounter",
     "FunctionTarget",
+    "MovedTarget",
     "NotFiniteError",
     "Site",
     "Target",

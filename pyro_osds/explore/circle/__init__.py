@@ -1,0 +1,1 @@
+"""Angles: a circle has no ends, and is cut where the posterior has least mass."""
