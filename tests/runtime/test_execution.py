@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_osds import OSDS
+from pyro_osds.runtime import execution
 from pyro_osds.runtime.execution import TorchScript, freeze
 from pyro_osds.runtime.interpreter import Interpreter
 from pyro_osds.runtime.recorder import record_operations
@@ -24,6 +25,22 @@ def test_torchscript_is_the_default(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "pyro_osds"):
         assert isinstance(freeze(graph_of(), (POINT,)), TorchScript)
     assert not caplog.records
+
+
+def test_long_graphs_are_not_given_to_torchscript(monkeypatch):
+    # By their number of operations, with the same values.
+    def recursion(z):
+        for _ in range(30):
+            z = (z + 1.0).sin()
+        return (z,)
+
+    monkeypatch.delenv("PYRO_OSDS_REPLAY", raising=False)
+    z = torch.linspace(0.0, 1.0, 5)
+    graph = record_operations(recursion, z)
+    assert isinstance(freeze(graph, (z,)), TorchScript)
+    monkeypatch.setattr(execution, "_MANY_OPERATIONS", 50)
+    long = freeze(graph, (z,))
+    assert isinstance(long, Interpreter) and torch.equal(long(z)[0], recursion(z)[0])
 
 
 def test_the_interpreter_on_request(monkeypatch):
