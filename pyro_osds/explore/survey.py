@@ -58,6 +58,8 @@ MAX_TERMS = 2e9
 SLOW_WAY = 50
 # The same before training, of which it is a part: some thirty seconds.
 _SLOW_TERMS = 1e9
+# With no more terms lost modes are searched for however many were found: outliers of heavy tails look like modes.
+_CHEAP_TERMS = 1_000
 
 
 class _Pace(NamedTuple):
@@ -193,7 +195,8 @@ def survey(
         target, exploration, modes = _in_one_order(given, exploration)
     target, exploration = _choose_coordinates(target, exploration)
     journal.reached = target, exploration, None
-    if modes.count <= MAX_COMPONENTS:  # of more modes than can be counted none is worth another way
+    # Of more modes than can be counted none is worth another way, but where it costs next to nothing.
+    if modes.count <= MAX_COMPONENTS or given.num_terms <= _CHEAP_TERMS:
         exploration = _with_lost_modes(target, exploration, num_particles, num_replicates, journal)
         modes = modes_of(target, exploration)
     seen = exploration

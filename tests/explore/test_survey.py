@@ -109,7 +109,7 @@ def test_a_slow_way_that_nobody_can_afford_is_not_gone():
 
 
 def test_of_more_modes_than_can_be_counted_none_is_looked_for(monkeypatch):
-    # Each is a small share of all, and a reference with some of them more would only take long.
+    # Each is a small share of all, and a reference with some of them more would only take long; where it does.
     looked = []
     monkeypatch.setattr("pyro_osds.explore.survey.lost_modes", lambda *args: looked.append(1))
     target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), 2)
@@ -119,7 +119,10 @@ def test_of_more_modes_than_can_be_counted_none_is_looked_for(monkeypatch):
     )
     assert len(looked) == 1
     assert survey(target, num_particles=32).modes.count > 128
-    assert len(looked) == 1
+    assert len(looked) == 2
+    target.num_terms = 2_000
+    assert survey(target, num_particles=32).modes.count > 128
+    assert len(looked) == 2
 
 
 # ---- one order ----

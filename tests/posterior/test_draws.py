@@ -19,7 +19,7 @@ from pyro_osds.stats import pareto
 from pyro_osds.stats.pareto import TailFit
 from pyro_osds.stats.thresholds import ENOUGH_STD_ERROR
 from pyro_osds.stats.weights import summarize_weights
-from pyro_osds.target import FunctionTarget
+from pyro_osds.target import FunctionTarget, NotFiniteError
 
 
 @pytest.fixture
@@ -207,11 +207,18 @@ def test_no_second_opinion(leap, refinements):
     assert not refinements
 
 
-def test_a_second_opinion_that_cannot_begin(leap):
-    # One draw in ten thousand lies in the posterior: the run is not lost, and the verdict is bad.
-    target = FunctionTarget(lambda z: torch.where(z[:, 0] > 3.7, -z[:, 0], -torch.inf), 1)
+def test_a_second_opinion_where_hardly_a_draw_lies_in_the_posterior(leap, monkeypatch):
+    # One in a thousand: more of them are looked through, and the verdict is bad; so it is where none is found.
+    target = FunctionTarget(lambda z: torch.where(z[:, 0] > 3.1, -z[:, 0], -torch.inf), 1)
     draws = draw_posterior(leap, target, 1, 100)
-    assert draws.refinement is None and (draws.z > 3.7).all() and not draws.evidence.reliable
+    assert draws.refinement is not None and (draws.z > 3.1).all() and not draws.evidence.reliable
+
+    def refine(*arguments):
+        raise NotFiniteError("not finite at any starting point", torch.zeros(1))
+
+    monkeypatch.setattr(drawing, "refine", refine)
+    draws = draw_posterior(leap, target, 1, 100)
+    assert draws.refinement is None and not draws.evidence.reliable
 
 
 def test_a_refinement_that_disagrees_is_a_reason(leap, monkeypatch):

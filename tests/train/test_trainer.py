@@ -315,7 +315,7 @@ def test_extend_appends_another_history():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that is one later each time it is looked at: before each round, and before each step."""
+    """A clock that is one later at each look: before each round and step, and twice to time the density."""
     now = [0.0]
 
     def perf_counter():
@@ -327,7 +327,7 @@ def clock(monkeypatch):
 
 def test_training_ends_at_the_deadline_with_what_it_has(clock):
     # In the middle of the first round: thirty steps, a last look, and the better weights of that look.
-    budget = Budget(500, 64, first_round=250, elbo_gap=0.0, num_validation_draws=4000, deadline=31.5)
+    budget = Budget(500, 64, first_round=250, elbo_gap=0.0, num_validation_draws=4000, deadline=33.5)
     trainer = make(budget=budget, num_spline_blocks=1)
     before = weights_of(trainer.leap)
     history = trainer.run()
@@ -339,14 +339,14 @@ def test_training_ends_at_the_deadline_with_what_it_has(clock):
 
 def test_no_later_round_after_the_deadline(clock):
     # The first round of twenty steps just ends; the next one is not begun, though there is budget.
-    budget = Budget(500, 64, first_round=20, elbo_gap=0.0, num_validation_draws=1000, deadline=21.5)
+    budget = Budget(500, 64, first_round=20, elbo_gap=0.0, num_validation_draws=1000, deadline=23.5)
     history = make(budget=budget).run()
     assert len(history.loss) == 20 and history.step == [0, 20]
 
 
 def test_harm_until_the_deadline_is_not_kept(clock):
     # The weights from before, as at any other end.
-    budget = Budget(500, 64, first_round=250, elbo_gap=0.0, num_validation_draws=2000, deadline=31.5)
+    budget = Budget(500, 64, first_round=250, elbo_gap=0.0, num_validation_draws=2000, deadline=33.5)
     trainer = make(budget=budget, wrap=lambda number, loss: -loss)
     before = weights_of(trainer.leap)
     history = trainer.run()
@@ -369,7 +369,7 @@ def test_a_deadline_that_has_passed(clock, with_warmth):
 
 def test_a_warm_up_ends_at_the_deadline(clock):
     # What it reached is kept, and no round follows.
-    budget = Budget(40, 64, first_round=20, warm_up=100, num_validation_draws=500, deadline=5.5)
+    budget = Budget(40, 64, first_round=20, warm_up=100, num_validation_draws=500, deadline=7.5)
     trainer = make(budget=budget)
     trainer = Trainer(
         trainer.leap, trainer.target, budget, None, forward_kl(torch.randn(100, 2) + 3, 32), disable_progbar=True
