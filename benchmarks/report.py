@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -35,13 +36,13 @@ class Result:
     modes: Modes
 
 
-def run(case: Case, seed: int) -> Result:
-    """Default settings, one step."""
+def run(case: Case, seed: int, **options: Any) -> Result:
+    """Default settings but for those given, one step."""
     pyro.set_rng_seed(seed)
     if case.dim:
-        osds = OSDS.from_log_prob(case.model, case.dim, disable_progbar=True)
+        osds = OSDS.from_log_prob(case.model, case.dim, disable_progbar=True, **options)
     else:
-        osds = OSDS(case.model, disable_progbar=True)
+        osds = OSDS(case.model, disable_progbar=True, **options)
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the verdict is printed in the table
@@ -115,9 +116,16 @@ def evidence_cells(result: Result) -> list[str]:
 
 
 def print_table(
-    description: str | None, cases: Sequence[Case], header: Sequence[str], row: Callable[[Result], list[str]]
+    description: str | None,
+    cases: Sequence[Case],
+    header: Sequence[str],
+    row: Callable[[Result], list[str]],
+    **options: Any,
 ) -> None:
-    """Run the cases and seeds that the command line asks for, and print a row of each as soon as it is there."""
+    """Run the cases and seeds that the command line asks for, and print a row of each as soon as it is there.
+
+    What is not the default setting is given as options.
+    """
     names = [case.name for case in cases]
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -129,4 +137,4 @@ def print_table(
     print(f"|---|{'--:|' * (len(header) - 2)}---|")
     for case in cases:
         for seed in args.seeds if case.name in args.only else ():
-            print(f"| {' | '.join(row(run(case, seed)))} |", flush=True)
+            print(f"| {' | '.join(row(run(case, seed, **options)))} |", flush=True)
