@@ -29,7 +29,7 @@ from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
 from pyro_osds.stats.enough import MAX_DRAWS, Enough, share_in_tail
 from pyro_osds.stats.pareto import pareto_smooth
-from pyro_osds.stats.thresholds import GOOD_PARETO_K, GOOD_WEIGHT_ESS, MAX_PARETO_K, TARGET_STD_ERROR
+from pyro_osds.stats.thresholds import ENOUGH_CHAIN_ESS, GOOD_PARETO_K, GOOD_WEIGHT_ESS, MAX_PARETO_K, TARGET_STD_ERROR
 from pyro_osds.stats.weights import FlowDraws, Proposal, WeightSummary, join, log_weights_at, summarize_weights, weigh
 from pyro_osds.target import NotFiniteError, Target, has_wrong_gradient, log_prob_and_score
 
@@ -39,6 +39,9 @@ CORRECTIONS = ("imh", "psis", "none")
 _MIN_DRAWS = 4096
 NUM_PROBES, NUM_PROBES_SLOWLY = 256, 32
 """Draws at which rounding is looked for; fewer where densities come point by point, since each takes some runs."""
+# Weighted draws for chains that mix badly, times the usual number, and terms of log densities that they may cost: some
+# seconds.
+_CHAIN_DRAWS, _CHAIN_TERMS = 4, 1e8
 # Particles on each replicate of a refinement, as of an exploration.
 _REFINEMENT_PARTICLES = 64
 # Draws at which a gradient is held against differences of the density, where one of them is not as expected.
@@ -132,7 +135,15 @@ def draw_posterior(
             second = _second_opinion(leap, target, weights)
     except OutOfTimeError:
         is_whole = False
-    index, acceptance = _choose(draws.log_weight, weights, num_chains, num_samples, correction)
+    most = _most_for_chains(target, max_draws, deadline) if correction == "imh" else 0
+    while True:
+        index, acceptance = _choose(draws.log_weight, weights, num_chains, num_samples, correction)
+        mixed = Mixing(*mixing(draws.z[index]))
+        if not (mixed.ess < ENOUGH_CHAIN_ESS and weights.pareto_k <= MAX_PARETO_K and 2 * len(draws.z) <= most):
+            break
+        # Chains that are thinned out of more proposals mix better, and proposals cost less than training.
+        draws = join([draws, weigh(leap, target, len(draws.z))])
+        weights = summarize_weights(draws.log_weight)
     lost = lost_by_draws(parts, draws.z, draws.log_weight, weights.log_mean_weight)
     evidence = judge(
         weights,
@@ -146,10 +157,19 @@ def draw_posterior(
         ),
         annealed_check(second) if second else None,
         _rounding(target, draws.z, draws.log_prob),
-        Mixing(*mixing(draws.z[index])),
+        mixed,
     )
 
     return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight, draws.num_not_finite, is_whole)
+
+
+def _most_for_chains(target: Target, max_draws: int, deadline: float) -> int:
+    """Weighted draws that may be made for the sake of chains: some seconds' worth, where there is time for all."""
+    if not target.vectorized or deadline < math.inf:
+        return max_draws
+    affordable = int(_CHAIN_TERMS / max(target.num_terms, 1))
+
+    return max(max_draws, min(_CHAIN_DRAWS * max_draws, affordable))
 
 
 def _by_particles(

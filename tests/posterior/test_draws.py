@@ -79,6 +79,23 @@ def test_draws_go_on_until_the_error_that_was_asked_for(leap):
     assert_within_standard_error(precise.log_evidence, 0.0, precise.std_error)
 
 
+def test_chains_that_mix_badly_are_thinned_out_of_more_draws(leap, monkeypatch):
+    # Twice as many, until half of the posterior draws are effective or there are four times the usual number.
+    for shares, count in (([0.6], 1), ([0.3, 0.6], 2), ([0.3, 0.4, 0.4, 0.4], 4)):
+        seen = iter(shares)
+        monkeypatch.setattr(drawing, "mixing", lambda z, seen=seen: (1.0, next(seen)))
+        draws = draw_posterior(leap, near(), 2, 1024)
+        usual = 32768 if count == 4 else len(draws.proposals.z) // count
+        assert len(draws.proposals.z) == count * usual and draws.index.shape == (2, 1024)
+        assert torch.equal(draws.index // (len(draws.proposals.z) // 2), torch.arange(2)[:, None].expand(2, 1024))
+    # Not where draws cost seconds each, and not against a clock.
+    monkeypatch.setattr(drawing, "mixing", lambda z: (1.0, 0.3))
+    assert len(draw_posterior(leap, near(), 2, 1024, deadline=1e12).proposals.z) <= 32768
+    costly = near()
+    costly.num_terms = 10**6
+    assert len(draw_posterior(leap, costly, 2, 1024).proposals.z) <= 32768
+
+
 def test_an_exact_flow_needs_the_minimum(leap):
     # Equal weights: the first batch already has no error.
     evidence = draw_posterior(leap, FunctionTarget(leap.base.log_prob, 1), 1, 100).evidence
@@ -128,7 +145,7 @@ def test_the_tail_is_fitted_once_per_set_of_weights(leap, monkeypatch, correctio
 
     sizes, inner = [], pareto.fit_generalized_pareto
     monkeypatch.setattr(pareto, "fit_generalized_pareto", lambda tail: sizes.append(len(tail)) or inner(tail))
-    draws = draw_posterior(Proposal(), wide(), 2, 2048, correction)
+    draws = draw_posterior(Proposal(), wide(), 2, 2048, correction, deadline=1e12)
     assert draws.evidence.num_draws == 32768 and draws.evidence.std_error > ENOUGH_STD_ERROR
     assert sizes == [math.ceil(3.0 * math.sqrt(num_draws)) for num_draws in (4096, 8192, 16384, 32768)]
 
