@@ -23,14 +23,23 @@ from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
 from pyro_osds.posterior.reasons import lost_reasons, particle_reasons
 from pyro_osds.posterior.verdict import judge, judge_annealed
-from pyro_osds.runtime.clock import OutOfTimeError, time_limit
+from pyro_osds.runtime.clock import OutOfTimeError, is_past, time_limit
 from pyro_osds.runtime.precision import is_rough, rounding_noise
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
 from pyro_osds.stats.enough import MAX_DRAWS, Enough, share_in_tail
 from pyro_osds.stats.pareto import pareto_smooth
 from pyro_osds.stats.thresholds import ENOUGH_CHAIN_ESS, GOOD_PARETO_K, GOOD_WEIGHT_ESS, MAX_PARETO_K, TARGET_STD_ERROR
-from pyro_osds.stats.weights import FlowDraws, Proposal, WeightSummary, join, log_weights_at, summarize_weights, weigh
+from pyro_osds.stats.weights import (
+    FlowDraws,
+    Proposal,
+    WeightSummary,
+    join,
+    log_weights_at,
+    summarize_weights,
+    weigh,
+    weigh_in_time,
+)
 from pyro_osds.target import NotFiniteError, Target, has_wrong_gradient, log_prob_and_score
 
 CORRECTIONS = ("imh", "psis", "none")
@@ -129,7 +138,14 @@ def draw_posterior(
         The posterior draws.
     """
     num_proposals, is_whole, second = num_chains * num_samples, True, None
-    draws, weights = _weigh_enough(leap, target, Enough(target_std_error, num_proposals, max_draws))
+    enough = Enough(target_std_error, num_proposals, max_draws)
+    if target.vectorized or deadline == math.inf:
+        draws, weights = _weigh_enough(leap, target, enough)
+    else:
+        # Points of one density may take very different times, so that no plan holds.
+        draws = weigh_in_time(leap, target, num_proposals, num_chains, deadline)
+        weights = summarize_weights(draws.log_weight)
+        num_samples, is_whole = len(draws.z) // num_chains, len(draws.z) >= num_proposals
     try:
         with time_limit(deadline):
             second = _second_opinion(leap, target, weights)
@@ -156,7 +172,7 @@ def draw_posterior(
             *_by_particles(leap, target, draws, weights, particles),
         ),
         annealed_check(second) if second else None,
-        _rounding(target, draws.z, draws.log_prob),
+        _rounding(target, draws.z, draws.log_prob) if is_whole or not is_past(deadline) else 0.0,
         mixed,
     )
 

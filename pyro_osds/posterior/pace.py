@@ -11,7 +11,7 @@ import torch
 from pyro_osds.posterior.draws import NUM_PROBES, NUM_PROBES_SLOWLY, PosteriorDraws, draw_posterior
 from pyro_osds.runtime.clock import now
 from pyro_osds.stats.enough import Enough
-from pyro_osds.stats.weights import weigh
+from pyro_osds.stats.weights import weigh, weigh_in_time
 from pyro_osds.target import Target
 
 # Draws that are timed, more and more until they take long enough to be measured: a density may cost as much for a block
@@ -40,17 +40,21 @@ def seconds_per_draw(leap: Any, target: Target) -> float:
         target: The target that weighs.
     """
 
-    def timed(count: int) -> float:
+    def timed(count: int) -> tuple[float, int]:
         start = now()
-        weigh(leap, target, count)
-        return now() - start
+        if target.vectorized:
+            weigh(leap, target, count)
+            return now() - start, count
+        # A point may take a thousand times as long as another.
+        done = len(weigh_in_time(leap, target, count, 1, start + _LONG_ENOUGH).z)
+        return now() - start, done
 
     seconds, count = 0.0, 1
     with torch.random.fork_rng(devices=[target.device] if target.device.type == "cuda" else []):
-        for count in _COUNTS:
-            seconds = timed(count)
-            if seconds > _LONG_ENOUGH and count >= _RECORDED:
-                seconds = min(seconds, timed(count))
+        for size in _COUNTS:
+            seconds, count = timed(size)
+            if seconds > _LONG_ENOUGH and size >= _RECORDED and target.vectorized:
+                seconds = min(seconds, timed(size)[0])
             if seconds > _LONG_ENOUGH:
                 break
 

@@ -215,6 +215,10 @@ and by how much a score: two solutions within the same tolerances differ by them
 any standard error of a log evidence that is called reliable; far out, where log densities are in millions, their
 tolerances are so, too."""
 
+MAX_SOLVER_DEPTH = 1e-5
+"""The same as a share of the nats by which a point lies below the best of those that are compared: a hundredth of a nat
+at a point a thousand below, which no posterior knows of."""
+
 
 def pareto_k_threshold(num_draws: int) -> float:
     """The largest trustworthy pareto k for a number of draws: ``min(1 - 1 / log10(S), 0.7)``.

@@ -20,6 +20,7 @@ from pyro.infer.importance import LogWeightsMixin
 from torch import Tensor
 
 from pyro_osds.runtime.chunks import chunk_sizes, stack_chunks
+from pyro_osds.runtime.clock import is_past
 from pyro_osds.runtime.parallel import by_rows
 from pyro_osds.stats.pareto import TailFit, fit_tail, pareto_k
 from pyro_osds.stats.thresholds import GOOD_PARETO_K
@@ -91,6 +92,37 @@ class FlowDraws(NamedTuple):
     num_not_finite: int
 
 
+@torch.no_grad()
+def weigh_in_time(leap: Proposal, target: Target, num_draws: int, least: int, deadline: float) -> FlowDraws:
+    """Draw afresh and weigh point by point, until there are enough draws or the time is over.
+
+    With time for all of them the draws are those of :func:`weigh`.
+
+    Arguments:
+        leap: The leap that proposes.
+        target: The target that weighs.
+        num_draws: How many draws, if there is time; with less, a multiple of the least.
+        least: How many there are at least.
+        deadline: Time of :func:`~pyro_osds.runtime.clock.now` after which there are no more.
+    """
+    parts, left = [], num_draws
+    for size in chunk_sizes(num_draws, _CHUNK_SIZE):
+        z, log_q, log_abs_det = leap.sample(size)
+        log_prob = []
+        for row in z:
+            if is_past(deadline) and num_draws - left >= least and (num_draws - left) % least == 0:
+                break
+            log_prob.append(target.log_prob(row[None]))
+            left -= 1
+        if log_prob:
+            count = len(log_prob)
+            parts.append(_weighed(z[:count], log_q[:count], log_abs_det[:count], torch.cat(log_prob)))
+        if len(log_prob) < size:
+            break
+
+    return join(parts)
+
+
 def weigh(leap: Proposal, target: Target, num_draws: int) -> FlowDraws:
     """Draw afresh and weigh, chunk by chunk: beside the draws themselves, a chunk is all that is in memory.
 
@@ -126,6 +158,11 @@ def join(parts: Sequence[FlowDraws]) -> FlowDraws:
 def _weigh_chunk(leap: Proposal, target: Target, num_draws: int) -> FlowDraws:
     z, log_q, log_abs_det = leap.sample(num_draws)
     (log_prob,) = by_rows(lambda z: (target.log_prob(z),), z)
+
+    return _weighed(z, log_q, log_abs_det, log_prob)
+
+
+def _weighed(z: Tensor, log_q: Tensor, log_abs_det: Tensor, log_prob: Tensor) -> FlowDraws:
     num_not_finite = int((log_prob.isnan() | (log_prob == torch.inf)).sum())
     log_prob = finite_log_prob(log_prob)
 

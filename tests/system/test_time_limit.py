@@ -236,3 +236,19 @@ def test_a_density_that_hangs_at_each_call_ends_in_time(clock, max_time):
     # What is begun is ended: a look at the gradient, a batch of draws and its verdict.
     assert clock() - began <= 1.2 * max_time + 3.0 + 12 * 5.0
     assert osds.is_interrupted and not osds.evidence.reliable and osds.evidence.reasons
+
+
+def test_a_model_that_is_slow_in_places_ends_in_time_point_by_point(clock):
+    # Point by point, and a thousand times as slow beyond one standard deviation, where a third of the draws lies.
+    def model(y):
+        loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
+        clock.time += 5.0 if loc.item() > 1.4 else 0.005
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    osds = OSDS(model, max_time=60.0, **QUICK)
+    began = clock()
+    osds.run(Y)
+    # Whatever is at work when the time is over ends a point later, and a chain has a draw.
+    assert clock() - began <= 1.2 * 60.0 + 3.0 + 4 * 5.0
+    assert osds.is_interrupted and not osds.evidence.reliable

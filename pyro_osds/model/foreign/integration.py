@@ -215,7 +215,8 @@ class Integration:
     ) -> Iterator[Any]:
         t, end = self.times[0], self.times[-1]
         (f,) = self.steps.start(self._time(t, y), y, *taken)
-        lost |= ~(y.isfinite().flatten(1).all(1) & f.isfinite().flatten(1).all(1))
+        # A state may be a single number.
+        lost |= ~torch.stack([y, f]).isfinite().reshape(2, len(y), -1).all(-1).all(0)
         dt, fresh, count, retreats, reached = self._first_step(control, t, y, f, taken), 1, 0, 0, 1
         refused = torch.zeros_like(lost)
         # What each point would have taken of steps if it were alone.
