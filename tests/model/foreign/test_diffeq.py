@@ -86,6 +86,32 @@ def test_fixed_steps_are_those_of_single_runs(method, options):
     torch.testing.assert_close(gradient, slopes, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_a_state_may_be_a_single_number(method):
+    def solve(row):
+        return torchdiffeq.odeint(lambda t, y: -row[1].exp() * y, row[0], TIMES, method=method, rtol=1e-7, atol=1e-7)
+
+    z = points()
+    got, gradient, _, weights = in_batch(solve, z)
+    own = z.clone().requires_grad_()
+    expected = torch.stack([solve(row) for row in own])
+    (slopes,) = torch.autograd.grad((weights * expected).sum(), own)
+    torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradient, slopes, rtol=0, atol=1e-5)
+    if method == "dopri5":
+        exact = z[:, :1] * torch.exp(-z[:, 1:].exp() * TIMES)
+        torch.testing.assert_close(got, exact, rtol=0, atol=1e-5)
+
+
+def test_solutions_may_differ_more_far_below_the_others():
+    # By 0.004 nats at a point 700 nats below the best, not at one that is among the best.
+    best, slopes = torch.tensor([-355.0, -1070.0]).double(), torch.ones(2, 1)
+    far, near = best + torch.tensor([0.0, 0.004]), best + torch.tensor([0.004, 0.0])
+    nothing = torch.zeros(2).double()
+    assert agree_within_tolerances((nothing, far, slopes, slopes), (nothing, best, slopes, slopes))
+    assert not agree_within_tolerances((nothing, near, slopes, slopes), (nothing, best, slopes, slopes))
+
+
 def test_one_point_has_the_steps_of_its_own_solver():
     z = points(1)
     with integrations_used() as used:
