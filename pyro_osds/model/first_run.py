@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 
+from pyro_osds.model.checks.constraints import refuse_outside
 from pyro_osds.model.checks.determinism import TrainingLayerError, no_training_layers
 from pyro_osds.model.checks.failures import SiteCheck, failure
 from pyro_osds.model.checks.observations import impossible, refusal
@@ -129,7 +130,7 @@ def check_observations(trace: Any, model: Callable[[], Any]) -> None:
 def check_parameters(
     trace: Any, call: Callable[[], Any], model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[NanParameter]:
-    """Refuse parameters of distributions that are nan under every one of several prior draws, unless masked.
+    """Refuse parameters that are out of range, or nan and not masked, under every one of several prior draws.
 
     Arguments:
         trace: The first run.
@@ -144,6 +145,7 @@ def check_parameters(
     Raises:
         ValueError: If there is one, and data are why.
     """
+    refuse_outside(trace, _prior_traces(call))
     found = nan_parameters(trace)
     if not found:
         return []

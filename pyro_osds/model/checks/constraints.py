@@ -1,0 +1,97 @@
+"""Parameters of distributions that lie outside of what these allow, in every run: a wrong sign, ends that are swapped.
+
+Densities are evaluated without Pyro's validation, and go on outside of their parameters' ranges: a uniform distribution
+whose upper end lies below the lower one, or a concentration below zero, gives numbers that mean nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Uniform
+
+from pyro_osds.model.distributions.wrappers import unwrap
+from pyro_osds.model.pyro_internals import Subsample
+from pyro_osds.model.run import is_computed, is_deterministic
+
+# What rounding may do to a probability, or to an end.
+_ROUNDING = 1e-5
+
+
+def refuse_outside(trace: Any, traces: Iterator[Any]) -> None:
+    """Refuse parameters that are outside of their range in the first run and in others, which start elsewhere.
+
+    One that depends on latents may lie inside in another run; where it does not, its share is a reason of the verdict.
+
+    Arguments:
+        trace: The first run.
+        traces: Other runs; none is made where nothing was found.
+
+    Raises:
+        ValueError: If there is one; with site, distribution, parameter, value and range.
+    """
+    found, num_others = _outside(trace), 0
+    for other in traces if found else ():
+        now, num_others = _outside(other), num_others + 1
+        found = {key: sentence for key, sentence in found.items() if key in now}
+        if not found:
+            break
+    # Without a prior to draw from there is one run only, which tells nothing of others.
+    for sentence in found.values() if num_others else ():
+        raise ValueError(sentence)
+
+
+def _outside(trace: Any) -> dict[tuple[str, str], str]:
+    found = {}
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or isinstance(site["fn"], Subsample) or is_deterministic(site) or is_computed(site):
+            continue
+        fn = unwrap(site["fn"])
+        if isinstance(fn, Uniform) and bool((fn.low > fn.high).any()):
+            low, high = (_first(end, fn.low > fn.high) for end in torch.broadcast_tensors(fn.low, fn.high))
+            found[name, "high"] = (
+                f"The prior of site {name!r} is Uniform from {low:.6g} to {high:.6g}: its upper end lies below the "
+                "lower one. Swap them."
+            )
+        for parameter, value, low, high in _ranges(fn):
+            where = (value < low - _ROUNDING) | (value > high + _ROUNDING)
+            if bool(where.any()):
+                found[name, parameter] = (
+                    f"The distribution of site {name!r}, {type(fn).__name__}, has {parameter} = "
+                    f"{_first(value, where):.6g} in every run, outside of its range, {_words(low, high)}. Look for a "
+                    "wrong sign, or arguments in the wrong order."
+                )
+
+    return found
+
+
+def _ranges(fn: Any) -> Iterator[tuple[str, Tensor, float, float]]:
+    """Parameters that have a range of numbers: names, values, and both ends."""
+    try:
+        constraints = fn.arg_constraints
+    except NotImplementedError:
+        return
+    for name, constraint in constraints.items():
+        value, inner = fn.__dict__.get(name), getattr(constraint, "base_constraint", constraint)
+        low, high = (getattr(inner, end, None) for end in ("lower_bound", "upper_bound"))
+        if isinstance(value, Tensor) and value.is_floating_point() and (low is not None or high is not None):
+            yield name, value, _number(low, -math.inf), _number(high, math.inf)
+
+
+def _number(end: Any, default: float) -> float:
+    return float(end) if isinstance(end, (int, float)) else default
+
+
+def _first(value: Tensor, where: Tensor) -> float:
+    return value[where].flatten()[0].item()
+
+
+def _words(low: float, high: float) -> str:
+    if math.isinf(high):
+        return f"{low:g} and above"
+
+    return f"{high:g} and below" if math.isinf(low) else f"{low:g} to {high:g}"
