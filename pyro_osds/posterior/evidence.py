@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.search.coverage import Coverage
 from pyro_osds.runtime.text import Card
-from pyro_osds.stats.thresholds import GOOD_PARETO_K, apart, pareto_k_threshold
+from pyro_osds.stats.thresholds import GOOD_PARETO_K, GOOD_WEIGHT_ESS, apart, pareto_k_threshold
 
 
 class Reason(NamedTuple):
@@ -157,14 +157,17 @@ class Evidence:
         """Every number with what to make of it, and the reasons."""
         k, threshold = apart(self.pareto_k, pareto_k_threshold(self.num_draws))
         tail = f"{k} (good below {GOOD_PARETO_K}, not to be used above {threshold})"
-        others = (("exploration", self.check), ("refinement", self.refinement))
+        known = self.ess >= GOOD_WEIGHT_ESS * self.num_draws
+        no_tail = "none: weights are nearly equal" if known else "unknown: there are too few draws to tell"
+        given = (("exploration", self.check), ("refinement", self.refinement))
+        others = [(name, other) for name, other in given if other and math.isfinite(other.log_evidence)]
         constant = ", up to the constant of the improper prior" if self.improper_sites else ""
         rows = (
             ("log evidence", self._number),
             ("ELBO", f"{self.elbo:.4f} (a lower bound{constant})"),
-            ("pareto k", tail if self.pareto_k > -math.inf else "none: weights are nearly equal"),
+            ("pareto k", tail if self.pareto_k > -math.inf else no_tail),
             ("ess", f"{self.ess:.0f} of {self.num_draws} draws"),
-            *((name, f"{other.log_evidence:.4f} +- {other.std_error:.4f}") for name, other in others if other),
+            *((name, f"{other.log_evidence:.4f} +- {other.std_error:.4f}") for name, other in others),
             ("verdict", self.verdict),
         )
 

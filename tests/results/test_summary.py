@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pyro
@@ -148,6 +149,9 @@ def test_a_tail_of_nothing():
     # Nearly equal weights have no k, and "-inf" would need an explanation.
     equal = Evidence(0.0, 0.0, 0.0, 1000.0, -math.inf, 1000, True, ())
     assert "pareto k     none: weights are nearly equal" in str(equal)
+    # Of a few draws the tail is not known, and an exploration that has not begun has no evidence.
+    few = replace(equal, ess=1.0, num_draws=16, check=EvidenceCheck(-math.inf, math.nan))
+    assert "pareto k     unknown: there are too few draws to tell" in str(few) and "exploration" not in str(few)
 
 
 def test_long_lines_are_broken():
