@@ -208,15 +208,15 @@ def _nan_masked_multivariate_normal(self: Any, value: Tensor) -> Tensor:
         # The middle of what is there, so that two products below lose no digits in their difference.
         middle = (filled.sum((0, 2)) / plan.ok[plan.group].sum(0).clamp(min=1) / filled.shape[-1])[:, None]
         filled = filled - middle
+        with_one = torch.cat([filled, torch.ones_like(filled[:, :1])], 1)
     log_scale, inverse = _inverse_factors((factor @ factor.mT).reshape(-1, *factor.shape[-2:])[plan.matrix], plan.ok)
-    own = inverse[plan.group]
     # Rows come last: sums over entries are then sums of rows, which take a tenth of the time.
     if all(size == 1 or step == 0 for size, step in zip(loc.shape[:-1], loc.stride()[:-1], strict=True)):
         # The same for all rows, for which a plate has expanded it.
         centre = loc[(0,) * (loc.dim() - 1)][:, None] - middle
-        whitened = own @ filled - (inverse @ centre)[plan.group]
+        whitened = torch.cat([inverse, -(inverse @ centre)], -1)[plan.group] @ with_one
     else:
-        whitened = own @ (filled - (loc.expand(shape).reshape(-1, shape[-1])[plan.rows].mT - middle))
+        whitened = inverse[plan.group] @ (filled - (loc.expand(shape).reshape(-1, shape[-1])[plan.rows].mT - middle))
     constant = log_scale + 0.5 * math.log(2.0 * math.pi) * plan.ok.sum(-1).to(log_scale.dtype)
     log_prob = -constant[plan.group][:, None] - 0.5 * whitened.square().sum(-2)
 
