@@ -429,7 +429,21 @@ def test_why_nothing_is_finite():
     def negative():
         pyro.sample("x", dist.Normal(0.0, -1.0))
 
-    assert_told(ValueError, ("Site 'x' has scale = -1 there", "Correct it"), lambda: OSDS(negative, **QUICK).run())
+    assert_told(
+        ValueError,
+        ("site 'x', Normal, has scale = -1 in every run", "Look for a wrong sign"),
+        lambda: OSDS(negative, **QUICK).run(),
+    )
+
+    def negative_under_a_flat_prior():  # of which there are no other runs to look at
+        pyro.sample("s", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("x", dist.Normal(0.0, -1.0))
+
+    assert_told(
+        ValueError,
+        ("Site 'x' has scale = -1 there", "Correct it"),
+        lambda: OSDS(negative_under_a_flat_prior, **QUICK).run(),
+    )
     site = {"name": "y", "fn": N, "value": Y, "is_observed": True, "log_prob": torch.tensor(-math.inf)}
     assert "'y', whose values have no probability there. Pass initial_params" in why_impossible(site)
     assert "'y', which overflows there. Check" in why_impossible({**site, "log_prob": torch.tensor(math.nan)})
