@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.search.parts import Part
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason
+from pyro_osds.stats.enough import confirms_tail
 from pyro_osds.stats.thresholds import (
     CHECK_QUANTILE,
     HEAVY_SHARE,
@@ -52,8 +53,7 @@ def particle_reasons(share: float, num_particles: int) -> list[Reason]:
         share: Share of the particles where weights are largest.
         num_particles: How many particles there are.
     """
-    error = math.sqrt(HEAVY_SHARE * (1.0 - HEAVY_SHARE) / max(num_particles, 1))
-    if not abs(share - HEAVY_SHARE) > MAX_SIGMAS * error:
+    if confirms_tail(share, num_particles):
         return []
 
     return [

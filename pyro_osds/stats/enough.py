@@ -112,9 +112,23 @@ def tails_agree(log_weight: Tensor, of_particles: Tensor) -> bool:
         >>> tails_agree(log_weight, torch.full((512,), 1.5)), tails_agree(log_weight, torch.full((512,), -1.5))
         (False, False)
     """
-    error = math.sqrt(HEAVY_SHARE * (1.0 - HEAVY_SHARE) / len(of_particles))
+    return confirms_tail(share_in_tail(log_weight, of_particles), len(of_particles))
 
-    return abs(share_in_tail(log_weight, of_particles) - HEAVY_SHARE) <= MAX_SIGMAS * error
+
+def confirms_tail(share: float, num_particles: int) -> bool:
+    """Whether a share of so many particles is that of the posterior, within three standard errors.
+
+    Arguments:
+        share: Share of the particles where weights are largest.
+        num_particles: How many particles there are.
+
+    Example:
+        >>> confirms_tail(0.06, 512), confirms_tail(0.0, 512)
+        (True, False)
+    """
+    error = math.sqrt(HEAVY_SHARE * (1.0 - HEAVY_SHARE) / num_particles)
+
+    return abs(share - HEAVY_SHARE) <= MAX_SIGMAS * error
 
 
 def share_in_tail(log_weight: Tensor, of_particles: Tensor) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.library import Library
 
 from pyro_osds.model.foreign.integration import Integration
 from pyro_osds.runtime.torch_internals import without_dispatch_modes
@@ -30,13 +31,13 @@ def _pull(
         return _by_number[number].pull(gradient, times, states, velocities, taken)
 
 
-_library = torch.library.Library("pyro_osds", "DEF")
-_library.define("solve(int number, Tensor y0, Tensor[] taken) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
-_library.define(
+_operations = Library("pyro_osds", "DEF")
+_operations.define("solve(int number, Tensor y0, Tensor[] taken) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+_operations.define(
     "pull(int number, Tensor gradient, Tensor times, Tensor states, Tensor velocities, Tensor[] taken) -> Tensor[]"
 )
-_library.impl("solve", _solve, "CompositeExplicitAutograd")
-_library.impl("pull", _pull, "CompositeExplicitAutograd")
+_operations.impl("solve", _solve, "CompositeExplicitAutograd")
+_operations.impl("pull", _pull, "CompositeExplicitAutograd")
 
 
 class _Whole(Function):
