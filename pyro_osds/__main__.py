@@ -6,6 +6,8 @@ import argparse
 import platform
 from importlib.metadata import version
 
+from pyro_osds.version import __version__
+
 _SHOWN = ("torch", "pyro-ppl", "arviz", "zuko")
 
 
@@ -18,7 +20,7 @@ def versions() -> str:
     """
     others = ", ".join(f"{name} {version(name)}" for name in _SHOWN)
 
-    return f"pyro_osds {version('pyro-osds')} (Python {platform.python_version()}, {others})"
+    return f"pyro_osds {__version__} (Python {platform.python_version()}, {others})"
 
 
 if __name__ == "__main__":
