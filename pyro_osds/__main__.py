@@ -25,6 +25,9 @@ def versions() -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m pyro_osds", description="One-step diffusion samplers for Pyro")
-    parser.add_argument("--version", action="version", version=versions())
-    parser.parse_args()
-    parser.print_help()
+    # Not argparse's own action for versions, which breaks the line wherever a terminal would.
+    parser.add_argument("--version", action="store_true", help="print the versions of what is installed")
+    if parser.parse_args().version:
+        print(versions())
+    else:
+        parser.print_help()

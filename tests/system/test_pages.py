@@ -1,0 +1,106 @@
+"""Pages that a newcomer copies from run as they stand, and what they show is what comes out."""
+
+import importlib.util
+import io
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import assert_within_standard_error
+from scipy.integrate import quad
+from scipy.stats import halfcauchy, multivariate_normal
+
+DOCS = Path(__file__).parents[2] / "docs"
+QUICKSTART = DOCS / "quickstart.md"
+SPEC = importlib.util.spec_from_file_location("run_page", DOCS / "run_page.py")
+RUN_PAGE = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(RUN_PAGE)
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """The names of the page after it has run, and what it printed."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.chdir(tmp_path_factory.mktemp("quickstart"))
+        names = RUN_PAGE.run(QUICKSTART)
+        assert Path("quickstart.png").stat().st_size > 10_000
+
+    return names, printed.getvalue()
+
+
+def normal_log_density(y, sigma, spread):
+    """Eight schools with their effects and the mean integrated out: one normal."""
+    covariance = np.diag(sigma**2 + spread**2) + 25.0
+
+    return multivariate_normal(np.zeros(len(y)), covariance).logpdf(y)
+
+
+def exact(names):
+    """Log evidences by other means: one normal density, and one integral over the spread of the schools."""
+    y, sigma = names["effect"].double().numpy(), names["error"].double().numpy()
+    pooled = normal_log_density(y, sigma, 0.0)
+
+    def density(t):  # spread = 5 t / (1 - t)
+        spread = 5.0 * t / (1.0 - t)
+        return np.exp(normal_log_density(y, sigma, spread)) * halfcauchy.pdf(spread, scale=5.0) * 5.0 / (1.0 - t) ** 2
+
+    return {"pooled": pooled, "hierarchical": np.log(quad(density, 0.0, 1.0, epsabs=0.0, epsrel=1e-10)[0])}
+
+
+@pytest.mark.slow
+def test_quickstart_gives_the_evidences_of_quadrature(quickstart):
+    names, _ = quickstart
+    truth = exact(names)
+    # What the page says of the truth.
+    assert f"quadrature gives {truth['hierarchical']:.4f}" in QUICKSTART.read_text()
+    for name, osds in names["runs"].items():
+        assert osds.evidence.reliable and osds.evidence.draws_reliable
+        # The standard error of constant weights is that of rounding.
+        assert_within_standard_error(osds.log_evidence, truth[name], max(osds.log_evidence_se, 1e-4))
+
+
+@pytest.mark.slow
+def test_quickstart_shows_the_summary_and_explains_each_line_of_it(quickstart):
+    names, printed = quickstart
+    text = QUICKSTART.read_text()
+    shown = re.search(r"<!-- summary: begin -->\n```text\n(.*?)```", text, re.DOTALL)[1]
+    printed = printed[: printed.index("torch.Size")]
+    labels = [line[:13].strip() for line in printed.splitlines()[2:] if line[:1].isalpha()]
+    labels = [label for label in labels if not label.startswith(("mu", "tau", "theta"))]
+    assert {"log evidence", "verdict", "seconds"} <= set(labels)
+    for label in labels:
+        assert any(line.startswith(f"{label} ") for line in shown.splitlines()), f"the page does not show {label!r}"
+        assert f"| `{label}` |" in text, f"the page does not explain {label!r}"
+    # The digits of the page are those of some run: the same estimate, to its standard error.
+    value, error = (float(x) for x in re.search(r"log evidence (\S+) \+- (\S+)", shown).groups())
+    assert_within_standard_error(value, names["osds"].log_evidence, np.hypot(error, names["osds"].log_evidence_se))
+
+
+@pytest.mark.slow
+def test_quickstart_shows_the_comparison(quickstart):
+    names, _ = quickstart
+    table, text = names["table"], QUICKSTART.read_text()
+    assert list(table.index) == ["pooled", "hierarchical"]
+    for name, row in table.iterrows():
+        value, probability = re.search(rf"^{name} +(\S+) +\S+ +\S+ +(\S+) +True$", text, re.MULTILINE).groups()
+        assert float(value) == pytest.approx(row["log_evidence"], abs=0.006)
+        assert float(probability) == pytest.approx(row["posterior_prob"], abs=0.002)
+
+
+def test_pages_are_run_block_by_block(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A\n\n```python\nx = 1\n```\n\n```console\n$ false\n```\n\n```python\ny = x + 1\n```\n")
+    assert RUN_PAGE.run(page)["y"] == 2
+    # A traceback tells the line of the page.
+    page.write_text("# A\n\n```python\nx = 1\n```\n\n```python\ny = 1 / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as caught:
+        RUN_PAGE.run(page)
+    assert caught.traceback[-1].lineno == 7
+    page.write_text("# A\n")
+    with pytest.raises(ValueError, match="no block"):
+        RUN_PAGE.run(page)
