@@ -1,6 +1,7 @@
 """How Sphinx builds the pages: `make docs`, or `make docs-quick` without running the examples."""
 
-import builtins
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,6 +18,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
@@ -37,6 +39,42 @@ html_theme = "furo"
 html_title = f"pyro_osds {release}"
 
 
+# ---- names of other packages ----
+
+PAGES_OF_OTHERS = {
+    "python": "https://docs.python.org/3",
+    "numpy": "https://numpy.org/doc/stable",
+    "torch": "https://docs.pytorch.org/docs/stable",
+    "pyro": "https://docs.pyro.ai/en/stable",
+    "arviz": "https://python.arviz.org/en/stable",
+    "pandas": "https://pandas.pydata.org/docs",
+    "xarray": "https://docs.xarray.dev/en/stable",
+}
+
+
+def fetched(name, folder=HERE / "_build" / "inventories"):
+    """The list of names of another package, fetched once; None without a network, where its names are no links."""
+    path = folder / f"{name}.inv"
+    if not path.exists():
+        try:
+            with urllib.request.urlopen(f"{PAGES_OF_OTHERS[name]}/objects.inv", timeout=10) as answer:
+                content = answer.read()
+        except OSError:
+            return None
+        if not content.startswith(b"# Sphinx inventory"):  # a page that asks to log in, for instance
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    return str(path)
+
+
+# Sphinx itself would warn of each list that it cannot fetch, and a warning ends the build.
+with ThreadPoolExecutor() as pool:
+    inventories = dict(zip(PAGES_OF_OTHERS, pool.map(fetched, PAGES_OF_OTHERS), strict=True))
+intersphinx_mapping = {name: (PAGES_OF_OTHERS[name], path) for name, path in inventories.items() if path}
+
+
 # ---- the gallery ----
 
 # These take minutes, so their pages show code only; all others run when the pages are built.
@@ -48,27 +86,11 @@ _shown = tqdm.__init__
 tqdm.__init__ = lambda self, *args, **options: _shown(self, *args, **{**options, "disable": True})
 
 
-def prepare(gallery_conf, example):
-    """Sphinx-Gallery runs a script without ``__file__``, by which the examples find their data."""
-    builtins.__file__ = example
-
-
-def arguments(gallery_conf, script_vars):
-    """Pictures are taken from memory; what an example saves beside that goes to the build, not into its folder."""
-    source = Path(script_vars["src_file"])
-    pictures = HERE / "_build" / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-
-    return ["--plot", str(pictures / f"{source.stem}.png")] if '"--plot"' in source.read_text() else []
-
-
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": rf"/(?!{'|'.join(NOT_EXECUTED)})\w+\.py$",
     "within_subsection_order": "FileNameSortKey",
-    "reset_modules": (prepare,),
-    "reset_argv": arguments,
     "capture_repr": (),
     "download_all_examples": False,
     "remove_config_comments": True,

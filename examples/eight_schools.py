@@ -7,14 +7,8 @@ and non-centred, where it is nearly normal. Both are the same model of the data,
 evidence. Quadrature gives it exactly: -31.3113.
 """
 
-import argparse
-import csv
 import math
-from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
@@ -23,8 +17,16 @@ import torch
 
 from pyro_osds import OSDS
 
-DATA = Path(__file__).parent / "data" / "eight_schools.csv"
+y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 EXACT = -31.311347
+
+# %%
+# Two models
+# ----------
+#
+# In the centred form the effects have the unknown spread ``tau`` as their scale; in the other one they are ``mu`` plus
+# ``tau`` times a standard normal.
 
 
 def centred(y, sigma):
@@ -43,81 +45,53 @@ def non_centred(y, sigma):
         pyro.sample("y", dist.Normal(mu + tau * eta, sigma), obs=y)
 
 
-def load():
-    with DATA.open() as file:
-        rows = list(csv.DictReader(file))
-    return tuple(torch.tensor([float(row[name]) for row in rows]) for name in ("y", "sigma"))
+# %%
+# Two runs
+# --------
+#
+# The seed is set once, so that the errors of the two log evidences are independent.
 
+pyro.set_rng_seed(0)
+runs = {}
+for name, model in {"centred": centred, "non-centred": non_centred}.items():
+    runs[name] = OSDS(model, num_samples=1000, num_chains=4)
+    runs[name].run(y, sigma)
 
-def report(name, osds):
+# %%
+runs["centred"].summary()
+
+# %%
+# Do they agree?
+# --------------
+
+for name, osds in runs.items():
     evidence = osds.evidence
     print(f"{name}: log evidence {evidence.log_evidence:.4f} +- {evidence.std_error:.4f}, exact {EXACT:.4f}")
-    print("  reliable" if evidence.reliable else "  NOT reliable")
-    for reason in evidence.reasons:
-        print(f"  - {reason}")
+    print("  reliable" if evidence.reliable else "  NOT reliable: " + " ".join(evidence.reasons))
 
+first, second = (osds.evidence for osds in runs.values())
+gap = abs(first.log_evidence - second.log_evidence)
+std_error = math.hypot(first.std_error, second.std_error)
+verdict = "agree" if gap <= 3 * std_error else "DISAGREE"
+print(f"the two {verdict}: {gap:.4f} apart, combined standard error {std_error:.4f} (3 are allowed)")
 
-def effects(posterior):
-    """The eight theta, shape (chain, draw, school), whichever way the model was written."""
-    if "theta" in posterior:
-        return posterior["theta"].values
-    return (posterior["mu"] + posterior["tau"] * posterior["eta"]).values
+# %%
+# The posteriors
+# --------------
+#
+# InferenceData has the draws by chain, with plates as dimensions. The effects of the non-centred form have to be put
+# together from its latents.
 
-
-def plot(posteriors, path):
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    for shift, (name, posterior) in zip((-0.12, 0.12), posteriors.items(), strict=True):
-        left.hist(posterior["mu"].values.ravel(), bins=60, density=True, histtype="step", label=name)
-        middle.hist(posterior["tau"].values.ravel(), bins=60, range=(0, 25), density=True, histtype="step")
-        theta = effects(posterior).reshape(-1, 8)
-        low, median, high = np.quantile(theta, [0.05, 0.5, 0.95], axis=0)
-        place = np.arange(1, 9) + shift
-        right.errorbar(place, median, yerr=[median - low, high - median], fmt="o", markersize=4)
-    left.set(xlabel="mu", title="mean effect")
-    left.legend()
-    middle.set(xlabel="tau", title="spread of effects")
-    right.set(xlabel="school", ylabel="theta", title="effects: median and 90 % interval")
-    figure.savefig(path, dpi=120)
-
-
-def main(args):
-    y, sigma = load()
-    pyro.set_rng_seed(args.seed)  # once: the errors of the two runs must be independent
-    runs = {}
-    for name, model in {"centred": centred, "non-centred": non_centred}.items():
-        osds = OSDS(model, num_samples=args.num_samples, num_chains=4, num_iterations=args.num_iterations)
-        osds.run(y, sigma)
-        osds.summary()
-        runs[name] = osds
-
-    for name, osds in runs.items():
-        report(name, osds)
-    first, second = (osds.evidence for osds in runs.values())
-    gap = abs(first.log_evidence - second.log_evidence)
-    std_error = math.hypot(first.std_error, second.std_error)
-    if not (first.reliable and second.reliable):
-        print("the two cannot be compared: not both are reliable")
-    else:
-        verdict = "agree" if gap <= 3 * std_error else "DISAGREE"
-        print(f"the two {verdict}: {gap:.4f} apart, combined standard error {std_error:.4f} (3 are allowed)")
-
-    exports = {name: osds.to_inference_data() for name, osds in runs.items()}
-    plot({name: idata["posterior"] for name, idata in exports.items()}, args.plot)
-    print(f"wrote {args.plot}")
-    if args.netcdf is not None:
-        exports["non-centred"].to_netcdf(args.netcdf)
-        print(f"wrote {args.netcdf}")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Eight schools in two parametrisations")
-    parser.add_argument("--num-samples", type=int, default=1000, help="posterior draws per chain")
-    parser.add_argument("--num-iterations", type=int, default=1000, help="optimiser steps at most")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", default="eight_schools.png", help="where the picture goes")
-    parser.add_argument("--netcdf", help="also save the non-centred InferenceData there")
-    parser.add_argument("--smoke-test", action="store_true", help="a tiny run; its numbers mean nothing")
-    args = parser.parse_args()
-    if args.smoke_test:
-        args.num_samples, args.num_iterations = 50, 40
-    main(args)
+figure, (left, middle, right) = plt.subplots(1, 3, num="eight_schools", figsize=(13, 4), layout="constrained")
+for shift, (name, osds) in zip((-0.12, 0.12), runs.items(), strict=True):
+    posterior = osds.to_inference_data()["posterior"]
+    theta = posterior["theta"] if name == "centred" else posterior["mu"] + posterior["tau"] * posterior["eta"]
+    low, median, high = np.quantile(theta.values.reshape(-1, 8), [0.05, 0.5, 0.95], axis=0)
+    left.hist(posterior["mu"].values.ravel(), bins=60, density=True, histtype="step", label=name)
+    middle.hist(posterior["tau"].values.ravel(), bins=60, range=(0, 25), density=True, histtype="step")
+    right.errorbar(np.arange(1, 9) + shift, median, yerr=[median - low, high - median], fmt="o", markersize=4)
+left.set(xlabel="mu", title="mean effect")
+left.legend()
+middle.set(xlabel="tau", title="spread of effects")
+right.set(xlabel="school", ylabel="theta", title="effects: median and 90 % interval")
+plt.show()

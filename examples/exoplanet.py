@@ -9,7 +9,7 @@ same simulated data, and their answers differed by factors of ten with one plane
 (Nelson et al. 2020, "Quantifying the Bayesian Evidence for a Planet in Radial Velocity Data").
 
 Here are their first data set, 200 velocities, their model and their priors, with no planet and with one, whose period
-is known from a periodogram; ``--num-planets 2`` adds another one, and takes many minutes. Without a planet the evidence
+is known from a periodogram; ``NUM_PLANETS = 2`` adds another one, and takes many minutes. Without a planet the evidence
 is exact by quadrature: -488.0960. With one planet four quadratures by other means gave -441.584 with a standard error
 of 0.007.
 
@@ -18,16 +18,12 @@ coordinates of the eigenvectors of the covariance the velocities are independent
 eigenvalues. An eccentricity and its angle are two normals, pulled into the unit circle, so that nothing is undefined
 for a circular orbit. The place of a planet on its orbit is an angle on a circle, cut where the posterior is not.
 
-Data: EPRV3 Evidence Challenge, <https://github.com/EPRV3EvidenceChallenge/Inputs>, MIT licence.
+Data: EPRV3 Evidence Challenge, https://github.com/EPRV3EvidenceChallenge/Inputs, MIT licence.
 """
 
-import argparse
 import math
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
@@ -36,12 +32,50 @@ import torch
 
 from pyro_osds import OSDS, compare_evidence
 
-DATA = Path(__file__).parent / "data" / "eprv3"
+NUM_PLANETS = 1  # at most
+EVERY = 1  # take one velocity of so many
 TWO_PI = 2.0 * math.pi
+
+# %%
+# The data
+# --------
+#
+# The table of times (days), velocities and stated errors (m/s) is ``rvs_1.txt`` beside this notebook or in
+# ``examples/data/eprv3`` of the source distribution; where it is neither, it comes from the repository of the
+# challenge, which needs a network.
+
+ADDRESS = (
+    "https://raw.githubusercontent.com/EPRV3EvidenceChallenge/Inputs/"
+    "1a9b11e7ddc6865b4d236ed7ebae85135491c4f8/data/rvs_0001.txt"
+)
+places = [Path(folder) / "rvs_1.txt" for folder in (".", "data/eprv3", "examples/data/eprv3")]
+found = [path for path in places if path.exists()]
+time, velocity, error = torch.tensor(np.loadtxt(found[0] if found else ADDRESS))[::EVERY].T
+
+# Ranges of the periods of three planets, days.
+periods = torch.tensor([[39.8107, 44.6684], [11.4815, 12.8825], [10.0, 10.7152]], dtype=torch.float64)
+
+# %%
+# Rotated coordinates
+# -------------------
+#
+# In the coordinates of the eigenvectors of the known part of the noise, spots and stated errors, the velocities are
+# independent.
+
+dt = time[:, None] - time
+spots = 3.0 * (-0.5 * ((math.pi * dt / 20.0).sin().square() / 0.25 + dt.square() / 2500.0)).exp()
+variance, rotation = torch.linalg.eigh(spots + error.square().diag())
+data = (time - time.mean(), velocity @ rotation, variance, rotation)
+
+# %%
+# The model
+# ---------
+#
+# Kepler's equation is solved inside the model, by four Halley steps without a gradient and a Newton step with one,
+# that of the implicit function.
+
 # Eccentricities have a Rayleigh distribution of this scale, that ends at 1; and what lies beyond.
 ECC_SCALE, ECC_BEYOND = 0.2, math.exp(-0.5 / 0.2**2)
-# By number of planets: lowest, median and highest of 14 published log evidences (Monte Carlo, all sampling methods).
-PUBLISHED = {0: (-489.77, -488.10, -487.74), 1: (-445.42, -441.31, -412.38), 2: (-398.48, -389.88, -378.29)}
 
 
 def radial_velocity(time, period, amplitude, longitude, k, h):
@@ -87,15 +121,37 @@ def model(time, velocity, variance, rotation, periods):
     pyro.sample("velocity", dist.Normal(mean @ rotation, noise).to_event(1), obs=velocity)
 
 
-def load(every):
-    """Times from their middle, rotated velocities, eigenvalues and eigenvectors of the noise, ranges of the periods."""
-    time, velocity, error = torch.tensor(np.loadtxt(DATA / "rvs_1.txt"))[::every].T
-    periods = torch.tensor(np.loadtxt(DATA / "pb_1.txt", delimiter=",", usecols=(2, 3)))
-    dt = time[:, None] - time
-    spots = 3.0 * (-0.5 * ((math.pi * dt / 20.0).sin().square() / 0.25 + dt.square() / 2500.0)).exp()
-    variance, rotation = torch.linalg.eigh(spots + error.square().diag())
+# %%
+# The runs
+# --------
 
-    return time - time.mean(), velocity @ rotation, variance, rotation, periods
+pyro.set_rng_seed(0)  # once: the errors of the runs must be independent
+runs = {}
+for planets in range(NUM_PLANETS + 1):
+    runs[planets] = OSDS(model)
+    runs[planets].run(*data, periods[:planets])
+
+table = compare_evidence({f"{planets} planets": osds for planets, osds in runs.items()})
+print(table.drop(columns=["pareto_k", "flag"]).to_string(float_format="{:.4f}".format))
+
+# %%
+# Beside what was published
+# -------------------------
+
+# By number of planets: lowest, median and highest of 14 published log evidences (Monte Carlo, all sampling methods).
+PUBLISHED = {0: (-489.77, -488.10, -487.74), 1: (-445.42, -441.31, -412.38), 2: (-398.48, -389.88, -378.29)}
+for planets, osds in runs.items():
+    low, median, high = PUBLISHED[planets]
+    print(
+        f"{planets} planets: log evidence {osds.log_evidence:.4f} +- {osds.log_evidence_se:.4f}; "
+        f"published {low} to {high}, median {median}"
+    )
+    for reason in osds.evidence.reasons:
+        print(f"  NOT reliable: {reason}")
+
+# %%
+# Beside quadrature
+# -----------------
 
 
 def no_planet(velocity, variance, rotation, num_points=20001):
@@ -112,62 +168,26 @@ def no_planet(velocity, variance, rotation, num_points=20001):
     return (highest + integral.log()).item()
 
 
-def plot(runs):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for planets, osds in runs.items():
-        samples = osds.get_samples()
-        for number in range(1, planets + 1):
-            period, amplitude = samples[f"log_period_{number}"].exp(), samples[f"log1p_amplitude_{number}"].expm1()
-            left.plot(period, amplitude, ".", markersize=2, label=f"planet {number} of {planets}")
-    left.set(xlabel="period (days)", ylabel="amplitude (m/s)", title="posterior draws", xscale="log")
-    left.legend(markerscale=6)
-    for planets, osds in runs.items():
-        low, median, high = (value - osds.log_evidence for value in PUBLISHED[planets])
-        published = right.plot([planets, planets], [low, high], color="0.7", linewidth=6)
-        medians = right.plot(planets, median, "k_", markersize=14)
-        ours = right.errorbar(planets, 0.0, 2 * osds.log_evidence_se, fmt="C0o")
-    right.legend([*published, *medians, ours], ["published", "their median", "here, 2 standard errors"])
-    right.set(xlabel="planets", xticks=list(runs), ylabel="nats from our log evidence", title="log evidences")
+exact = no_planet(*data[1:])
+print(f"log evidence by quadrature, without a planet {exact:.4f}, with one -441.584 +- 0.007")
 
-    return figure
+# %%
+# The picture
+# -----------
 
-
-def main(args):
-    time, velocity, variance, rotation, periods = load(args.every)
-    pyro.set_rng_seed(args.seed)  # once: the errors of the runs must be independent
-    runs = {}
-    for planets in range(args.num_planets + 1):
-        runs[planets] = OSDS(model, **args.options)
-        runs[planets].run(time, velocity, variance, rotation, periods[:planets])
-
-    table = compare_evidence({f"{planets} planets": osds for planets, osds in runs.items()})
-    print(table.drop(columns=["pareto_k", "flag"]).to_string(float_format="{:.4f}".format))
-    for planets, osds in runs.items():
-        low, median, high = PUBLISHED[planets]
-        print(
-            f"{planets} planets: log evidence {osds.log_evidence:.4f} +- {osds.log_evidence_se:.4f}; "
-            f"published {low} to {high}, median {median}"
-        )
-        for reason in osds.evidence.reasons:
-            print(f"  NOT reliable: {reason}")
-    exact = no_planet(velocity, variance, rotation)
-    print(f"log evidence by quadrature, without a planet {exact:.4f}, with one -441.584 +- 0.007")
-    figure = plot(runs)
-    if args.plot is not None:
-        figure.savefig(args.plot, dpi=120)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Exoplanets: how many planets pull at a star?")
-    parser.add_argument("--num-samples", type=int, default=1000, help="posterior draws per chain")
-    parser.add_argument("--num-planets", type=int, default=1, choices=(0, 1, 2), help="planets at most")
-    parser.add_argument("--every", type=int, default=1, help="take one velocity of so many")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", help="where the picture goes")
-    parser.add_argument("--smoke-test", action="store_true", help="a tiny run; its numbers mean nothing")
-    args = parser.parse_args()
-    args.options = {"num_samples": args.num_samples, "num_chains": 4}
-    if args.smoke_test:
-        args.options = {"num_samples": 50, "num_iterations": 10, "num_particles": 8, "escalate": False}
-        args.num_planets, args.every = 1, 4
-    main(args)
+figure, (left, right) = plt.subplots(1, 2, num="exoplanet", figsize=(11, 4), layout="constrained")
+for planets, osds in runs.items():
+    samples = osds.get_samples()
+    for number in range(1, planets + 1):
+        period, amplitude = samples[f"log_period_{number}"].exp(), samples[f"log1p_amplitude_{number}"].expm1()
+        left.plot(period, amplitude, ".", markersize=2, label=f"planet {number} of {planets}")
+left.set(xlabel="period (days)", ylabel="amplitude (m/s)", title="posterior draws", xscale="log")
+left.legend(markerscale=6)
+for planets, osds in runs.items():
+    low, median, high = (value - osds.log_evidence for value in PUBLISHED[planets])
+    published = right.plot([planets, planets], [low, high], color="0.7", linewidth=6)
+    medians = right.plot(planets, median, "k_", markersize=14)
+    ours = right.errorbar(planets, 0.0, 2 * osds.log_evidence_se, fmt="C0o")
+right.legend([*published, *medians, ours], ["published", "their median", "here, 2 standard errors"])
+right.set(xlabel="planets", xticks=list(runs), ylabel="nats from our log evidence", title="log evidences")
+plt.show()

@@ -15,28 +15,33 @@ back.
 Data: Postman, Huchra and Geller (1986), by way of Roeder (1990).
 """
 
-import argparse
 import math
-from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 
 from pyro_osds import OSDS, compare_evidence
 
-DATA = Path(__file__).parent / "data" / "galaxies.csv"
-# Name: number of components, whether they have one variance, average over prior draws, Chib's value.
-MODELS = {
-    "two, one variance": (2, True, -239.76, -240.464),
-    "three, one variance": (3, True, -226.84, -228.620),
-    "three, own variances": (3, False, -226.80, -224.138),
-}
+# Kilometres per second.
+# fmt: off
+velocity = torch.tensor([
+    9172, 9350, 9483, 9558, 9775, 10227, 10406, 16084, 16170, 18419, 18552, 18600, 18927, 19052, 19070, 19330,
+    19343, 19349, 19440, 19473, 19529, 19541, 19547, 19663, 19846, 19856, 19863, 19914, 19918, 19973, 19989, 20166,
+    20175, 20179, 20196, 20215, 20221, 20415, 20629, 20795, 20821, 20846, 20875, 20986, 21137, 21492, 21701, 21814,
+    21921, 21960, 22185, 22209, 22242, 22249, 22314, 22374, 22495, 22746, 22747, 22888, 22914, 23206, 23241, 23263,
+    23484, 23538, 23542, 23666, 23706, 23711, 24129, 24285, 24289, 24366, 24717, 24990, 25633, 26960, 26995, 32065,
+    32789, 34279,
+]) / 1000.0
+# fmt: on
+
+# %%
+# The mixture
+# -----------
+#
+# The membership of each galaxy is a discrete latent; it is summed out. The components share one variance, or have their
+# own.
 
 
 def mixture(velocity, num_components, one_variance):
@@ -52,70 +57,55 @@ def mixture(velocity, num_components, one_variance):
         pyro.sample("velocity", dist.Normal(mean[member], variance[member].sqrt()), obs=velocity)
 
 
-def load():
-    """Velocities in thousands of kilometres per second."""
-    return torch.tensor(np.loadtxt(DATA, skiprows=1) / 1000.0, dtype=torch.float32)
+# %%
+# Three of them
+# -------------
 
+# Name: number of components, whether they have one variance, average over prior draws, Chib's value.
+MODELS = {
+    "two, one variance": (2, True, -239.76, -240.464),
+    "three, one variance": (3, True, -226.84, -228.620),
+    "three, own variances": (3, False, -226.80, -224.138),
+}
+pyro.set_rng_seed(0)  # once: the errors of the runs must be independent
+runs = {}
+for name, (num_components, one_variance, _, _) in MODELS.items():
+    runs[name] = OSDS(mixture)
+    runs[name].run(velocity, num_components, one_variance)
 
-def densities(samples, points):
-    """The density of the mixture at points ``(P,)`` for each draw, ``(S, P)``."""
-    variance = samples["variance"].reshape(len(samples["mean"]), -1).expand_as(samples["mean"])
-    components = dist.Normal(samples["mean"][..., None], variance.sqrt()[..., None])
+# %%
+# The evidences, beside what was published
+# ----------------------------------------
 
-    return (components.log_prob(points).exp() * samples["weight"][..., None]).sum(1)
+print(compare_evidence(runs).drop(columns=["pareto_k", "flag"]).to_string(float_format="{:.4f}".format))
+for name, osds in runs.items():
+    num_components, _, average, chib = MODELS[name]
+    print(
+        f"{name}: log evidence {osds.log_evidence:.3f} +- {osds.log_evidence_se:.3f}; over prior draws {average}; "
+        f"Chib {chib}, and with log {num_components}! {chib + math.log(math.factorial(num_components)):.3f}"
+    )
+    for reason in osds.evidence.reasons:
+        print(f"  NOT reliable: {reason}")
 
+# %%
+# The density, and the labels
+# ---------------------------
+#
+# The density of a mixture does not depend on labels. The means do: each label has been everywhere.
 
-def plot(velocity, samples):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    points = torch.linspace(5.0, 38.0, 300)
-    low, median, high = densities(samples, points).quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
-    left.hist(velocity.numpy(), bins=45, density=True, color="0.8")
-    left.fill_between(points, low, high, alpha=0.4)
-    left.plot(points, median)
-    left.set(xlabel="velocity (1000 km/s)", ylabel="density", title="median and 90 % interval of the density")
-    for label, mean in enumerate(samples["mean"].T):
-        right.hist(mean.numpy(), bins=80, range=(5.0, 38.0), histtype="step", density=True, label=f"mean[{label}]")
-    right.set(xlabel="mean (1000 km/s)", title="every label has been everywhere")
-    right.legend()
+samples = runs["three, own variances"].get_samples()
+points = torch.linspace(5.0, 38.0, 300)
+components = dist.Normal(samples["mean"][..., None], samples["variance"].sqrt()[..., None])
+density = (components.log_prob(points).exp() * samples["weight"][..., None]).sum(1)
+low, median, high = density.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
 
-    return figure
-
-
-def main(args):
-    velocity = load()[:: args.every]
-    pyro.set_rng_seed(args.seed)  # once: the errors of the runs must be independent
-    runs = {}
-    for name in list(MODELS)[: args.num_models]:
-        num_components, one_variance, _, _ = MODELS[name]
-        runs[name] = OSDS(mixture, **args.options)
-        runs[name].run(velocity, num_components, one_variance)
-
-    print(compare_evidence(runs).drop(columns=["pareto_k", "flag"]).to_string(float_format="{:.4f}".format))
-    for name, osds in runs.items():
-        num_components, _, average, chib = MODELS[name]
-        print(
-            f"{name}: log evidence {osds.log_evidence:.3f} +- {osds.log_evidence_se:.3f}; over prior draws {average}; "
-            f"Chib {chib}, and with log {num_components}! {chib + math.log(math.factorial(num_components)):.3f}"
-        )
-        for reason in osds.evidence.reasons:
-            print(f"  NOT reliable: {reason}")
-    figure = plot(velocity, runs[name].get_samples())
-    if args.plot is not None:
-        figure.savefig(args.plot, dpi=120)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Galaxies: the evidence of normal mixtures")
-    parser.add_argument("--num-samples", type=int, default=1000, help="posterior draws per chain")
-    parser.add_argument("--num-iterations", type=int, default=1000, help="optimiser steps at most")
-    parser.add_argument("--num-models", type=int, default=3, help="how many of the models")
-    parser.add_argument("--every", type=int, default=1, help="take one galaxy of so many")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", help="where the picture goes")
-    parser.add_argument("--smoke-test", action="store_true", help="a tiny run; its numbers mean nothing")
-    args = parser.parse_args()
-    args.options = {"num_samples": args.num_samples, "num_chains": 4, "num_iterations": args.num_iterations}
-    if args.smoke_test:
-        args.options = {"num_samples": 50, "num_iterations": 10, "num_particles": 8, "escalate": False}
-        args.num_models, args.every = 1, 4
-    main(args)
+figure, (left, right) = plt.subplots(1, 2, num="galaxies", figsize=(11, 4), layout="constrained")
+left.hist(velocity.numpy(), bins=45, density=True, color="0.8")
+left.fill_between(points, low, high, alpha=0.4)
+left.plot(points, median)
+left.set(xlabel="velocity (1000 km/s)", ylabel="density", title="median and 90 % interval of the density")
+for label, mean in enumerate(samples["mean"].T):
+    right.hist(mean.numpy(), bins=80, range=(5.0, 38.0), histtype="step", density=True, label=f"mean[{label}]")
+right.set(xlabel="mean (1000 km/s)", title="every label has been everywhere")
+right.legend()
+plt.show()

@@ -15,12 +15,6 @@ keeps it on its orbit; the largest error against a Runge-Kutta method of high or
 the rates (Carpenter 2018), which had somewhat other priors.
 """
 
-import argparse
-from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
@@ -30,9 +24,27 @@ from scipy.integrate import solve_ivp
 
 from pyro_osds import OSDS, compare_evidence
 
-DATA = Path(__file__).parent / "data" / "hare_lynx.csv"
-SPECIES = ("hare", "lynx")
-STAN = {"growth": 0.545, "eaten": 0.028, "starving": 0.803, "fed": 0.024}
+# fmt: off
+# Thousands of pelts.
+hare = [
+    30.0, 47.2, 70.2, 77.4, 36.3, 20.6, 18.1, 21.4, 22.0, 25.4, 27.1, 40.3, 57.0, 76.6, 52.3, 19.5, 11.2, 7.6, 14.6,
+    16.2, 24.7,
+]
+lynx = [
+    4.0, 6.1, 9.8, 35.2, 59.4, 41.7, 19.0, 13.0, 8.3, 9.1, 7.4, 8.0, 12.3, 19.5, 45.7, 51.1, 29.7, 15.8, 9.7, 10.1,
+    8.6,
+]
+# fmt: on
+NUM_YEARS = 21  # the first years only
+STEPS_PER_YEAR = 8  # of the solver
+years = np.arange(1900, 1900 + NUM_YEARS)
+pelts = torch.tensor([hare, lynx]).T[:NUM_YEARS]
+
+# %%
+# The solver
+# ----------
+#
+# A plain Python loop. It is recorded once, and then replayed for thousands of points.
 
 
 def log_populations(growth, eaten, starving, fed, start, num_years, steps_per_year):
@@ -50,6 +62,13 @@ def log_populations(growth, eaten, starving, fed, start, num_years, steps_per_ye
         years.append((hare, lynx))
 
     return torch.stack([torch.stack(year, -1) for year in years], -2)
+
+
+# %%
+# Two models
+# ----------
+#
+# Pelts are log-normal around the solution, or around a level.
 
 
 def observe(pelts, log_expected):
@@ -73,84 +92,71 @@ def levels(pelts, steps_per_year):
     observe(pelts, level)
 
 
-def load(num_years):
-    """Years, and pelts in thousands, hares first, ``(num_years, 2)``."""
-    table = np.loadtxt(DATA, delimiter=",", skiprows=1)[:num_years]
-    return table[:, 0], torch.tensor(table[:, [2, 1]], dtype=torch.float32)
+# %%
+# Run both
+# --------
+
+pyro.set_rng_seed(0)  # once: the errors of the runs must be independent
+runs = {}
+for model in (predator_prey, levels):
+    runs[model.__name__] = OSDS(model)
+    runs[model.__name__].run(pelts, STEPS_PER_YEAR)
+
+print(compare_evidence(runs).drop(columns=["pareto_k", "flag"]).to_string(float_format="{:.4f}".format))
+for name, osds in runs.items():
+    print(f"{name}: log evidence {osds.log_evidence:.4f} +- {osds.log_evidence_se:.4f}")
+    for reason in osds.evidence.reasons:
+        print(f"  NOT reliable: {reason}")
+
+# %%
+# Beside Stan's means
+# -------------------
+
+STAN = {"growth": 0.545, "eaten": 0.028, "starving": 0.803, "fed": 0.024}
+samples = runs["predator_prey"].get_samples(400)
+for name, mean in STAN.items():
+    print(f"{name}: {samples[name].mean():.3f}, sd {samples[name].std():.3f}; Stan's mean {mean}")
+
+# %%
+# Is the solver good enough?
+# --------------------------
+#
+# Its largest error of a logarithm, at the posterior mean of all unknowns, beside the noise of the data.
 
 
-def solutions(samples, num_years, steps_per_year):
-    rates = [samples[name] for name in ("growth", "eaten", "starving", "fed")]
-    return log_populations(*rates, samples["start"], num_years, steps_per_year)
+def solutions(samples):
+    rates = [samples[name] for name in STAN]
+    return log_populations(*rates, samples["start"], NUM_YEARS, STEPS_PER_YEAR)
 
 
-def solver_error(samples, num_years, steps_per_year):
-    """The largest error of a logarithm, at the posterior mean of all unknowns."""
-    mean = {name: value.double().mean(0) for name, value in samples.items()}
-    growth, eaten, starving, fed = (mean[name].item() for name in STAN)
-
-    def slope(time, state):
-        return [growth - eaten * np.exp(state[1]), fed * np.exp(state[0]) - starving]
-
-    times = np.arange(num_years)
-    exact = solve_ivp(slope, (0, times[-1]), mean["start"].numpy(), "DOP853", times, rtol=1e-10, atol=1e-10).y.T
-    return np.abs(exact - solutions(mean, num_years, steps_per_year).numpy()).max()
+mean = {name: value.double().mean(0) for name, value in samples.items()}
+growth, eaten, starving, fed = (mean[name].item() for name in STAN)
 
 
-def plot(years, pelts, samples, steps_per_year):
-    curves = solutions(samples, len(years), steps_per_year).exp()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for index, name in enumerate(SPECIES):
-        low, median, high = curves[..., index].quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
-        left.fill_between(years, low, high, alpha=0.3, color=f"C{index}")
-        left.plot(years, median, color=f"C{index}", label=name)
-        left.plot(years, pelts[:, index], "o", color=f"C{index}", markersize=4)
-    left.set(xlabel="year", ylabel="pelts (thousands)", title="median and 90 % interval of the populations")
-    left.set_xticks(years[::5])
-    left.legend()
-    right.plot(*curves[:60].permute(2, 1, 0).numpy(), color="0.6", linewidth=0.6)
-    right.plot(*pelts.T.numpy(), "o-", color="C3", markersize=3, linewidth=0.5)
-    right.set(xlabel="hares (thousands)", ylabel="lynxes (thousands)", title="60 draws, and the data")
-
-    return figure
+def slope(time, state):
+    return [growth - eaten * np.exp(state[1]), fed * np.exp(state[0]) - starving]
 
 
-def main(args):
-    years, pelts = load(args.num_years)
-    pyro.set_rng_seed(args.seed)  # once: the errors of the runs must be independent
-    runs = {}
-    for model in (predator_prey, levels)[: args.num_models]:
-        runs[model.__name__] = OSDS(model, **args.options)
-        runs[model.__name__].run(pelts, args.steps_per_year)
+times = np.arange(NUM_YEARS)
+exact = solve_ivp(slope, (0, times[-1]), mean["start"].numpy(), "DOP853", times, rtol=1e-10, atol=1e-10).y.T
+error = np.abs(exact - solutions(mean).numpy()).max()
+print(f"largest error of the solver: {error:.4f} of a logarithm, posterior noise {samples['noise'].mean():.2f}")
 
-    print(compare_evidence(runs).drop(columns=["pareto_k", "flag"]).to_string(float_format="{:.4f}".format))
-    for name, osds in runs.items():
-        print(f"{name}: log evidence {osds.log_evidence:.4f} +- {osds.log_evidence_se:.4f}")
-        for reason in osds.evidence.reasons:
-            print(f"  NOT reliable: {reason}")
-    samples = runs["predator_prey"].get_samples(400)
-    for name, mean in STAN.items():
-        print(f"{name}: {samples[name].mean():.3f}, sd {samples[name].std():.3f}; Stan's mean {mean}")
-    error = solver_error(samples, len(years), args.steps_per_year)
-    print(f"largest error of the solver: {error:.4f} of a logarithm, posterior noise {samples['noise'].mean():.2f}")
-    figure = plot(years, pelts, samples, args.steps_per_year)
-    if args.plot is not None:
-        figure.savefig(args.plot, dpi=120)
+# %%
+# The picture
+# -----------
 
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Hare and lynx: the evidence of a differential equation")
-    parser.add_argument("--num-samples", type=int, default=1000, help="posterior draws per chain")
-    parser.add_argument("--num-iterations", type=int, default=1000, help="optimiser steps at most")
-    parser.add_argument("--num-years", type=int, default=21, help="the first years only")
-    parser.add_argument("--num-models", type=int, default=2, help="how many of the models")
-    parser.add_argument("--steps-per-year", type=int, default=8, help="steps of the solver in a year")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", help="where the picture goes")
-    parser.add_argument("--smoke-test", action="store_true", help="a tiny run; its numbers mean nothing")
-    args = parser.parse_args()
-    args.options = {"num_samples": args.num_samples, "num_chains": 4, "num_iterations": args.num_iterations}
-    if args.smoke_test:
-        args.options = {"num_samples": 50, "num_iterations": 10, "num_particles": 8, "escalate": False}
-        args.num_years, args.num_models, args.steps_per_year = 3, 1, 2
-    main(args)
+curves = solutions(samples).exp()
+figure, (left, right) = plt.subplots(1, 2, num="hare_lynx", figsize=(11, 4), layout="constrained")
+for index, name in enumerate(("hare", "lynx")):
+    low, median, high = curves[..., index].quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
+    left.fill_between(years, low, high, alpha=0.3, color=f"C{index}")
+    left.plot(years, median, color=f"C{index}", label=name)
+    left.plot(years, pelts[:, index], "o", color=f"C{index}", markersize=4)
+left.set(xlabel="year", ylabel="pelts (thousands)", title="median and 90 % interval of the populations")
+left.set_xticks(years[::5])
+left.legend()
+right.plot(*curves[:60].permute(2, 1, 0).numpy(), color="0.6", linewidth=0.6)
+right.plot(*pelts.T.numpy(), "o-", color="C3", markersize=3, linewidth=0.5)
+right.set(xlabel="hares (thousands)", ylabel="lynxes (thousands)", title="60 draws, and the data")
+plt.show()

@@ -12,10 +12,6 @@ Data: Zucchini, MacDonald and Langrock, Hidden Markov Models for Time Series (20
 Geological Survey.
 """
 
-import argparse
-import csv
-from pathlib import Path
-
 import pyro
 import pyro.distributions as dist
 import torch
@@ -24,7 +20,23 @@ from pyro.infer import config_enumerate, infer_discrete
 
 from pyro_osds import OSDS, compare_evidence
 
-DATA = Path(__file__).parent / "data" / "earthquakes.csv"
+# fmt: off
+counts = torch.tensor([
+    13, 14, 8, 10, 16, 26, 32, 27, 18, 32, 36, 24, 22, 23, 22, 18, 25, 21, 21, 14, 8, 11, 14, 23, 18, 17, 19, 20,
+    22, 19, 13, 26, 13, 14, 22, 24, 21, 22, 26, 21, 23, 24, 27, 41, 31, 27, 35, 26, 28, 36, 39, 21, 17, 22, 17, 19,
+    15, 34, 10, 15, 22, 18, 15, 20, 15, 22, 19, 16, 30, 27, 29, 23, 20, 16, 21, 21, 25, 16, 18, 15, 18, 14, 10, 15,
+    8, 15, 6, 11, 8, 7, 18, 16, 13, 12, 13, 20, 15, 16, 12, 18, 15, 16, 13, 15, 16, 11, 11,
+]).float()
+# fmt: on
+NUM_YEARS = 107  # the last years only
+counts = counts[-NUM_YEARS:]
+years = list(range(2007 - NUM_YEARS, 2007))
+
+# %%
+# The models
+# ----------
+#
+# A rate for each hidden state, and a chain of states in ``pyro.markov``. With one state it is a Poisson distribution.
 
 
 def hidden_markov(counts, num_states):
@@ -48,61 +60,48 @@ def constant_rate(counts):
         pyro.sample("count", dist.Poisson(rate), obs=counts)
 
 
-def load(num_years):
-    with DATA.open() as file:
-        rows = list(csv.DictReader(file))[-num_years:]
-    return [int(row["year"]) for row in rows], torch.tensor([float(row["count"]) for row in rows])
+# %%
+# One, two and three states
+# -------------------------
 
+pyro.set_rng_seed(0)  # once: the errors of the runs must be independent
+runs = {"1 state": OSDS(constant_rate)}
+runs["1 state"].run(counts)
+for num_states in (2, 3):
+    runs[f"{num_states} states"] = OSDS(hidden_markov)
+    runs[f"{num_states} states"].run(counts, num_states)
 
-def probability_of_last_state(osds, counts, num_states, num_draws):
-    """For each year, the share of posterior draws in which it is in the state with the highest rate."""
-    samples = osds.get_samples(num_draws)
-    last = torch.zeros(len(counts))
-    for i in range(num_draws):
-        given = poutine.condition(hidden_markov, {name: value[i] for name, value in samples.items()})
-        # One plate dimension is in use, so discrete values take those from -2 on.
-        decoded = infer_discrete(config_enumerate(given), first_available_dim=-2)
-        trace = poutine.trace(decoded).get_trace(counts, num_states)
-        states = torch.stack([trace.nodes[f"state_{year}"]["value"] for year in range(len(counts))])
-        last += (states == num_states - 1) / num_draws
+print(compare_evidence(runs).to_string())
+for reason in (reason for osds in runs.values() for reason in osds.evidence.reasons):
+    print(f"NOT reliable: {reason}")
 
-    return last
+# %%
+# Two states, read
+# ----------------
 
+two = runs["2 states"]
+two.summary()
 
-def main(args):
-    years, counts = load(args.num_years)
-    options = {"num_samples": args.num_samples, "num_chains": 4, "num_iterations": args.num_iterations}
-    pyro.set_rng_seed(args.seed)
-    runs = {"1 state": OSDS(constant_rate, **options)}
-    runs["1 state"].run(counts)
-    for num_states in (2, 3)[: args.num_models]:
-        runs[f"{num_states} states"] = OSDS(hidden_markov, **options)
-        runs[f"{num_states} states"].run(counts, num_states)
+# %%
+# Which years were busy?
+# ----------------------
+#
+# For each posterior draw, ``infer_discrete`` draws the states given data, rates and transitions. The share of draws in
+# which a year is in the state with the highest rate is its probability. ``two.infer_discrete()`` does the same in one
+# line; this is how it is done by hand.
 
-    print(compare_evidence(runs).to_string())
-    for reason in (reason for osds in runs.values() for reason in osds.evidence.reasons):
-        print(f"NOT reliable: {reason}")
+NUM_DECODED = 50
+samples = two.get_samples(NUM_DECODED)
+busy = torch.zeros(len(counts))
+for i in range(NUM_DECODED):
+    given = poutine.condition(hidden_markov, {name: value[i] for name, value in samples.items()})
+    # One plate dimension is in use, so discrete values take those from -2 on.
+    decoded = infer_discrete(config_enumerate(given), first_available_dim=-2)
+    trace = poutine.trace(decoded).get_trace(counts, 2)
+    states = torch.stack([trace.nodes[f"state_{year}"]["value"] for year in range(len(counts))])
+    busy += (states == 1) / NUM_DECODED
 
-    two = runs["2 states"]
-    two.summary()
-    busy = probability_of_last_state(two, counts, 2, args.num_decoded)
-    print(f"probability of the busy state, from {args.num_decoded} posterior draws")
-    for first in range(0, len(years), 10):
-        decade = " ".join(f"{share:4.2f}" for share in busy[first : first + 10])
-        print(f"  {years[first]}: {decade}")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Earthquakes: the evidence of hidden Markov models")
-    parser.add_argument("--num-samples", type=int, default=1000, help="posterior draws per chain")
-    parser.add_argument("--num-iterations", type=int, default=1000, help="optimiser steps at most")
-    parser.add_argument("--num-years", type=int, default=107, help="the last years only")
-    parser.add_argument("--num-models", type=int, default=2, help="how many of the models with two and three states")
-    parser.add_argument("--num-decoded", type=int, default=50, help="posterior draws whose states are inferred")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke-test", action="store_true", help="a tiny run; its numbers mean nothing")
-    args = parser.parse_args()
-    if args.smoke_test:
-        args.num_samples, args.num_iterations, args.num_decoded = 50, 40, 3
-        args.num_years, args.num_models = 10, 1
-    main(args)
+print(f"probability of the busy state, from {NUM_DECODED} posterior draws")
+for first in range(0, len(years), 10):
+    decade = " ".join(f"{share:4.2f}" for share in busy[first : first + 10])
+    print(f"  {years[first]}: {decade}")

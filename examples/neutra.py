@@ -9,10 +9,7 @@ both, beside the draws and the log evidence of ``OSDS`` itself, and all three mu
 all of them in NUTS.
 """
 
-import argparse
-import csv
 import time
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -22,7 +19,8 @@ from pyro.infer.mcmc.util import summary
 
 from pyro_osds import OSDS
 
-DATA = Path(__file__).parent / "data" / "eight_schools.csv"
+y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 
 
 def centred(y, sigma):
@@ -33,60 +31,48 @@ def centred(y, sigma):
         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
-def load():
-    with DATA.open() as file:
-        rows = list(csv.DictReader(file))
-    return torch.tensor([float(row["y"]) for row in rows]), torch.tensor([float(row["sigma"]) for row in rows])
-
-
-def nuts(model, args, *data):
-    """Draws by site and chain, what MCMC says of the run, and its seconds."""
-    mcmc = MCMC(
-        NUTS(model), num_samples=args.num_nuts_samples, warmup_steps=args.num_nuts_samples, disable_progbar=True
-    )
-    start = time.perf_counter()
-    mcmc.run(*data)
-
-    return mcmc.get_samples(group_by_chain=True), mcmc.diagnostics(), time.perf_counter() - start
-
-
 def report(name, samples, divergences, seconds):
     print(f"{name}: {seconds:.1f} s, {divergences} divergences")
     for site, of_site in summary(samples).items():
         mean, sd, n_eff = (of_site[key].flatten()[0].item() for key in ("mean", "std", "n_eff"))
-        error = sd / n_eff**0.5
-        print(f"  {site}: mean {mean:.2f} +- {error:.2f}, sd {sd:.2f}, {n_eff:.0f} effective draws")
+        print(f"  {site}: mean {mean:.2f} +- {sd / n_eff**0.5:.2f}, sd {sd:.2f}, {n_eff:.0f} effective draws")
 
 
-def main(args):
-    data = load()
-    pyro.set_rng_seed(args.seed)
-    osds = OSDS(centred, num_samples=args.num_samples, num_iterations=args.num_iterations)
+# %%
+# OSDS
+# ----
+
+pyro.set_rng_seed(0)
+start = time.perf_counter()
+osds = OSDS(centred)
+osds.run(y, sigma)
+verdict = "reliable" if osds.evidence.reliable else "NOT reliable"
+print(f"log evidence {osds.log_evidence:.4f} +- {osds.log_evidence_se:.4f}, {verdict}")
+report("OSDS", osds.get_samples(group_by_chain=True), 0, time.perf_counter() - start)
+
+# %%
+# NUTS in the model's own coordinates
+# -----------------------------------
+
+NUM_NUTS = 1000  # steps of warmup, and draws
+
+
+def nuts(model):
+    mcmc = MCMC(NUTS(model), num_samples=NUM_NUTS, warmup_steps=NUM_NUTS, disable_progbar=True)
     start = time.perf_counter()
-    osds.run(*data)
-    seconds = time.perf_counter() - start
-    evidence = osds.evidence
-    verdict = "reliable" if evidence.reliable else "NOT reliable"
-    print(f"log evidence {evidence.log_evidence:.4f} +- {evidence.std_error:.4f}, {verdict}")
-    report("OSDS", osds.get_samples(group_by_chain=True), 0, seconds)
+    mcmc.run(y, sigma)
 
-    samples, diagnostics, seconds = nuts(centred, args, *data)
-    report("NUTS", samples, len(diagnostics["divergences"]["chain 0"]), seconds)
-
-    neutra = osds.neutra()
-    samples, diagnostics, seconds = nuts(neutra.reparam(centred), args, *data)
-    draws = neutra.transform_sample(samples["osds_shared_latent"])
-    report("NUTS in the flow's coordinates", draws, len(diagnostics["divergences"]["chain 0"]), seconds)
+    return mcmc.get_samples(group_by_chain=True), mcmc.diagnostics(), time.perf_counter() - start
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Eight schools: NUTS in the flow's coordinates")
-    parser.add_argument("--num-samples", type=int, default=1000, help="posterior draws per chain of OSDS")
-    parser.add_argument("--num-iterations", type=int, default=1000, help="optimiser steps at most")
-    parser.add_argument("--num-nuts-samples", type=int, default=1000, help="draws of NUTS, after as many to warm up")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke-test", action="store_true", help="a tiny run; its numbers mean nothing")
-    args = parser.parse_args()
-    if args.smoke_test:
-        args.num_samples, args.num_iterations, args.num_nuts_samples = 50, 40, 10
-    main(args)
+samples, diagnostics, seconds = nuts(centred)
+report("NUTS", samples, len(diagnostics["divergences"]["chain 0"]), seconds)
+
+# %%
+# NUTS in the flow's coordinates
+# ------------------------------
+
+neutra = osds.neutra()
+samples, diagnostics, seconds = nuts(neutra.reparam(centred))
+draws = neutra.transform_sample(samples["osds_shared_latent"])
+report("NUTS in the flow's coordinates", draws, len(diagnostics["divergences"]["chain 0"]), seconds)
