@@ -59,7 +59,10 @@ def written_into(example, *names):
             continue
         if not isinstance(node, ast.Assign):
             break  # data come first
-        exec(compile(ast.Module([node], []), example, "exec"), namespace)
+        try:
+            exec(compile(ast.Module([node], []), example, "exec"), namespace)
+        except NameError:
+            break  # a prior, which needs Pyro
 
     return [np.asarray(namespace[name], dtype=float).ravel() for name in names]
 
