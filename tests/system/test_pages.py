@@ -3,6 +3,8 @@
 import importlib.util
 import io
 import re
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -104,3 +106,78 @@ def test_pages_are_run_block_by_block(tmp_path):
     page.write_text("# A\n")
     with pytest.raises(ValueError, match="no block"):
         RUN_PAGE.run(page)
+
+
+# ---- where numbers come from ----
+
+
+@pytest.fixture
+def find_numbers(tmp_path, monkeypatch):
+    """The script, with a repository of its own: one page, one file and one benchmark."""
+    spec = importlib.util.spec_from_file_location("find_numbers", DOCS / "find_numbers.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "find_numbers", module)  # dataclasses look there
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "results.jsonl").write_text(
+        '{"error": -0.01234, "share": 0.25, "runs": [1200, 7]}\n{"error": 31.3113}\n'
+    )
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "speed.py").touch()
+
+    return module
+
+
+def read(module, tmp_path, text):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+
+    return module.tables(page)
+
+
+def test_numbers_are_those_of_the_file_that_the_page_names(find_numbers, tmp_path):
+    # Rounded, without their sign, with commas, as percentages; what is none of these is told with its line.
+    rows = "| -0.012 | 25 % |\n| 31.31 | 1,200 |\n| 0.013 | 31.32 |\n"
+    text = f"# A\n\n<!-- numbers: results.jsonl -->\n| a | b |\n|--:|--:|\n{rows}"
+    (table,) = read(find_numbers, tmp_path, text)
+    assert find_numbers.against_source(table) == [
+        "page.md:8: 0.013: not in results.jsonl",
+        "page.md:8: 31.32: not in results.jsonl",
+    ]
+
+
+def test_a_table_has_the_command_of_its_section(find_numbers, tmp_path):
+    text = (
+        "# A\n\n`python benchmarks/speed.py --quick`:\n\n| a |\n|--:|\n| 0.5 |\n\n## B\n\n| a |\n|--:|\n| 0.5 |\n\n"
+        "`python benchmarks/gone.py`\n\n| a |\n|--:|\n| 0.5 |\n"
+    )
+    first, second, third = read(find_numbers, tmp_path, text)
+    assert first.source == "python benchmarks/speed.py --quick" and not find_numbers.against_source(first)
+    assert second.source == ""  # of another section
+    assert "gone.py, which does not exist" in find_numbers.against_source(third)[0]
+
+
+def test_a_source_is_a_file_a_command_or_a_reason(find_numbers, tmp_path):
+    for source, expected in {"none": "without a reason", "none, a scale": None, "nowhere.md": "no file"}.items():
+        (table,) = read(find_numbers, tmp_path, f"<!-- numbers: {source} -->\n| a |\n|--:|\n| 0.5 |\n")
+        said = find_numbers.against_source(table)
+        assert (expected in said[0]) if expected else not said
+
+
+def test_a_generated_block_is_line_by_line_that_of_the_report(find_numbers, tmp_path):
+    report = "3 runs.\n\n| a | b |\n| --: | --: |\n| 1.5 | 2.5 |\n| 3.5 | 4.5 |"
+    rows = "3 runs.\n\n| a | b |\n| --: | --: |\n| 1.5 | 2.6 |\n| 3.5 | 2.5 |\n"
+    text = f"<!-- search: begin -->\n{rows}<!-- search: end -->\n"
+    said = [line for table in read(find_numbers, tmp_path, text) for line in find_numbers.against_report(table, report)]
+    assert len(said) == 2 and said[0].startswith("page.md:6: 2.6") and said[1].startswith("page.md:7: '| 3.5 | 2.5 |'")
+
+
+def test_names_versions_links_and_code_are_no_numbers(find_numbers):
+    line = "| many-well 32-D | v0.2.0 | `draw(1.5)` | [a](b1.5.md) | arXiv 2512.05251 | 1e-5 | -31.31 ± 0.02 | k2.5 |"
+    assert list(find_numbers.numbers(line)) == ["1e-5", "-31.31", "0.02"]
+
+
+@pytest.mark.slow
+def test_every_table_of_the_pages_has_a_source_that_exists():
+    done = subprocess.run([sys.executable, str(DOCS / "find_numbers.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
