@@ -58,7 +58,7 @@ imports: $(VENV)/with-dev
 	@$(BIN)/lint-imports
 
 examples: $(VENV)/with-examples
-	@for example in $(EXAMPLES); do echo "$$example --smoke-test"; $(BIN)/python $$example --smoke-test || exit 1; done
+	@for example in $(EXAMPLES); do echo "$$example"; $(BIN)/python docs/run_example.py $$example --smoke-test || exit 1; done
 
 # The pages, in docs/_build/html; the short examples run for it. docs-quick shows their code only.
 docs: $(VENV)/with-docs

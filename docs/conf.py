@@ -95,6 +95,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "write_computation_times": False,
+    "notebook_images": True,  # pictures go into the notebook, which is read elsewhere
 }
 # The functions above cannot be pickled, so every build reads all pages.
 suppress_warnings = ["config.cache"]

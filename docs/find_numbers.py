@@ -96,7 +96,7 @@ def tables(page: Path) -> list[Table]:
 
 def numbers(line: str) -> Iterator[str]:
     """The numbers of a line, without links, code and footnotes of the page."""
-    line = re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+|arXiv \S+", " ", line)
+    line = re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+|(?:arXiv|doi) \S+", " ", line)
     for found in NUMBER.finditer(line):
         yield found[0]
 
