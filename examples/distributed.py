@@ -23,6 +23,7 @@ import torch.distributed
 from pyro_osds import OSDS
 
 NUM_ROWS, NUM_FEATURES = 20_000, 10
+NUM_ITERATIONS = 1000  # optimiser steps at most
 NUM_DRAWS = 20_000
 # Draws per optimiser step, of all processes together. A recorded density evaluates 256 points at once: a batch is best
 # that many for each process, or a multiple of it.
@@ -72,7 +73,7 @@ data = x.to(device), y.to(device)
 # ``run`` and ``draw`` are for all processes at once; what is printed, one of them prints.
 
 pyro.set_rng_seed(0)
-osds = OSDS(regression, batch_size=BATCH_SIZE, distributed=True)
+osds = OSDS(regression, num_iterations=NUM_ITERATIONS, batch_size=BATCH_SIZE, distributed=True)
 osds.run(*data)
 start = time.perf_counter()
 draws = osds.draw(NUM_DRAWS)
