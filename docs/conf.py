@@ -1,5 +1,6 @@
 """How Sphinx builds the pages: `make docs`, or `make docs-quick` without running the examples."""
 
+import http.client
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,7 +60,7 @@ def fetched(name, folder=HERE / "_build" / "inventories"):
         try:
             with urllib.request.urlopen(f"{PAGES_OF_OTHERS[name]}/objects.inv", timeout=10) as answer:
                 content = answer.read()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return None
         if not content.startswith(b"# Sphinx inventory"):  # a page that asks to log in, for instance
             return None
