@@ -28,7 +28,7 @@ from tqdm import tqdm
 import pyro_osds
 
 # What every sampler gets in a tiny run, and the settings of the examples that have some.
-TINY_SAMPLER = {"num_samples": 50, "num_iterations": 20, "num_particles": 8, "escalate": False}
+TINY_SAMPLER = {"num_samples": 50, "num_iterations": 20, "num_particles": 8, "escalate": False, "max_time": 3.0}
 TINY = {
     "NUM_NUTS": 10,
     "NUM_NUTS_SAMPLES": 10,
@@ -115,7 +115,9 @@ def _with_options(init: Any, fixed: dict[str, Any]) -> Any:
     @functools.wraps(init)
     def other(self: Any, *args: Any, **options: Any) -> None:
         bound = inspect.signature(init).bind_partial(self, *args).arguments
-        init(self, *args, **{**options, **{name: value for name, value in fixed.items() if name not in bound}})
+        # Processes that share a fit have clocks of their own, and no limit of time.
+        given = {*bound, "max_time"} if options.get("distributed") else bound
+        init(self, *args, **{**options, **{name: value for name, value in fixed.items() if name not in given}})
 
     return other
 
