@@ -2,9 +2,10 @@
 The Nile: Gaussian processes, and a dam
 =======================================
 
-The yearly flow of the Nile at Aswan, 1871 to 1920 (Cobb 1978). Four Gaussian processes say how a year tells of
-another: smoothly (squared exponential), roughly (exponential), not at all beyond one common level, or by the side of
-1898 on which it lies, when the first dam was begun. Their evidences say which one foretold the data.
+The yearly flow of the Nile at Aswan, 1871 to 1920 (Cobb 1978). Four Gaussian processes say how the flows of two years
+are related: by a smooth curve (squared exponential kernel), by a rough one (exponential kernel), by nothing but a
+common level, or by whether both lie on the same side of 1898, when the first dam was begun. The log evidences say which
+of the four predicted the data best.
 
 There are three hyperparameters at most, so each log evidence can be had by quadrature as well, and is printed beside
 the one of the run. The bands of the figure are what the hyperparameters leave open of the mean.
