@@ -55,17 +55,18 @@ PAGES_OF_OTHERS = {
 
 def fetched(name, folder=HERE / "_build" / "inventories"):
     """The list of names of another package, fetched once; None without a network, where its names are no links."""
-    path = folder / f"{name}.inv"
-    if not path.exists():
-        try:
-            with urllib.request.urlopen(f"{PAGES_OF_OTHERS[name]}/objects.inv", timeout=10) as answer:
-                content = answer.read()
-        except (OSError, http.client.HTTPException):
-            return None
-        if not content.startswith(b"# Sphinx inventory"):  # a page that asks to log in, for instance
-            return None
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    path, begin = folder / f"{name}.inv", b"# Sphinx inventory"
+    if path.exists() and path.read_bytes().startswith(begin):
+        return str(path)
+    try:
+        with urllib.request.urlopen(f"{PAGES_OF_OTHERS[name]}/objects.inv", timeout=10) as answer:
+            content = answer.read()
+    except (OSError, http.client.HTTPException):
+        return None
+    if not content.startswith(begin):  # a page that asks to log in, for instance
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
     return str(path)
 

@@ -46,7 +46,7 @@ COMMANDS = {"peers": "peers.py", "draws": "draws.py", "posteriordb": "posteriord
 # No results: names of modules, output of a run that a test compares.
 WITHOUT_NUMBERS = ("modules", "summary")
 
-NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)(?!-[A-Za-z])")
+NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?![\w.]*\w)(?!-[A-Za-z])")
 BLOCK = re.compile(r"<!-- ([\w-]+): (begin|end) -->")
 SOURCE = re.compile(r"<!-- numbers: (.*?) -->")
 COMMAND = re.compile(r"python (?:benchmarks|examples|docs)/[\w/]+\.py[^`\n]*")

@@ -140,8 +140,12 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="a folder for the figures")
     parser.add_argument("--smoke-test", action="store_true", help="a tiny run; its numbers mean nothing")
     args = parser.parse_args()
-    pairs = [argument.split("=", 1) for argument in args.examples if "=" in argument]
-    settings = {name: ast.literal_eval(number) for name, number in pairs}
+    settings = {}
+    for name, text in (argument.split("=", 1) for argument in args.examples if "=" in argument):
+        try:
+            settings[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parser.error(f"{name}={text}: a setting is a number, got {text!r}.")
     for example in (Path(argument) for argument in args.examples if "=" not in argument):
         run(example, settings, args.figures, args.smoke_test)
 

@@ -104,8 +104,30 @@ def test_pages_are_run_block_by_block(tmp_path):
         RUN_PAGE.run(page)
     assert caught.traceback[-1].lineno == 7
     page.write_text("# A\n")
-    with pytest.raises(ValueError, match="no block"):
+    with pytest.raises(ValueError, match="no block of Python"):
         RUN_PAGE.run(page)
+    page.write_text("# A\n\n```python\nx = 1\n")
+    with pytest.raises(ValueError, match="in line 3 has no end"):
+        RUN_PAGE.run(page)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("```py\nx = 1\n```\n", 1),
+        ("* In a list:\n\n  ```python\n  x = 1\n  if x:\n      x = 2\n  ```\n", 2),
+        ('~~~python\nx = """\n```\n"""\n~~~\n', "\n```\n"),
+        ("```python title\nx = 1\n```\n", 1),
+        ("```python\r\nx = 1\r\n```\r\n", 1),
+        # A block that shows how a block is written is not one of Python.
+        ("````\n```python\nx = 1\n```\n````\n\n```python\nx = 3\n```\n", 3),
+    ],
+)
+def test_blocks_however_they_are_fenced(tmp_path, text, expected):
+    page = tmp_path / "page.md"
+    page.write_bytes(text.encode())
+    assert RUN_PAGE.run(page)["x"] == expected
+    assert len(RUN_PAGE.blocks(page)) == 1
 
 
 # ---- where numbers come from ----
