@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 import pyro_osds
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 
 project = "pyro_osds"
 author = copyright = "The pyro_osds founders"
