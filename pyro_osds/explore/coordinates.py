@@ -25,7 +25,7 @@ def coordinates_of(target: Target) -> dict[str, Any]:
     layer = target
     while isinstance(layer, (TurnedTarget, OrderedTarget, MirroredTarget)):
         if isinstance(layer, MirroredTarget):
-            mirrors.insert(0, (layer.flip, layer.column))
+            mirrors.insert(0, (layer.flip, layer.column, layer.length))
         elif isinstance(layer, TurnedTarget):
             circles = layer.index, layer.cut
         else:
@@ -53,8 +53,8 @@ def in_coordinates(target: Target, coordinates: dict[str, Any]) -> Target:
         target = target.other_coordinates(torch.zeros(1, target.dim, dtype=target.dtype, device=target.device))[0]
     target = in_circles(target, coordinates)
     # Files of earlier versions know of no mirrors.
-    for flip, column in coordinates.get("mirrors", []):
-        target = MirroredTarget(target, flip, column)
+    for flip, column, length in coordinates.get("mirrors", []):
+        target = MirroredTarget(target, flip, column, length)
 
     return target if exchange is None else OrderedTarget(target, exchange, coordinates["ordering"])
 

@@ -123,7 +123,7 @@ class Survey:
         seen, exploration = coordinates_of(self.target), self.exploration
         coordinates = "standardised" if seen["standardized"] else "as given"
         ordered = ", exchangeable components in order" if seen["exchange"] else ""
-        mirrors = sum(len(flip.rows) for flip, _ in seen["mirrors"])
+        mirrors = sum(len(flip.rows) for flip, *_ in seen["mirrors"])
         mirrored = f", {mirrors} row(s) with one sign of two" if mirrors else ""
         turned = f", {len(seen['circles'][0])} angle(s) cut elsewhere" if seen["circles"] else ""
 

@@ -1,8 +1,12 @@
-"""Coordinates that may change their signs together: found at the density, with no name having to say it.
+r"""Coordinates that may change their signs together: found at the density, with no name having to say it.
 
 The loadings and the scores of a factor, the weights into and out of a hidden unit, two factors of a product: the
 density is the same when they all change their signs, so each such row of coordinates doubles the number of modes.
-Candidates are what belongs to one element along axes of one length, and whole sites. What counts is the density.
+
+Where coordinates *S* may change their signs, the density has no slope along them at :math:`z_S = 0`: one gradient shows
+that most models have none. Candidates among those left are what belongs to one element along axes of one length, whole
+sites, and what hangs together: coordinates *i*, *j* whose step makes the other one's slope differ,
+:math:`\partial_i \log\gamma(e_j) \neq \partial_i \log\gamma(-e_j)`. What counts in the end is the density.
 """
 
 from __future__ import annotations
@@ -17,12 +21,16 @@ from torch import Tensor
 
 from pyro_osds.explore.symmetry.ordering import SAME_DENSITY, axes_by_length
 from pyro_osds.stats.hashing import hashed_keys
-from pyro_osds.target import Target, in_chunks
+from pyro_osds.target import Target, in_chunks, log_prob_and_score
 
 # Points at which the density has to be the same; the first few of them tell most candidates apart.
 _FIRST_POINTS, _NUM_POINTS = 2, 16
 # Rows that one candidate may have, sets of axes or of sites that are tried, and how many belong together at most.
 _MAX_ROWS, _MAX_SETS, _MAX_TOGETHER = 64, 64, 4
+# Coordinates among which connections are looked for, at most: each costs two gradients.
+_MAX_CONNECTED = 256
+# What rounding leaves of a slope that is none, as a part of the largest one and of a nat.
+_ROUNDING = 1e-7
 
 _T = TypeVar("_T")
 
@@ -50,7 +58,7 @@ class Flip:
 
     def at_random(self, z: Tensor) -> Tensor:
         """Points with signs that look random and depend on nothing but the point, ``(B, D) -> (B, D)``."""
-        return self.apply(z, 1 - 2 * (hashed_keys(z, len(self.rows)) < 0).to(z.dtype))
+        return self.apply(z, 1 - 2 * (hashed_keys(z, len(self.rows)) & 1).to(z.dtype))
 
 
 def find_flips(target: Target, z: Tensor, log_prob: Tensor) -> list[Flip]:
@@ -63,9 +71,11 @@ def find_flips(target: Target, z: Tensor, log_prob: Tensor) -> list[Flip]:
     """
     usable = log_prob.isfinite() & z.isfinite().all(-1)
     points, expected = z[usable][:_NUM_POINTS], log_prob[usable][:_NUM_POINTS]
-    candidates = [Flip(rows.to(z.device)) for rows in _candidates(target)]
+    level = _level(target, points)
+    candidates = [] if not level.any() else [rows.to(z.device) for rows in _candidates(target, points, level)]
+    candidates = [Flip(rows) for rows in candidates if level[rows].all()]
     found: list[Flip] = []
-    if not len(points) or not candidates:
+    if not candidates:
         return found
     # Most candidates are none: one evaluation of all of them at a few points leaves those that may be some.
     first = slice(_FIRST_POINTS)
@@ -97,7 +107,30 @@ def _same(target: Target, moved: Tensor, expected: Tensor) -> Tensor:
         return (in_chunks(target.log_prob, moved) - expected).abs() < SAME_DENSITY
 
 
-def _candidates(target: Target) -> Iterator[Tensor]:
+def _level(target: Target, points: Tensor) -> Tensor:
+    """Coordinates along which the density has no slope at zero, as those have that may change their signs, ``(D,)``."""
+    real = _real(target).to(points.device)
+    level = torch.zeros(target.dim, dtype=torch.bool, device=points.device)
+    if len(points) and len(real):
+        slope = _slopes(target, points[:_FIRST_POINTS].index_fill(1, real, 0.0))
+        # Slopes that are not finite, such as that of a norm, come as zero: they tell nothing.
+        level[real] = (slope.abs() <= _ROUNDING * (1.0 + slope.abs().amax())).all(0)[real]
+
+    return level
+
+
+def _real(target: Target) -> Tensor:
+    """Coordinates whose values are those of their sites: nothing else has a mirror at zero."""
+    sites = [site for site in target.sites if site.shape == site.unconstrained_shape]
+
+    return torch.cat([torch.arange(0), *(torch.arange(site.start, site.stop) for site in sites)])
+
+
+def _slopes(target: Target, points: Tensor) -> Tensor:
+    return log_prob_and_score(target.log_prob, points)[1]
+
+
+def _candidates(target: Target, points: Tensor, level: Tensor) -> Iterator[Tensor]:
     """Rows ``(K, m)`` that could change their signs, those with many rows first: they say more than all at once."""
     for axes in axes_by_length(target.sites, target.dims):
         if 1 < len(axes[0]) <= _MAX_ROWS:
@@ -106,9 +139,33 @@ def _candidates(target: Target) -> Iterator[Tensor]:
                 # Two axes of one matrix cross each other: their elements are no rows by themselves.
                 if rows.unique().numel() == rows.numel():
                     yield rows
+    yield from _hanging_together(target, points, level.nonzero()[:, 0])
     real = [site for site in target.sites if site.shape == site.unconstrained_shape]
     for chosen in _sets([torch.arange(site.start, site.stop) for site in real]):
         yield torch.cat(chosen)[None]
+
+
+def _hanging_together(target: Target, points: Tensor, level: Tensor) -> Iterator[Tensor]:
+    """Coordinates that a step along one of them connects, with all others at zero, each group as one row.
+
+    Arguments:
+        target: The target.
+        points: Points that say where what has no mirror lies, ``(N, D)``.
+        level: The coordinates in question, ``(L,)``.
+    """
+    if len(level) > _MAX_CONNECTED:
+        return
+    origin = points[:1].index_fill(1, _real(target).to(points.device), 0.0)
+    steps = torch.zeros(len(level), target.dim, dtype=points.dtype, device=points.device)
+    steps[torch.arange(len(level)), level] = 1.0
+    change = (_slopes(target, origin + steps) - _slopes(target, origin - steps))[:, level].abs()
+    change = torch.where(change.isfinite(), change, torch.zeros(()).to(change))
+    reach = (change > _ROUNDING * (1.0 + change.amax())) | torch.eye(len(level), dtype=torch.bool, device=level.device)
+    reach = reach | reach.T
+    for _ in range(max(1, len(level)).bit_length()):
+        reach = (reach.float() @ reach.float()) > 0.0
+    for members in reach.unique(dim=0):
+        yield level[members][None]
 
 
 def _sets(things: Sequence[_T]) -> Iterator[tuple[_T, ...]]:
