@@ -115,9 +115,9 @@ def test_of_more_modes_than_can_be_counted_none_is_looked_for(monkeypatch):
     monkeypatch.setattr("pyro_osds.explore.survey.lost_modes", lambda *args: looked.append(1))
     target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), 2)
     survey(target, num_particles=32)
-    monkeypatch.setattr(
-        "pyro_osds.explore.survey.modes_of", lambda target, seen: Modes(torch.arange(len(seen.z)), parted=1.0)
-    )
+    many = Modes(torch.arange(512), parted=1.0)
+    monkeypatch.setattr("pyro_osds.explore.survey.modes_of", lambda *args: many)
+    monkeypatch.setattr("pyro_osds.explore.symmetry.one_copy.find_modes", lambda *args: many)
     assert len(looked) == 1
     assert survey(target, num_particles=32).modes.count > 128
     assert len(looked) == 2

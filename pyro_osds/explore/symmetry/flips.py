@@ -21,10 +21,10 @@ from torch import Tensor
 
 from pyro_osds.explore.symmetry.ordering import SAME_DENSITY, axes_by_length
 from pyro_osds.stats.hashing import hashed_keys
-from pyro_osds.target import Target, in_chunks, log_prob_and_score
+from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
 
-# Points at which the density has to be the same; the first few of them tell most candidates apart.
-_FIRST_POINTS, _NUM_POINTS = 2, 16
+# Points of either kind at which the density has to be the same; the first few of them tell most candidates apart.
+_FIRST_POINTS, _NUM_POINTS = 2, 8
 # Rows that one candidate may have, sets of axes or of sites that are tried, and how many belong together at most.
 _MAX_ROWS, _MAX_SETS, _MAX_TOGETHER = 64, 64, 4
 # Coordinates among which connections are looked for, at most: each costs two gradients.
@@ -61,16 +61,19 @@ class Flip:
         return self.apply(z, 1 - 2 * (hashed_keys(z, len(self.rows)) & 1).to(z.dtype))
 
 
-def find_flips(target: Target, z: Tensor, log_prob: Tensor) -> list[Flip]:
+def find_flips(target: Target, z: Tensor, spread: Tensor) -> list[Flip]:
     """The rows of coordinates whose signs make no difference to the density; no coordinate is in two of them.
 
     Arguments:
         target: The target; its ``sites`` say where in ``z`` what lies, without them there is nothing to find.
-        z: Points to try, ``(N, D)``.
-        log_prob: Their log densities, ``(N,)``.
+        z: Points in the posterior, ``(N, D)``.
+        spread: Points that are spread widely, ``(S, D)``: two modes may look like mirror images from within.
     """
-    usable = log_prob.isfinite() & z.isfinite().all(-1)
-    points, expected = z[usable][:_NUM_POINTS], log_prob[usable][:_NUM_POINTS]
+    points = torch.cat([z[:_NUM_POINTS], spread[:_NUM_POINTS]])
+    with torch.no_grad():
+        expected = finite_log_prob(in_chunks(target.log_prob, points))
+    usable = expected.isfinite() & points.isfinite().all(-1)
+    points, expected = points[usable], expected[usable]
     level = _level(target, points)
     candidates = [] if not level.any() else [rows.to(z.device) for rows in _candidates(target, points, level)]
     candidates = [Flip(rows) for rows in candidates if level[rows].all()]

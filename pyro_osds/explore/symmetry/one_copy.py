@@ -53,7 +53,7 @@ def _modes(target: Target, exploration: Exploration) -> Modes:
 
 
 def _flips(target: Target, exploration: Exploration) -> list[Flip]:
-    return find_flips(target, exploration.z, exploration.log_prob) if target.vectorized else []
+    return find_flips(target, exploration.z, exploration.start) if target.vectorized else []
 
 
 def _in_all_orders(target: Target, exploration: Exploration) -> tuple[Exploration, list[Exchange]]:
