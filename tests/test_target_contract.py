@@ -15,12 +15,14 @@ from torch.distributions import transforms
 
 import pyro_osds
 from pyro_osds.explore.circle.turned import TurnedTarget
-from pyro_osds.explore.ordering import Exchange, OrderedTarget
 from pyro_osds.explore.propriety import _Likelihood, _walks, find_endless
 from pyro_osds.explore.reference import num_affordable
 from pyro_osds.explore.refinement import LatentTarget
 from pyro_osds.explore.search.mode_search import _chosen
 from pyro_osds.explore.survey import _Whitened, survey
+from pyro_osds.explore.symmetry.flips import Flip
+from pyro_osds.explore.symmetry.mirrored import MirroredTarget
+from pyro_osds.explore.symmetry.ordering import Exchange, OrderedTarget
 from pyro_osds.fit import Fit
 from pyro_osds.flow.base import gaussian_base
 from pyro_osds.flow.coupling import FlowMap
@@ -47,6 +49,13 @@ def means():
         locs = pyro.sample("locs", dist.Normal(0.0, 3.0))
     with pyro.plate("data", len(Y)):
         pyro.sample("y", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(locs, 1.0)), obs=Y)
+
+
+def product():
+    """Two factors that may trade places, and their signs."""
+    with pyro.plate("both", 2):
+        factors = pyro.sample("factors", dist.Normal(0.0, 3.0))
+    pyro.sample("y", dist.Normal(factors.prod(-1), 1.0), obs=torch.tensor(3.0))
 
 
 def flat_means():
@@ -101,6 +110,10 @@ def turned(inside, first=0.3, second=0.8):
     return TurnedTarget(inside, PAIR, torch.tensor([first, second], dtype=torch.float64))
 
 
+def mirror(inside):
+    return MirroredTarget(inside, Flip(PAIR[None]), PAIR[:1], 0.1)
+
+
 def whitened(inside):
     return _Whitened(inside, gaussian_base(torch.randn(100, inside.dim, dtype=inside.dtype)))
 
@@ -126,6 +139,11 @@ MAKE = {
     "model without coordinates": lambda: ModelTarget(coin),
     **{f"{name}, in order": lambda make=make: ordered(make()) for name, make in INSIDE.items()},
     **{f"{name}, turned": lambda make=make: turned(make()) for name, make in INSIDE.items()},
+    "function, mirrored": lambda: mirror(FunctionTarget(pair, 2)),
+    "even model, mirrored": lambda: mirror(ModelTarget(product)),
+    "function, mirrored twice, in order": lambda: ordered(
+        MirroredTarget(FunctionTarget(pair, 2), Flip(PAIR[:, None]), PAIR, 0.1)
+    ),
     "standardised model, turned": lambda: turned(standardised()),
     "model in order, turned": lambda: turned(ordered(ModelTarget(means))),
     "model turned, in order": lambda: ordered(turned(ModelTarget(means), 0.3, 0.3)),
@@ -309,7 +327,7 @@ def test_a_turn_hands_on_what_the_target_declares(inside, capability):
         assert getattr(around, capability) is getattr(target, capability)
 
 
-@pytest.mark.parametrize("wrap", [ordered, turned, whitened, latent])
+@pytest.mark.parametrize("wrap", [ordered, turned, mirror, whitened, latent])
 def test_all_wrappers_hand_on_what_a_density_costs(wrap):
     # Whatever the coordinates are.
     target = FunctionTarget(pair, 2, dtype=torch.float64)

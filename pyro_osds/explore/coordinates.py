@@ -7,28 +7,38 @@ from typing import Any
 import torch
 
 from pyro_osds.explore.circle.turned import TurnedTarget
-from pyro_osds.explore.ordering import Exchange, OrderedTarget
+from pyro_osds.explore.symmetry.mirrored import MirroredTarget
+from pyro_osds.explore.symmetry.ordering import Exchange, OrderedTarget
 from pyro_osds.target import Target
 
 
 def coordinates_of(target: Target) -> dict[str, Any]:
-    """Whether a target is standardised, which of its components are in which order, and where its circles are cut.
+    """Whether a target is standardised, which components are in order, where circles are cut and what has one sign.
 
     Example:
         >>> from pyro_osds.target import FunctionTarget
         >>> coordinates_of(FunctionTarget(lambda z: -z.square().sum(-1), dim=2))
-        {'standardized': False, 'exchange': None, 'ordering': None, 'circles': None}
+        {'standardized': False, 'exchange': None, 'ordering': None, 'circles': None, 'mirrors': []}
     """
     circles = exchange = ordering = None
+    mirrors = []
     layer = target
-    while isinstance(layer, (TurnedTarget, OrderedTarget)):
-        if isinstance(layer, TurnedTarget):
+    while isinstance(layer, (TurnedTarget, OrderedTarget, MirroredTarget)):
+        if isinstance(layer, MirroredTarget):
+            mirrors.insert(0, (layer.flip, layer.column, layer.length))
+        elif isinstance(layer, TurnedTarget):
             circles = layer.index, layer.cut
         else:
             exchange, ordering = layer.exchange, layer.ordering
         layer = layer.target
 
-    return {"standardized": target.standardized, "exchange": exchange, "ordering": ordering, "circles": circles}
+    return {
+        "standardized": target.standardized,
+        "exchange": exchange,
+        "ordering": ordering,
+        "circles": circles,
+        "mirrors": mirrors,
+    }
 
 
 def in_coordinates(target: Target, coordinates: dict[str, Any]) -> Target:
@@ -41,9 +51,12 @@ def in_coordinates(target: Target, coordinates: dict[str, Any]) -> Target:
     exchange: Exchange | None = coordinates["exchange"]
     if coordinates["standardized"]:
         target = target.other_coordinates(torch.zeros(1, target.dim, dtype=target.dtype, device=target.device))[0]
-    target = target if exchange is None else OrderedTarget(target, exchange, coordinates["ordering"])
+    target = in_circles(target, coordinates)
+    # Files of earlier versions know of no mirrors.
+    for flip, column, length in coordinates.get("mirrors", []):
+        target = MirroredTarget(target, flip, column, length)
 
-    return in_circles(target, coordinates)
+    return target if exchange is None else OrderedTarget(target, exchange, coordinates["ordering"])
 
 
 def in_circles(target: Target, coordinates: dict[str, Any]) -> Target:

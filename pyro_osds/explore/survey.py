@@ -21,7 +21,6 @@ from pyro_osds.explore.coordinates import coordinates_of
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import MAX_COMPONENTS
 from pyro_osds.explore.modes import Modes
-from pyro_osds.explore.ordering import find_exchanges, ordered
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.paths import AnnealingPath, PriorPath, ReferencePath
 from pyro_osds.explore.propriety import Endless, find_endless
@@ -29,6 +28,7 @@ from pyro_osds.explore.reference import throw, wide_reference
 from pyro_osds.explore.search.mode_search import lost_modes
 from pyro_osds.explore.search.parts import Part
 from pyro_osds.explore.search.second_search import Search, search_further
+from pyro_osds.explore.symmetry.one_copy import in_one_copy
 from pyro_osds.explore.variational import variational_base
 from pyro_osds.flow.base import Base
 from pyro_osds.stats.moments import weighted_moments
@@ -44,8 +44,6 @@ from pyro_osds.target import (
     Target,
     TargetWrapper,
     as_target,
-    finite_log_prob,
-    in_chunks,
 )
 
 # Ways in all, so that exploration ends where each of them is long.
@@ -125,10 +123,12 @@ class Survey:
         seen, exploration = coordinates_of(self.target), self.exploration
         coordinates = "standardised" if seen["standardized"] else "as given"
         ordered = ", exchangeable components in order" if seen["exchange"] else ""
+        mirrors = sum(len(flip.rows) for flip, *_ in seen["mirrors"])
+        mirrored = f", {mirrors} row(s) with one sign of two" if mirrors else ""
         turned = f", {len(seen['circles'][0])} angle(s) cut elsewhere" if seen["circles"] else ""
 
         return [
-            f"coordinates: {coordinates}{ordered}{turned}",
+            f"coordinates: {coordinates}{mirrored}{ordered}{turned}",
             f"modes: {self.modes.count}, valleys between {self.modes.parted:.0%} of pairs",
             f"base: {self.base.num_components} Gaussian component(s)",
             f"exploration: log evidence {exploration.log_evidence:.3f} +- {exploration.std_error:.3f}, "
@@ -169,14 +169,14 @@ def survey(
     way, spread, exploration = _fast(target, num_particles, num_replicates, starts, journal)
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
-    given, (target, exploration, modes) = target, _in_one_order(target, exploration)
+    given, (target, exploration, modes) = target, in_one_copy(target, exploration)
     around = turned(target, exploration.z, exploration.log_prob)
     if around is not None:
         # Particles do not walk over a cut: where it lay among them, both what they are and what they tell is wrong.
         given, starts = around, None if starts is None else around.to_ordered(starts)
         way, spread, exploration = _fast(given, num_particles, num_replicates, starts, journal)
         num_evaluations += exploration.num_evaluations
-        target, exploration, modes = _in_one_order(given, exploration)
+        target, exploration, modes = in_one_copy(given, exploration)
     more, pace = _affordable(given, exploration) if modes.parted > MANY_PARTED and given.vectorized else (0, _SLOWLY)
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
@@ -192,7 +192,7 @@ def survey(
         )
         num_evaluations += exploration.num_evaluations
         exploration = replace(exploration, start=exploration.start if spread is None else spread)
-        target, exploration, modes = _in_one_order(given, exploration)
+        target, exploration, modes = in_one_copy(given, exploration)
     target, exploration = _choose_coordinates(target, exploration)
     journal.reached = target, exploration, None
     # Of more modes than can be counted none is worth another way, but where it costs next to nothing.
@@ -294,32 +294,6 @@ def _explore_from(
     found = explore(path, num_particles, num_replicates, phase="Explore again", journal=journal)
 
     return replace(found, z=base.from_whitened(found.z), log_prob=found.log_prob - base.log_abs_det, start=before.start)
-
-
-def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Exploration, Modes]:
-    """Particles in all orders of exchangeable components or, where valleys lie between those, components in order."""
-    z = exploration.z
-    exchanges = find_exchanges(target, z, exploration.log_prob) if target.vectorized else []
-    for exchange in exchanges:
-        # No order is better than another: particles that annealing left in some of them now sit in all.
-        order = torch.rand(len(z), exchange.num_components, device=z.device).argsort(-1)
-        z = exchange.permute(z, order)
-    exploration = replace(exploration, z=z)
-    best = target, exploration, modes_of(target, exploration)
-    if best[2].parted <= MANY_PARTED:
-        return best
-    for exchange in exchanges:
-        one_order = ordered(target, exchange, z)
-        if one_order is not None:
-            u, start = one_order.outside(z), one_order.outside(exploration.start)
-            with torch.no_grad():
-                log_prob = finite_log_prob(in_chunks(one_order.log_prob, u))
-            passed = one_order.outside(exploration.passed)
-            inside = replace(exploration, z=u, log_prob=log_prob, start=start, passed=passed)
-            modes = modes_of(one_order, inside)
-            best = (one_order, inside, modes) if modes.parted < best[2].parted else best
-
-    return best
 
 
 def _with_lost_modes(

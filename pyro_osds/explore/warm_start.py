@@ -63,8 +63,8 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
     if not is_bijective(leap) or not target.vectorized:
         raise FarOffError("there is no bijective flow, or densities come point by point")
     coordinates = coordinates_of(found.target)
-    if coordinates["exchange"] is not None:
-        raise FarOffError("components that may trade places are put in order anew")
+    if coordinates["exchange"] is not None or coordinates["mirrors"]:
+        raise FarOffError("components that may trade places, or signs, are put in order anew")
     if _layout(target) != _layout(found.target):
         raise FarOffError("the latent sites are others")
     seen, given = in_coordinates(target, coordinates), in_circles(target, coordinates)

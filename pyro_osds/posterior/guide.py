@@ -30,8 +30,8 @@ class FlowDistribution(TorchDistribution):
 
     Arguments:
         leap: The leap.
-        target: What it leaps to; an :class:`~pyro_osds.explore.ordering.OrderedTarget` where components are put in
-            order.
+        target: What it leaps to; an :class:`~pyro_osds.explore.symmetry.ordering.OrderedTarget` where components are
+            put in order.
         batch_shape: The shape of independent draws, each ``(D,)``.
 
     Example:

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from pyro_osds.explore.modes import Modes
-from pyro_osds.explore.ordering import Exchange
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.propriety import Endless
 from pyro_osds.explore.search.coverage import Coverage
 from pyro_osds.explore.search.parts import Part
 from pyro_osds.explore.search.second_search import Search
 from pyro_osds.explore.survey import Survey
+from pyro_osds.explore.symmetry.flips import Flip
+from pyro_osds.explore.symmetry.ordering import Exchange
 from pyro_osds.flow.base import Base
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.verdict import Evidence, EvidenceCheck
@@ -45,6 +46,7 @@ _RECORDS: dict[str, Any] = {
         EvidenceCheck,
         Exchange,
         Exploration,
+        Flip,
         FlowDraws,
         FlowSize,
         Modes,

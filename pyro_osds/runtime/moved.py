@@ -31,7 +31,7 @@ _MOVED = {
     "distillation": "train.distillation",
     "escalate": "posterior.escalation",
     "evidence": "posterior.verdict",
-    "exchange": "explore.ordering",
+    "exchange": "explore.symmetry.ordering",
     "export": "results.groups",
     "flow_map": "flow.coupling",
     "gaussian": "stats.gaussian",

@@ -197,6 +197,10 @@ MIN_COORDINATE_GAIN = 0.5
 """Nats by which the divergence from a Gaussian has to fall for standardised coordinates to be taken. Less may be noise:
 the log volume of N particles has a standard error of sqrt(D / 2N), 0.1 nats in ten dimensions with 512 of them."""
 
+MIN_MIRROR_GAIN = 0.1
+"""Nats by which the divergence from a Gaussian has to fall for a posterior to be seen on one side of a mirror. Two
+modes gain as much from a distance of four of their standard deviations on; a single mode loses 0.2."""
+
 MIN_TURN_GAIN = 0.1
 """Nats by which the divergence from a Gaussian has to fall for a circle to be cut elsewhere. An angle with a thousandth
 of its mass beyond the cut gains as much, one of which nothing is known gains none; less is noise of the variance."""

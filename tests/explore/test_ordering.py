@@ -11,7 +11,7 @@ from helpers import assert_within_standard_error
 from models import REGRESSION_X, regression, schools_centred, schools_non_centred
 from pyro.distributions.transforms import OrderedTransform
 
-from pyro_osds.explore.ordering import Exchange, OrderedTarget, find_exchanges, ordered
+from pyro_osds.explore.symmetry.ordering import Exchange, OrderedTarget, find_exchanges, ordered
 from pyro_osds.model import ModelTarget
 from pyro_osds.model.sites import LatentSite
 from pyro_osds.target import FunctionTarget

@@ -15,8 +15,9 @@ from pyro_osds.explore.anew import resurvey
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import effective_share
 from pyro_osds.explore.modes import Modes
-from pyro_osds.explore.ordering import OrderedTarget
-from pyro_osds.explore.survey import _affordable, _in_one_order, _with_lost_modes, survey
+from pyro_osds.explore.survey import _affordable, _with_lost_modes, survey
+from pyro_osds.explore.symmetry.one_copy import in_one_copy
+from pyro_osds.explore.symmetry.ordering import OrderedTarget
 from pyro_osds.model import ModelTarget
 from pyro_osds.target import FunctionTarget
 
@@ -114,9 +115,9 @@ def test_of_more_modes_than_can_be_counted_none_is_looked_for(monkeypatch):
     monkeypatch.setattr("pyro_osds.explore.survey.lost_modes", lambda *args: looked.append(1))
     target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), 2)
     survey(target, num_particles=32)
-    monkeypatch.setattr(
-        "pyro_osds.explore.survey.modes_of", lambda target, seen: Modes(torch.arange(len(seen.z)), parted=1.0)
-    )
+    many = Modes(torch.arange(512), parted=1.0)
+    monkeypatch.setattr("pyro_osds.explore.survey.modes_of", lambda *args: many)
+    monkeypatch.setattr("pyro_osds.explore.symmetry.one_copy.find_modes", lambda *args: many)
     assert len(looked) == 1
     assert survey(target, num_particles=32).modes.count > 128
     assert len(looked) == 2
@@ -165,7 +166,7 @@ def test_particles_of_exchangeable_components_sit_in_all_orders(float64):
     z = torch.randn(600, 2).sort(-1).values
     found = survey(target).exploration
     exploration = replace(found, z=z, log_prob=target.log_prob(z), start=z)
-    same, spread, modes = _in_one_order(target, exploration)
+    same, spread, modes = in_one_copy(target, exploration)
     assert same is target and modes.count == 1
     assert_within_standard_error((spread.z[:, 0] < spread.z[:, 1]).double().mean(), 0.5, 0.5 / math.sqrt(600))
     torch.testing.assert_close(spread.log_prob, target.log_prob(spread.z))

@@ -31,7 +31,7 @@ from pyro.infer.reparam import AutoReparam, LocScaleReparam, NeuTraReparam
 from torch.distributions import biject_to
 
 from pyro_osds import OSDS
-from pyro_osds.explore.ordering import OrderedTarget
+from pyro_osds.explore.symmetry.ordering import OrderedTarget
 from pyro_osds.stats.weights import log_mean_weight
 
 GROUPS_Y = torch.tensor([-2.3, -1.4, -2.0, -1.1, -2.9, -1.8, -0.2, 1.7, 2.4, 2.1, 1.2, 2.8, 1.9, 0.1])

@@ -23,18 +23,17 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import StickBreakingTransform
 
+from pyro_osds.stats.hashing import hashed_keys
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.target import MovedTarget, Site, Target
 
 # Points at which all orders have to have the same density: one would do, but for places where it is flat.
 _NUM_POINTS = 16
-# Nats between two orders of components that are the same: their sums round differently, by far less in double precision
-# and by more where the model insists on single. It is absolute, since what differs by more is multiplied by K! wrongly.
-_SAME_ORDER = 1e-3
+SAME_DENSITY = 1e-3
+"""Nats between points that are the same but for a symmetry: their sums round differently, by far less in double
+precision and by more where the model insists on single. It is absolute: what differs by more is multiplied wrongly."""
 # Coordinates that components may be put in order by, at most: each is tried.
 _MAX_ORDERINGS = 64
-# Constants of the splitmix64 generator, as signed 64-bit integers.
-_GOLDEN, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _is_invariant(target: Target, exchange: Exchange, order: Tensor, points: Ten
     with torch.no_grad():
         difference = target.log_prob(exchange.permute(points, order.expand(len(points), -1))) - expected
 
-    return bool((difference.abs() < _SAME_ORDER).all())
+    return bool((difference.abs() < SAME_DENSITY).all())
 
 
 @dataclass(frozen=True)
@@ -160,6 +159,21 @@ def _candidates(sites: Sequence[Site], dims: Mapping[str, Sequence[str]], device
             rows = tuple(axis.index.to(device) for axis in subset if not axis.is_simplex)
             simplexes = tuple(axis.index.to(device) for axis in subset if axis.is_simplex)
             yield Exchange(length, rows, simplexes)
+
+
+def axes_by_length(sites: Sequence[Site], dims: Mapping[str, Sequence[str]]) -> list[list[Tensor]]:
+    """Coordinates that belong to the elements of an axis, ``(K, m)`` for each of them, axes of one length together.
+
+    Arguments:
+        sites: The latent sites.
+        dims: Names of the dimensions of each site.
+    """
+    lengths: dict[int, list[Tensor]] = {}
+    for axis in (*_axes(sites, dims), *_numbered(sites)):
+        if not axis.is_simplex:
+            lengths.setdefault(len(axis.index), []).append(axis.index)
+
+    return [lengths[length] for length in sorted(lengths)]
 
 
 def _axes(sites: Sequence[Site], dims: Mapping[str, Sequence[str]]) -> Iterator[_Axis]:
@@ -242,7 +256,7 @@ class OrderedTarget(MovedTarget):
 
     def drawn(self, u: Tensor) -> Tensor:
         """Points of the target with their components in a random order, always the same one for the same ``u``."""
-        return self.exchange.permute(self.inside(u), _random_order(u, self.exchange.num_components))
+        return self.exchange.permute(self.inside(u), hashed_keys(u, self.exchange.num_components).argsort(-1))
 
 
 def ordered(target: Target, exchange: Exchange, z: Tensor) -> OrderedTarget | None:
@@ -266,19 +280,3 @@ def ordered(target: Target, exchange: Exchange, z: Tensor) -> OrderedTarget | No
             best, smallest = candidate, divergence
 
     return best
-
-
-def _random_order(u: Tensor, num_components: int) -> Tensor:
-    """An order for each point that looks random and depends on nothing but its bits, ``(B, D) -> (B, K)``.
-
-    So all that is computed for a draw, at different times, sees it in the same order.
-    """
-    bits = u.double().view(torch.int64)
-    odd = 2 * torch.arange(bits.shape[1], device=u.device) + 1
-    key = (bits ^ (bits >> 29)).mul(odd * _MIX_1).sum(-1, keepdim=True)
-    key = key + _GOLDEN * torch.arange(1, num_components + 1, device=u.device)
-    # The low bits after a shift to the right with sign are as good as those without.
-    key = (key ^ (key >> 30)) * _MIX_1
-    key = (key ^ (key >> 27)) * _MIX_2
-
-    return (key ^ (key >> 31)).argsort(-1)
