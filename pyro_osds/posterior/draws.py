@@ -72,6 +72,8 @@ class PosteriorDraws:
         flow_log_weight: Log weights of the flow's own draws, ``(S,)``, also where a refinement gave the draws.
         flow_not_finite: How many of these had a log density of nan or ``+inf``.
         is_whole: Whether there was time for all of it; if not, draws are fewer, or a second opinion is missing.
+        source: Name of the source that the draws come from, if that is not the flow
+            (:class:`~pyro_osds.posterior.source.DrawSource`).
     """
 
     proposals: FlowDraws
@@ -82,6 +84,7 @@ class PosteriorDraws:
     flow_log_weight: Tensor = field(default_factory=lambda: torch.empty(0))
     flow_not_finite: int = 0
     is_whole: bool = True
+    source: str = ""
 
     @property
     def z(self) -> Tensor:
