@@ -175,7 +175,7 @@ def draw_posterior(
             *_by_particles(leap, target, draws, weights, particles),
         ),
         annealed_check(second) if second else None,
-        _rounding(target, draws.z, draws.log_prob) if is_whole or not is_past(deadline) else 0.0,
+        rounding_at(target, draws.z, draws.log_prob) if is_whole or not is_past(deadline) else 0.0,
         mixed,
     )
 
@@ -289,10 +289,9 @@ def annealed_posterior(
     judged: PosteriorDraws,
     improper_sites: Sequence[str] = (),
     reasons: Sequence[Reason] = (),
-    from_flow: bool = True,
     parts: Sequence[Part] = (),
 ) -> PosteriorDraws:
-    """Draws and evidence of annealed particles, from a flow or from wherever exploration begins.
+    """Draws and evidence of particles that were annealed from a flow.
 
     Arguments:
         found: The particles, on :data:`NUM_REPLICATES` replicates.
@@ -302,7 +301,6 @@ def annealed_posterior(
         judged: Draws and verdict of the stage before; what they say of the density itself still holds.
         improper_sites: Latent sites with an improper prior.
         reasons: What else speaks against the results.
-        from_flow: Whether the particles were annealed from the flow.
         parts: Parts of the posterior that search found, which the draws have to reach.
 
     Returns:
@@ -320,9 +318,8 @@ def annealed_posterior(
         improper_sites,
         judged.flow_not_finite,
         (*reasons, *lost_reasons(lost, found.log_evidence)),
-        _rounding(target, found.z, found.log_prob),
+        rounding_at(target, found.z, found.log_prob),
         Mixing(*mixing(found.z[index])),
-        from_flow,
         len(judged.flow_log_weight),
     )
     acceptance = torch.full_like(index, math.nan, dtype=nothing.dtype)
@@ -330,8 +327,14 @@ def annealed_posterior(
     return PosteriorDraws(particles, index, acceptance, evidence, found, judged.flow_log_weight, judged.flow_not_finite)
 
 
-def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:
-    """What rounding adds to the log density, nats: measured, where a part of it is in single precision."""
+def rounding_at(target: Target, z: Tensor, log_prob: Tensor) -> float:
+    """What rounding adds to the log density, nats: measured, where a part of it is in single precision.
+
+    Arguments:
+        target: The target.
+        z: Draws of the posterior, ``(S, D)``.
+        log_prob: Log densities there, ``(S,)``.
+    """
     finite = log_prob.isfinite()
     if not finite.any():
         return 0.0

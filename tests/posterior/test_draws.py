@@ -314,7 +314,7 @@ def test_what_speaks_against_the_density_outlives_the_refinement(leap, judged, w
     # Draws that were no numbers, and log densities that are rounded: a refinement cannot make up for either.
     judged.flow_not_finite = 20
     refined = refined_posterior(leap, wide(), 1, 50, judged)
-    again = annealed_posterior(refined.refinement, wide(), 1, 50, refined, from_flow=False)
+    again = annealed_posterior(refined.refinement, wide(), 1, 50, refined)
     for draws in (refined, again):
         reasons = draws.evidence.reasons
         assert len(reasons) == 1 and "nan or +inf at 20 of 200 draws" in reasons[0]

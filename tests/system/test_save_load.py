@@ -14,6 +14,7 @@ from helpers import assert_within_standard_error
 
 from pyro_osds import OSDS
 from pyro_osds import fit as fit_room
+from pyro_osds import fit_stages
 from pyro_osds.results import storage
 from pyro_osds.train import recipe
 from pyro_osds.train.teacher import TeacherBudget
@@ -249,7 +250,7 @@ def test_resume_after_ctrl_c(uninterrupted, monkeypatch, tmp_path, number):
 
 def test_resume_on_a_stage(uninterrupted, monkeypatch):
     # Ctrl-C on the refinement: the flow's verdict stands, until the refinement is walked after all.
-    walk, calls = fit_room.refined_posterior, []
+    walk, calls = fit_stages.refined_posterior, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -258,8 +259,8 @@ def test_resume_on_a_stage(uninterrupted, monkeypatch):
             raise KeyboardInterrupt
         return walk(*arguments)
 
-    assert [line.split(":")[0] for line in uninterrupted.run_report] == ["flow", "annealed refinement", "exploration"]
-    monkeypatch.setattr(fit_room, "refined_posterior", interrupted)
+    assert [line.split(":")[0] for line in uninterrupted.run_report] == ["flow", "annealed refinement", "annealed SMC"]
+    monkeypatch.setattr(fit_stages, "refined_posterior", interrupted)
     osds = fit(heavy_tails)
     assert osds.is_interrupted and osds.run_report == uninterrupted.run_report[:1]
     osds = pickle.loads(pickle.dumps(osds))
