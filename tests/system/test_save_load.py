@@ -12,9 +12,8 @@ import pytest
 import torch
 from helpers import assert_within_standard_error
 
-from pyro_osds import OSDS
+from pyro_osds import OSDS, fit_stages
 from pyro_osds import fit as fit_room
-from pyro_osds import fit_stages
 from pyro_osds.results import storage
 from pyro_osds.train import recipe
 from pyro_osds.train.teacher import TeacherBudget
