@@ -112,7 +112,7 @@ def run(std_error, num_particles=1024, evaluations=100, log_evidence=0.0, **opti
     """Particles of a standard normal, and replicates whose evidences have that standard error."""
     ratios = torch.linspace(-1.0, 1.0, NUM_REPLICATES, dtype=torch.float64)
     ratios = (
-        1.0 + ratios / ratios.std() * std_error * math.sqrt(NUM_REPLICATES) if std_error < 0.4 else 2 ** (4 * ratios)
+        1.0 + ratios / ratios.std() * std_error * math.sqrt(NUM_REPLICATES) if std_error < 0.4 else 4 ** (8 * ratios)
     )
     z = torch.randn(num_particles, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     options = {"ess": 0.8 * num_particles, "num_ancestors": 0.1 * num_particles, **options}
