@@ -9,8 +9,10 @@ print of them, and the default stops training where draws give the log evidence 
 Each row is one seed. "modes" counts those with a posterior draw, out of all; "weight err" is the largest error of a
 mode's share of the draws or, where every coordinate has two wells, of the share in the positive one. "missed" names
 what the case requires and the run did not reach, whatever its own verdict. A log evidence must also lie within three
-standard errors of the truth, and the ELBO below the truth plus three standard errors. "SMC" is plain annealed SMC, without flow and search, in the processor
-seconds of the run: its error, its standard error from sixteen replicates, and the seconds of the last run that fitted.
+standard errors of the truth, and the ELBO below the truth plus three standard errors.
+
+"SMC" is plain annealed SMC, without flow and search, in the processor seconds of the run: its error, its standard error
+from sixteen replicates, and the seconds of the last run that fitted.
 """
 
 import argparse
