@@ -91,6 +91,9 @@ def move_on(found: Survey, z: Tensor, num_moves: int) -> tuple[Tensor, Tensor]:
     Returns:
         The draws, ``(N, D)``, and their log densities, ``(N,)``.
     """
+    if not num_moves:
+        with torch.no_grad():
+            return z, finite_log_prob(in_chunks(found.target.log_prob, z))
     # Where the path began plays no part at its end.
     path = ReferencePath(found.target, lambda count: z[:count], lambda points: points.new_zeros(len(points)))
 

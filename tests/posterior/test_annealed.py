@@ -137,20 +137,48 @@ def test_particles_double_until_they_are_precise(found, monkeypatch):
 def test_two_runs_at_least(found, monkeypatch):
     # Exploration that is precise by itself is held against a run all the same.
     sizes = runs(monkeypatch, [0.005, 0.005])
-    assert annealed_runs(found, run(0.001)).before is not None and sizes == [64]
+    assert annealed_runs(found, run(0.001), num_samples=250).before is not None and sizes == [64]
+
+
+def test_as_many_particles_as_draws(found, monkeypatch):
+    # Four chains of 1,000 draws: copies of fewer particles would not be draws.
+    sizes = runs(monkeypatch, [0.005] * 3)
+    annealed_runs(found, run(0.001), num_samples=1000)
+    assert sizes == [64, 128, 256]
+
+
+@pytest.mark.parametrize(("chains", "samples"), [(1, 1), (1, 3), (3, 5)])
+def test_few_draws(found, monkeypatch, chains, samples):
+    # No scale is told from a single draw: more are moved than are asked for.
+    torch.manual_seed(0)
+    runs(monkeypatch, [0.005, 0.005])
+    draws = stage(replace(found, exploration=run(0.02), search=None), num_chains=chains, num_samples=samples)
+    assert draws.posterior(judged()).index.shape == (chains, samples)
+
+
+@pytest.mark.parametrize("options", [{"vectorized": False}, {"num_terms": 10**9}])
+def test_draws_of_a_density_that_takes_long_are_not_moved(found, monkeypatch, options):
+    # Nor is it annealed anew; the particles of exploration are chosen from as they are.
+    torch.manual_seed(0)
+    sizes, first = runs(monkeypatch, []), run(0.02, evaluations=2000)
+    slow = SimpleNamespace(**{"vectorized": True, "num_terms": 1, **options})
+    anneal = replace(stage(replace(found, exploration=first, search=None)), given=slow)
+    draws = anneal.posterior(judged())
+    assert sizes == [] and draws.is_whole and torch.isin(draws.z[:, 0], first.z[:, 0]).all()
+    torch.testing.assert_close(draws.proposals.log_prob, ring(draws.proposals.z))
 
 
 def test_the_plan_ends_what_is_not_precise(found, monkeypatch):
-    # Counted, not timed: 256 terms at least, 2,000 evaluations a particle, so that the fourth run is beyond 2e9.
-    sizes = runs(monkeypatch, [0.05, 0.05, 0.05, 0.05], evaluations=2000)
-    last, _, is_whole = annealed_runs(found, run(0.05, evaluations=2000))
+    # Counted, not timed: 68 terms in two dimensions, 8,000 evaluations a particle, so that the third run is beyond 2e9.
+    sizes = runs(monkeypatch, [0.05, 0.05, 0.05, 0.05], evaluations=8000)
+    last, _, is_whole = annealed_runs(found, run(0.05, evaluations=8000))
     assert sizes == [64, 128] and is_whole and last.std_error > 0.04
 
 
 def test_nothing_is_begun_that_would_change_no_verdict(found, monkeypatch):
     # A standard error that no affordable run brings near to the one that is allowed: exploration's particles stay.
     sizes = runs(monkeypatch, [])
-    first = run(3.0, 512, evaluations=2000)
+    first = run(3.0, 512, evaluations=10_000)
     assert first.std_error > 0.4
     last, before, is_whole = annealed_runs(found, first)
     assert sizes == [] and last is first and before is None and is_whole
