@@ -221,8 +221,12 @@ def interrupted_at(monkeypatch, number):
     monkeypatch.setattr(Trainer, "step", interrupted)
 
 
+# A precision that annealed SMC reaches soon.
+IN_STAGES = quick(num_iterations=12, escalate=True, learning_rate=1e-2, target_std_error=0.1)
+
+
 def heavy_tails():
-    return OSDS.from_log_prob(heavy, 3, **quick(num_iterations=12, escalate=True, learning_rate=1e-2))
+    return OSDS.from_log_prob(heavy, 3, **IN_STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +275,7 @@ def test_resume_on_a_stage(uninterrupted, monkeypatch):
 def test_resume_after_the_time(uninterrupted):
     # The time is over before the first step; with more of it the run comes to the same end.
     pyro.set_rng_seed(0)
-    osds = OSDS.from_log_prob(heavy, 3, **quick(num_iterations=12, escalate=True, learning_rate=1e-2, max_time=1e-6))
+    osds = OSDS.from_log_prob(heavy, 3, **IN_STAGES, max_time=1e-6)
     with pytest.warns(UserWarning):
         osds.run()
     assert osds.is_interrupted and osds.trainer.history.loss == []
