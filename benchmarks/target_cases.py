@@ -68,6 +68,51 @@ def funnel(z: Tensor) -> Tensor:
     return log_neck + dist.Normal(0.0, (0.5 * x)[:, None].exp()).log_prob(rest).sum(-1)
 
 
+def four_particles(z: Tensor) -> Tensor:
+    """DW-4: four particles in a plane, each pair in a double well, in orthonormal coordinates without the mean."""
+    distance = _distances(z, 4, 2) - 4.0
+
+    return -(0.9 * distance.pow(4) - 4.0 * distance.square()).sum(-1)
+
+
+def lennard_jones(z: Tensor) -> Tensor:
+    """LJ-13: thirteen particles in space under a Lennard-Jones potential, held together by a harmonic one."""
+    inverse = _distances(z, 13, 3).pow(-6)
+
+    return -2.0 * (inverse.square() - 2.0 * inverse).sum(-1) - 0.5 * z.square().sum(-1)
+
+
+def _distances(z: Tensor, count: int, dim: int) -> Tensor:
+    """Distances of all pairs of particles, from mean-free coordinates ``(B, (count - 1) * dim)``."""
+    # Helmert's matrix: orthonormal rows, each without a mean.
+    rows = torch.arange(1, count, dtype=z.dtype)[:, None]
+    columns = torch.arange(count)
+    basis = (columns < rows).to(z) - rows * (columns == rows)
+    x = torch.einsum("bkd,kn->bnd", z.view(-1, count - 1, dim), basis / (rows * (rows + 1)).sqrt())
+    first, second = torch.triu_indices(count, count, 1)
+
+    # Far below any distance that has a density, so that particles that coincide have a finite one.
+    return (x[:, first] - x[:, second]).square().sum(-1).clamp(min=1e-4).sqrt()
+
+
+def lattice_field(z: Tensor) -> Tensor:
+    """phi^4 on a periodic lattice of 16 x 8 sites, in the broken phase: all fields positive, or all negative."""
+    field, strength, hopping = z.view(-1, 16, 8), 0.022, 0.3
+    alone = (1.0 - 2.0 * strength) * field.square() + strength * field.pow(4)
+    neighbours = field.roll(1, 1) + field.roll(1, 2)
+
+    return (2.0 * hopping * field * neighbours - alone).sum((1, 2))
+
+
+FORTY_WIDE_MEANS = 80.0 * torch.rand(40, 50, generator=torch.Generator().manual_seed(0)) - 40.0
+
+
+def forty_wide_gaussians(z: Tensor) -> Tensor:
+    square = torch.cdist(z, FORTY_WIDE_MEANS.to(z)).square()
+
+    return torch.logsumexp(-0.5 * square, -1) - math.log(40.0) - 25.0 * math.log(2.0 * math.pi)
+
+
 # ---- Pyro models ----
 
 
@@ -218,5 +263,31 @@ def target_cases() -> list[Case]:
             max_error=0.05,
             min_elbo=-585.11,
             max_seconds=90.0,
+        ),
+    ]
+
+
+def beyond_one_bijection() -> list[Case]:
+    """Rings, permutations and modes that multiply, whose log evidence was found by long annealing or a closed form.
+
+    DW-4 and LJ-13 as Koehler, Klein, Noe 2020 (2006.02425) and Akhound-Sadegh et al. 2024 (2402.06121) have them.
+    """
+    wells = (list(range(0, 64, 2)), tilted_well_share())
+    signs = (torch.stack([torch.full((128,), mean) for mean in (-2.087, 2.087)]), torch.full((2,), 0.5))
+    wide = (FORTY_WIDE_MEANS, torch.full((40,), 1.0 / 40.0))
+    return [
+        Case("DW-4 6-D", four_particles, 29.665, 0.006, max_error=0.05, max_seconds=120.0, dim=6),
+        Case("many-well 64-D", tilted_wells, 329.3914, max_error=0.1, max_weight_error=0.02, wells=wells, dim=64),
+        Case("phi^4 16 x 8", lattice_field, 134.937, 0.002, max_error=0.05, all_modes=True, modes=signs, dim=128),
+        Case("LJ-13 36-D", lennard_jones, 59.88, 0.01, max_error=0.3, dim=36),
+        Case(
+            "GMM40 50-D",
+            forty_wide_gaussians,
+            0.0,
+            max_error=0.1,
+            all_modes=True,
+            max_seconds=900.0,
+            modes=wide,
+            dim=50,
         ),
     ]

@@ -14,7 +14,7 @@ import pyro
 import torch
 from cases import Case, all_cases
 from costly import COSTLY
-from target_cases import target_cases
+from target_cases import beyond_one_bijection, target_cases
 
 from pyro_osds import OSDS
 
@@ -51,7 +51,12 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--target-std-error", type=float, nargs="+", default=[0.01])
     args = parser.parse_args()
-    every = [*target_cases(), *all_cases(), *(Case(name, model) for name, model in COSTLY.items())]
+    every = [
+        *target_cases(),
+        *beyond_one_bijection(),
+        *all_cases(),
+        *(Case(name, model) for name, model in COSTLY.items()),
+    ]
     cases = {case.name: case for case in every}
     print("| posterior | asked for | seed | CPU s | log evidence | error | effective draws | verdict |")
     print("|---|--:|--:|--:|--:|--:|--:|---|")

@@ -12,26 +12,21 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from pyro_osds.explore.anew import explore_anew, is_affordable
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.stopped import survey_in_time
 from pyro_osds.explore.survey import Survey
 from pyro_osds.explore.warm_start import FarOffError, survey_from
+from pyro_osds.fit_stages import escalation_of, source_of
 from pyro_osds.fit_state import log_choices, restored, state_of
 from pyro_osds.flow.leap import Leap
-from pyro_osds.posterior.draws import (
-    NUM_REPLICATES,
-    PosteriorDraws,
-    annealed_posterior,
-    particles_for,
-    refined_posterior,
-)
-from pyro_osds.posterior.escalation import Escalation, Stages
+from pyro_osds.posterior.draws import PosteriorDraws
+from pyro_osds.posterior.escalation import Stages
 from pyro_osds.posterior.evidence import EvidenceCheck, Reason
 from pyro_osds.posterior.no_latents import PointLeap, PointRecipe, PointTrainer
-from pyro_osds.posterior.objections import hopeless_objections, objections
+from pyro_osds.posterior.objections import objections
 from pyro_osds.posterior.pace import draw_in_time, reserve, seconds_per_draw
 from pyro_osds.posterior.readings import by_chain, by_draw
+from pyro_osds.posterior.source import DrawSource
 from pyro_osds.runtime.arguments import check_powers_of_two
 from pyro_osds.runtime.clock import OutOfTimeError, now, time_limit
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
@@ -108,6 +103,7 @@ class Fit:
         self.stages = Stages()
         self.few_steps: dict[int, AnyLeap] = {}
         self._draws: PosteriorDraws | None = None
+        self.forgotten: PosteriorDraws | None = None
         self._samples: dict[str, Tensor] = {}
 
     @classmethod
@@ -221,7 +217,7 @@ class Fit:
         if self.stopped is not None:
             self._explore_on(deadline)
         self._deadline = deadline
-        self._draws, self.few_steps = None, {}
+        self._draws, self.forgotten, self.few_steps = None, None, {}
         self.run()
 
     def _explore_on(self, deadline: float, kept: float | None = None) -> None:
@@ -233,7 +229,7 @@ class Fit:
 
     def step(self) -> float:
         """One optimiser step; the loss, nats. A run that was cut short stays so."""
-        self._draws, self.few_steps = None, {}
+        self._draws, self.forgotten, self.few_steps = None, None, {}
         if self.is_interrupted:
             self.recipe.stay()
             self.stages, self.stopped, self.is_interrupted = Stages(), None, False
@@ -249,25 +245,11 @@ class Fit:
             _log.info("stage: %s", report)
             self.keep(draws)
 
-        improper, chains = self.model_target.improper_sites, (self.settings.num_chains, self.settings.num_samples)
-        num_particles, parts = particles_for(math.prod(chains)), recipe.found.parts
-
-        def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
-            return refined_posterior(leap, self.target, *chains, judged, improper, self._objections(), parts)
-
-        def explore(judged: PosteriorDraws) -> PosteriorDraws:
-            anew = explore_anew(self.given, recipe.found, num_particles, NUM_REPLICATES, self.starts)
-            return annealed_posterior(anew, self.target, *chains, judged, improper, self._objections(), False, parts)
-
         start = now()
         self.run_report = self.start_report
-        can_explore = is_affordable(self.given, recipe.found.exploration, NUM_REPLICATES * num_particles)
-        # No stage cures a density without an integral.
-        is_hopeless = bool(hopeless_objections(self.leap, self.model_target, recipe.found))
         # What is judged of a training that was cut short is judged for now only.
         stages = Stages() if recipe.is_paused else self.stages
-        deadline = -math.inf if is_hopeless or self.stopped else self._deadline
-        escalation = Escalation(recipe, self._judge, walk, explore if can_explore else None, deadline, stages)
+        escalation, is_hopeless = escalation_of(self, recipe, self._judge, self._deadline, stages)
         try:
             draws = escalation.judged_once("flow", lambda: self.draws)
             self.leap = recipe.trainer.leap
@@ -312,8 +294,11 @@ class Fit:
     def ensure_judged(self) -> None:
         """Draw from the present weights, and judge, unless that was done."""
         if self._draws is None:
-            start = now()
-            self.keep(self._judge(self.settle()))
+            start, source = now(), source_of(self, self.forgotten)
+            if source is not None and self.forgotten is not None:
+                self.keep(source.anew(self.forgotten))
+            else:
+                self.keep(self._judge(self.settle()))
             self.seconds["sampling_time"] = now() - start
 
     @property
@@ -329,8 +314,14 @@ class Fit:
         return self.leap
 
     def forget_draws(self) -> None:
-        """Make fresh draws when next asked for."""
+        """Make fresh draws when next asked for, from where those came from that there are."""
+        self.forgotten = self.forgotten if self._draws is None else self._draws if self._draws.source else None
         self._draws = None
+
+    @property
+    def source(self) -> DrawSource | None:
+        """Where the posterior draws come from, if that is not the flow."""
+        return source_of(self, self._draws or self.forgotten)
 
     @property
     def samples(self) -> dict[str, Tensor]:
@@ -350,9 +341,18 @@ class Fit:
 
         return self.few_steps[num_steps]
 
-    def draw(self, num_draws: int, num_steps: int) -> WeightedDraws:
-        """Fresh weighted draws of the leap in so many steps, a power of two; they become no part of the fit."""
-        draws = weigh(self.leap_in(num_steps), self.target, num_draws)
+    def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
+        """Fresh weighted draws, which become no part of the fit.
+
+        Arguments:
+            num_draws: How many.
+            num_steps: Of the leap in so many steps, a power of two; default: from where the posterior draws come from.
+        """
+        source = self.source if num_steps is None else None
+        if source is not None:
+            draws = source.more(num_draws)
+        else:
+            draws = weigh(self.leap_in(num_steps or self.settings.num_steps), self.target, num_draws)
 
         return WeightedDraws(self.constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
 
@@ -360,7 +360,7 @@ class Fit:
         """Make these the posterior draws."""
         if draws is self._draws:
             return
-        self._draws = draws.after_search(self.recipe.found)
+        self._draws, self.forgotten = draws.after_search(self.recipe.found), None
         self._samples = by_chain(self.constrain(draws.z), self.settings.num_chains)
 
     def _judge(self, leap: AnyLeap) -> PosteriorDraws:

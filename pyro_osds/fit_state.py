@@ -34,6 +34,7 @@ def state_of(fit: Any) -> dict[str, Any]:
         "recipe": fit.recipe.state(),
         "is_averaged": fit.leap is not fit.trainer.leap,
         "draws": fit.draws if fit.is_judged else None,
+        "forgotten": fit.forgotten,
         "few_steps": {n: leap.flow.state_dict() for n, leap in walks.items() if leap.flow is not flow},
         "rungs": fit.stages.state(),
         "is_interrupted": fit.is_interrupted,
@@ -61,6 +62,7 @@ def restored(kind: type, target: Target, settings: Any, state: dict[str, Any]) -
     _restore(fit, state, seen)
     if state["draws"] is not None:
         fit.keep(state["draws"])
+    fit.forgotten = state.get("forgotten")
 
     return fit
 

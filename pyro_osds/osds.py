@@ -372,7 +372,10 @@ class OSDS:
         return same_arguments(given, known)
 
     def redraw(self) -> None:
-        """Replace the posterior draws and the evidence by fresh ones of the same flow, when next asked for."""
+        """Replace the posterior draws and the evidence by fresh ones, when next asked for.
+
+        They are those of the same flow or, where annealed SMC gave the result, of annealed SMC once more.
+        """
         self.fit.forget_draws()
 
     @explains_options("get_samples")
@@ -525,6 +528,12 @@ class OSDS:
         leap = fitted.settle()
         if not leap.has_exact_density:
             raise ValueError(f"{what} needs the exact density of the flow: use network='coupling'.")
+        if fitted.source is not None:
+            warn(
+                f"{what} is the flow, whose verdict was bad; the posterior draws are {fitted.source.sentence}. For "
+                "them use get_samples() or draw(), and for what the flow is worth draw(n, num_steps=1).",
+                OSDSWarning,
+            )
 
         return leap, fitted.target
 
@@ -563,12 +572,15 @@ class OSDS:
     def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.
 
-        Memory beyond that of the draws themselves does not grow with their number. Ctrl-C loses these draws and
-        nothing else.
+        Where annealed SMC gave the result, they are fresh draws of annealed SMC, each weighing as much as the log
+        evidence of its replicate, and take as long as that stage took for as many; ``num_steps=1`` asks for the flow
+        all the same. Memory beyond that of the draws themselves does not grow with their number. Ctrl-C loses these
+        draws and nothing else.
 
         Arguments:
             num_draws: How many.
-            num_steps: Network evaluations per draw, a power of two; default: as given to ``OSDS``. The first time that
+            num_steps: Network evaluations per draw, a power of two; default: as given to ``OSDS``, or none where the
+                posterior draws do not come from the flow. The first time that
                 another number is asked for, a copy of the flow learns it, which takes seconds; with
                 ``recipe="distill"`` the flow knows all numbers up to ``num_time_steps``. Weights are exact for any
                 number, since every step is a bijection; not so with ``network="velocity"``.
@@ -582,7 +594,7 @@ class OSDS:
         check_counts({"num_draws": num_draws})
 
         with together(self.settings.distributed):
-            return self.fit.draw(num_draws, self.settings.num_steps if num_steps is None else num_steps)
+            return self.fit.draw(num_draws, num_steps)
 
     @explains_options("draw_batches")
     def draw_batches(
@@ -615,7 +627,8 @@ class OSDS:
         """
         check_counts({"num_draws": num_draws, "batch_size": batch_size})
         with together(self.settings.distributed):
-            self.fit.leap_in(self.settings.num_steps if num_steps is None else num_steps)
+            if num_steps is not None or self.fit.source is None:
+                self.fit.leap_in(self.settings.num_steps if num_steps is None else num_steps)
 
         return (self.draw(size, num_steps) for size in chunk_sizes(num_draws, batch_size))
 

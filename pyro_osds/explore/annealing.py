@@ -129,6 +129,26 @@ def explore(
     return journal.part(run)
 
 
+def moved(path: AnnealingPath, z: Tensor, num_moves: int, num_leapfrog: int = 5) -> tuple[Tensor, Tensor]:
+    """Particles at the target moved on, which leaves their distribution as it is and parts copies of one particle.
+
+    Arguments:
+        path: Any path that ends at the target.
+        z: Particles, ``(N, D)``.
+        num_moves: Rounds of Hamiltonian moves, each in the scale of the particles.
+        num_leapfrog: Leapfrog steps of a move.
+
+    Returns:
+        The particles, ``(N, D)``, and their log densities, ``(N,)``.
+    """
+    mover = _HamiltonianMover(path, 1, num_leapfrog)
+    log_prob = z.new_zeros(len(z))
+    for _ in range(num_moves):
+        z, _, log_prob = mover.move(z, log_prob, log_prob, 1.0)
+
+    return z, log_prob
+
+
 def _cooled(
     at: Annealing,
     mover: _HamiltonianMover,
@@ -155,6 +175,7 @@ def _cooled(
         num_temperatures=at.num_temperatures + 1,
         moves=mover.state(),
         passed=(*at.passed, some_of(z)),
+        ancestors=at.descended(index),
     )
 
 
@@ -211,6 +232,7 @@ def _start(path: AnnealingPath, num_particles: int, num_replicates: int, moves: 
         num_not_finite=num_bad,
         undefined=undefined,
         passed=(some_of(z),),
+        ancestors=torch.arange(num_total, device=z.device),
     )
 
 

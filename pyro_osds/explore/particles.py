@@ -34,6 +34,7 @@ class Exploration:
         num_undefined: Draws of the reference with a density that is nan or ``+inf``.
         undefined_at: One of them, ``(D,)``; empty where there is none.
         passed: Some of the particles at each temperature, ``(P, D)``.
+        num_ancestors: Effective number of the draws of the reference whose descendants are left, in all replicates.
     """
 
     z: Tensor
@@ -50,6 +51,7 @@ class Exploration:
     num_undefined: int = 0
     undefined_at: Tensor = field(default_factory=lambda: torch.empty(0))
     passed: Tensor = field(default_factory=lambda: torch.empty(0))
+    num_ancestors: float = math.nan
 
     @property
     def log_evidence(self) -> float:
@@ -95,6 +97,7 @@ class Annealing:
         num_rounds: Rounds of moves at the target.
         settled: Whether the mean log density has stopped drifting there.
         passed: Some of the particles at each temperature.
+        ancestors: The draw of the reference that each particle descends from, ``(num_replicates * num_particles,)``.
     """
 
     z: Tensor
@@ -112,6 +115,25 @@ class Annealing:
     num_rounds: int = 0
     settled: bool = False
     passed: tuple[Tensor, ...] = ()
+    ancestors: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    @property
+    def num_ancestors(self) -> float:
+        """Effective number of draws of the reference whose descendants are left, summed over the replicates."""
+        if not len(self.ancestors):
+            return math.nan
+        num_replicates = len(self.log_evidence)
+        family = self.ancestors.bincount(minlength=len(self.z)).double().view(num_replicates, -1)
+
+        return (family.sum(1).square() / family.square().sum(1)).sum().item()
+
+    def descended(self, index: Tensor) -> Tensor:
+        """The ancestors of particles that were resampled; an earlier version's journal has none.
+
+        Arguments:
+            index: Which particles these come from, ``(num_replicates * num_particles,)``.
+        """
+        return self.ancestors[index] if len(self.ancestors) else self.ancestors
 
     @property
     def log_ratio(self) -> Tensor:
@@ -142,7 +164,13 @@ class Annealing:
         z, log_reference, log_target = (x[index] for x in (self.z, self.log_reference, self.log_target))
 
         return replace(
-            self.weighed(log_weight), z=z, log_reference=log_reference, log_target=log_target, beta=1.0, settled=False
+            self.weighed(log_weight),
+            z=z,
+            log_reference=log_reference,
+            log_target=log_target,
+            beta=1.0,
+            settled=False,
+            ancestors=self.descended(index),
         )
 
     def result(self, settled: bool) -> Exploration:
@@ -166,19 +194,22 @@ class Annealing:
             len(self.undefined),
             self.undefined[:1].flatten(),
             torch.cat(self.passed) if self.passed else self.z[:0],
+            self.num_ancestors,
         )
 
 
-def resample(log_weight: Tensor) -> Tensor:
-    """Systematic resampling on each replicate, ``(num_replicates, N)`` to flat indices ``(num_replicates * N,)``.
+def resample(log_weight: Tensor, num_draws: int | None = None) -> Tensor:
+    """Systematic resampling on each replicate, ``(num_replicates, N)`` to flat indices ``(num_replicates * M,)``.
 
     Arguments:
         log_weight: Log weights of the particles.
+        num_draws: How many are chosen on each replicate, *M*; default: as many as there are.
     """
     num_replicates, num_particles = log_weight.shape
+    count = num_particles if num_draws is None else num_draws
     weights = torch.softmax(log_weight.double(), 1).nan_to_num(1.0 / num_particles)
     offset = torch.rand(num_replicates, 1, dtype=torch.float64, device=weights.device)
-    grid = (torch.arange(num_particles, dtype=torch.float64, device=weights.device) + offset) / num_particles
+    grid = (torch.arange(count, dtype=torch.float64, device=weights.device) + offset) / count
     index = torch.searchsorted(weights.cumsum(1), grid).clamp(max=num_particles - 1)
     first = torch.arange(num_replicates, device=weights.device)[:, None] * num_particles
 

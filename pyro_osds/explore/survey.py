@@ -29,7 +29,7 @@ from pyro_osds.explore.search.mode_search import lost_modes
 from pyro_osds.explore.search.parts import Part
 from pyro_osds.explore.search.second_search import Search, search_further
 from pyro_osds.explore.symmetry.one_copy import in_one_copy
-from pyro_osds.explore.variational import variational_base
+from pyro_osds.explore.variational import explore_from, variational_base
 from pyro_osds.flow.base import Base
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.stats.thresholds import (
@@ -42,7 +42,6 @@ from pyro_osds.stats.thresholds import (
 from pyro_osds.target import (
     NotFiniteError,
     Target,
-    TargetWrapper,
     as_target,
 )
 
@@ -112,6 +111,11 @@ class Survey:
     def parts(self) -> tuple[Part, ...]:
         """Parts of the posterior that search found, which draws have to reach."""
         return self.search.parts if self.search else ()
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether there is one mode in so many dimensions that a Gaussian of the largest ELBO is the base."""
+        return has_many_dimensions(self.target, self.exploration) and self.modes.parted <= MANY_PARTED
 
     @property
     def is_folded(self) -> bool:
@@ -205,7 +209,7 @@ def survey(
     if has_many_dimensions(target, exploration) and modes.parted <= MANY_PARTED:
         base = journal.part(partial(variational_base, target, base))
         journal.reached = target, exploration, base
-        exploration = _explore_from(target, base, exploration, num_particles, num_replicates, journal)
+        exploration = explore_from(target, base, exploration, num_particles, num_replicates, journal)
         num_evaluations += exploration.num_evaluations
         ways = _MAX_WAYS
     while exploration.num_temperatures > SHORT_WAY and ways < _MAX_WAYS and modes.parted <= MANY_PARTED:
@@ -272,28 +276,6 @@ def first_way(
     reference = wide_reference(target, rest)
 
     return ReferencePath.from_density(target, reference), rest.z
-
-
-class _Whitened(TargetWrapper):
-    """A target in the whitened coordinates of a base."""
-
-    def __init__(self, target: Target, base: Base) -> None:
-        super().__init__(target)
-        self._base = base
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log density, ``(B, D) -> (B,)``."""
-        return self.target.log_prob(self._base.from_whitened(z)) + self._base.log_abs_det
-
-
-def _explore_from(
-    target: Target, base: Base, before: Exploration, num_particles: int, num_replicates: int, journal: Journal
-) -> Exploration:
-    """The short way from a base, in its coordinates: there, few particles suffice for the scale of the moves."""
-    path = ReferencePath.from_density(_Whitened(target, base), base.density)
-    found = explore(path, num_particles, num_replicates, phase="Explore again", journal=journal)
-
-    return replace(found, z=base.from_whitened(found.z), log_prob=found.log_prob - base.log_abs_det, start=before.start)
 
 
 def _with_lost_modes(

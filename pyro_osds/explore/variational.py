@@ -20,14 +20,19 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_osds.explore.annealing import explore
+from pyro_osds.explore.journal import Journal
+from pyro_osds.explore.particles import Exploration
+from pyro_osds.explore.paths import ReferencePath
 from pyro_osds.flow.base import Base, standard_base
 from pyro_osds.runtime.progress import progress_bar
-from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
+from pyro_osds.target import Target, TargetWrapper, finite_log_prob, in_chunks, log_prob_and_score
 
 # Steps at most: a bound on the time where the start is far off; nearer ones end by themselves.
 _MAX_ITERATIONS = 40
@@ -155,3 +160,41 @@ def _antithetic(num_draws: int, like: Tensor) -> Tensor:
     u = torch.randn((num_draws + 1) // 2, len(like), dtype=like.dtype, device=like.device)
 
     return torch.cat([u, -u])
+
+
+class _Whitened(TargetWrapper):
+    """A target in the whitened coordinates of a base."""
+
+    def __init__(self, target: Target, base: Base) -> None:
+        super().__init__(target)
+        self._base = base
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density, ``(B, D) -> (B,)``."""
+        return self.target.log_prob(self._base.from_whitened(z)) + self._base.log_abs_det
+
+
+def explore_from(
+    target: Target,
+    base: Base,
+    before: Exploration,
+    num_particles: int,
+    num_replicates: int,
+    journal: Journal | None = None,
+    **pace: Any,
+) -> Exploration:
+    """The short way from a base, in its coordinates: there, few particles suffice for the scale of the moves.
+
+    Arguments:
+        target: The target.
+        base: The base.
+        before: The way before, which knows how wide the space was seen.
+        num_particles: Particles on each replicate.
+        num_replicates: Independent repeats.
+        journal: Where each temperature is noted.
+        pace: What else :func:`~pyro_osds.explore.annealing.explore` takes.
+    """
+    path = ReferencePath.from_density(_Whitened(target, base), base.density)
+    found = explore(path, num_particles, num_replicates, journal=journal, **{"phase": "Explore again", **pace})
+
+    return replace(found, z=base.from_whitened(found.z), log_prob=found.log_prob - base.log_abs_det, start=before.start)

@@ -72,6 +72,8 @@ class PosteriorDraws:
         flow_log_weight: Log weights of the flow's own draws, ``(S,)``, also where a refinement gave the draws.
         flow_not_finite: How many of these had a log density of nan or ``+inf``.
         is_whole: Whether there was time for all of it; if not, draws are fewer, or a second opinion is missing.
+        source: Name of the source that the draws come from, if that is not the flow
+            (:class:`~pyro_osds.posterior.source.DrawSource`).
     """
 
     proposals: FlowDraws
@@ -82,6 +84,7 @@ class PosteriorDraws:
     flow_log_weight: Tensor = field(default_factory=lambda: torch.empty(0))
     flow_not_finite: int = 0
     is_whole: bool = True
+    source: str = ""
 
     @property
     def z(self) -> Tensor:
@@ -172,7 +175,7 @@ def draw_posterior(
             *_by_particles(leap, target, draws, weights, particles),
         ),
         annealed_check(second) if second else None,
-        _rounding(target, draws.z, draws.log_prob) if is_whole or not is_past(deadline) else 0.0,
+        rounding_at(target, draws.z, draws.log_prob) if is_whole or not is_past(deadline) else 0.0,
         mixed,
     )
 
@@ -286,10 +289,9 @@ def annealed_posterior(
     judged: PosteriorDraws,
     improper_sites: Sequence[str] = (),
     reasons: Sequence[Reason] = (),
-    from_flow: bool = True,
     parts: Sequence[Part] = (),
 ) -> PosteriorDraws:
-    """Draws and evidence of annealed particles, from a flow or from wherever exploration begins.
+    """Draws and evidence of particles that were annealed from a flow.
 
     Arguments:
         found: The particles, on :data:`NUM_REPLICATES` replicates.
@@ -299,7 +301,6 @@ def annealed_posterior(
         judged: Draws and verdict of the stage before; what they say of the density itself still holds.
         improper_sites: Latent sites with an improper prior.
         reasons: What else speaks against the results.
-        from_flow: Whether the particles were annealed from the flow.
         parts: Parts of the posterior that search found, which the draws have to reach.
 
     Returns:
@@ -317,9 +318,8 @@ def annealed_posterior(
         improper_sites,
         judged.flow_not_finite,
         (*reasons, *lost_reasons(lost, found.log_evidence)),
-        _rounding(target, found.z, found.log_prob),
+        rounding_at(target, found.z, found.log_prob),
         Mixing(*mixing(found.z[index])),
-        from_flow,
         len(judged.flow_log_weight),
     )
     acceptance = torch.full_like(index, math.nan, dtype=nothing.dtype)
@@ -327,8 +327,14 @@ def annealed_posterior(
     return PosteriorDraws(particles, index, acceptance, evidence, found, judged.flow_log_weight, judged.flow_not_finite)
 
 
-def _rounding(target: Target, z: Tensor, log_prob: Tensor) -> float:
-    """What rounding adds to the log density, nats: measured, where a part of it is in single precision."""
+def rounding_at(target: Target, z: Tensor, log_prob: Tensor) -> float:
+    """What rounding adds to the log density, nats: measured, where a part of it is in single precision.
+
+    Arguments:
+        target: The target.
+        z: Draws of the posterior, ``(S, D)``.
+        log_prob: Log densities there, ``(S,)``.
+    """
     finite = log_prob.isfinite()
     if not finite.any():
         return 0.0

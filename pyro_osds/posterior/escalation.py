@@ -1,23 +1,24 @@
 """What a run does while its verdict is bad and there is time: stage by stage, each of them reported.
 
-===================  ===================================================================  ===================
+===================  ===================================================================  ==========================
 stage                what                                                                 when
-===================  ===================================================================  ===================
+===================  ===================================================================  ==========================
 flow                 the leap that the recipe trained, judged by its weights              always
 larger flow          a new base on particles of a short refinement, and a wider flow      few draws effective
 annealed refinement  draws and evidence of annealing from the better of the two flows     verdict still bad
-exploration          draws and evidence of annealing anew, from where exploration began   verdict still bad
-===================  ===================================================================  ===================
+annealed SMC         draws and evidence of annealing from where exploration began         verdict still bad, or the
+                                                                                          flow is hopeless
+===================  ===================================================================  ==========================
 
 The first two give draws in one network evaluation. The refinement gives right draws and a right evidence from a flow
 that is only nearly right. The last one needs no flow: where one lost a part of the posterior, so did what starts from
-it. The flow, for further draws with weights, stays as it is. Of all stages the best founded one is kept: one with good
-verdicts or, where there is none, the one with the higher log evidence, since annealing that misses a part is too low.
+it. Of all stages the best founded one is kept: one with good verdicts or, where there is none, the one with the higher
+log evidence, since annealing that misses a part is too low.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -27,21 +28,22 @@ from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.refinement import refine
 from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.leap import Leap, is_bijective
+from pyro_osds.posterior.annealed import ANNEALED_SMC
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.evidence import Evidence
 from pyro_osds.runtime.clock import OutOfTimeError, is_past, time_limit
 from pyro_osds.runtime.resume import random_state, set_random_state
-from pyro_osds.stats.thresholds import POOR_WEIGHT_ESS
+from pyro_osds.stats.thresholds import HOPELESS_ESS, HOPELESS_NATS, POOR_WEIGHT_ESS
 from pyro_osds.target import NotFiniteError, Target
 from pyro_osds.train.recipe import Recipe
 
 # Particles on each replicate of a refinement, as of an exploration.
 _NUM_PARTICLES = 64
-# What better draws, and a sentence on them, are given to; and a stage, which does so.
+# What better draws, and a sentence on them, are given to; and what a stage does, which does so.
 Keep = Callable[[PosteriorDraws, str], None]
-Stage = Callable[[PosteriorDraws, Keep], PosteriorDraws]
+Run = Callable[[PosteriorDraws, Keep], PosteriorDraws]
 
-_REFINEMENT = "annealed refinement"
+_LARGER, _REFINEMENT = "larger flow", "annealed refinement"
 # What a file calls them.
 _IS_LARGER, _ITERATIONS = "is larger", "iterations of the "
 
@@ -85,11 +87,31 @@ class Stages:
         """
         # A stage by its name in files of earlier versions.
         left = {name.replace("bridge", _REFINEMENT): value for name, value in state.items()}
+        left = {ANNEALED_SMC if name == "exploration" else name: value for name, value in left.items()}
         survey, is_larger, random = (left.pop(name, None) for name in ("survey", _IS_LARGER, "random"))
         counts = {name: left.pop(name) for name in list(left) if name.startswith(_ITERATIONS)}
         iterations = {name.removeprefix(_ITERATIONS): count for name, count in counts.items()}
 
         return cls(left, survey and replace(survey, target=target), is_larger, iterations, random)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that may follow a bad verdict.
+
+    Arguments:
+        name: What reports call it.
+        run: What it does: better draws, or those that it was given.
+        applies: Whether it may help, given the draws that there are.
+        is_begun: Whether it has left something before, so that it may end after the deadline.
+        needs_flow: Whether it starts from the flow, so that a hopeless one is no start.
+    """
+
+    name: str
+    run: Run
+    applies: Callable[[PosteriorDraws], bool]
+    is_begun: bool
+    needs_flow: bool = True
 
 
 @dataclass
@@ -100,7 +122,8 @@ class Escalation:
         recipe: The recipe that was run; ends up with the better flow.
         judge: Draws and verdict from the weights of a leap.
         walk: Draws and verdict from a refinement that starts from a leap, given the draws that its weights judged.
-        explore: Draws and verdict of exploration anew, given those of the stage before; None where it costs too much.
+        anneal: Draws and verdict of annealed SMC, given those of the stage before; None where there is none. It looks
+            at the clock itself, since it always has something to give.
         deadline: Time at which the stage at work is left, and after which none is begun.
         stages: What stages have left before; a run that was cut short goes on from there.
     """
@@ -108,7 +131,7 @@ class Escalation:
     recipe: Recipe
     judge: Callable[[Any], PosteriorDraws]
     walk: Callable[[Leap, PosteriorDraws], PosteriorDraws]
-    explore: Callable[[PosteriorDraws], PosteriorDraws] | None
+    anneal: Callable[[PosteriorDraws], PosteriorDraws] | None
     deadline: float
     stages: Stages = field(default_factory=Stages)
 
@@ -139,23 +162,41 @@ class Escalation:
         keep(draws, self._report("flow", draws.evidence))
         if not draws.is_whole:
             return
-        evidence, done = draws.evidence, self.stages.judged
-        poor = not evidence.is_settled and not evidence.ess >= POOR_WEIGHT_ESS * evidence.num_draws
-        if poor and self._may_be_larger() and self._may_go_on(self.stages.is_larger is not None):
-            draws = self._tried("larger flow", draws, keep, self._larger_flow)
+        is_hopeless = self._is_hopeless(draws.evidence)
+        for stage in self._following():
+            if draws.evidence.is_settled:
+                break
+            if (is_hopeless and stage.needs_flow) or not stage.applies(draws) or not self._may_go_on(stage.is_begun):
+                continue
+            draws = self._tried(stage.name, draws, keep, stage.run)
             if not draws.is_whole:
-                return
-        leap = self.recipe.trainer.leap
-        if not draws.evidence.is_settled and is_bijective(leap) and self._may_go_on(_REFINEMENT in done):
-            draws = self._tried(_REFINEMENT, draws, keep, partial(self._walked, leap))
-        if (
-            not draws.evidence.is_settled
-            and self.explore is not None
-            and self._may_go_on("exploration" in self.stages.judged)
-        ):
-            self._tried("exploration", draws, keep, partial(self._explored, self.explore))
+                break
 
-    def _tried(self, name: str, draws: PosteriorDraws, keep: Keep, stage: Stage) -> PosteriorDraws:
+    def _following(self) -> Iterator[Stage]:
+        """The stages after the flow, in their order; a further one has its place before annealed SMC."""
+        done = self.stages.judged
+        yield Stage(_LARGER, self._larger_flow, self._wants_larger, self.stages.is_larger is not None)
+        # From the better of the two flows.
+        leap = self.recipe.trainer.leap
+        walked = partial(self._walked, cast("Leap", leap))
+        yield Stage(_REFINEMENT, walked, lambda draws: is_bijective(leap), _REFINEMENT in done)
+        yield Stage(
+            ANNEALED_SMC, self._annealed, lambda draws: self.anneal is not None, ANNEALED_SMC in done, needs_flow=False
+        )
+
+    def _wants_larger(self, draws: PosteriorDraws) -> bool:
+        """Whether few draws are effective, and there are iterations for a larger flow."""
+        return not draws.evidence.ess >= POOR_WEIGHT_ESS * draws.evidence.num_draws and self._may_be_larger()
+
+    def _is_hopeless(self, evidence: Evidence) -> bool:
+        """Whether nothing that starts from the flow has ever helped where weights and exploration say what they do."""
+        if self.anneal is None or not self.recipe.found.is_folded or evidence.check is None:
+            return False
+        poor = not evidence.ess >= HOPELESS_ESS * evidence.num_draws
+
+        return poor and evidence.elbo < evidence.check.log_evidence - HOPELESS_NATS
+
+    def _tried(self, name: str, draws: PosteriorDraws, keep: Keep, stage: Run) -> PosteriorDraws:
         """Draws of a stage or, where it could not begin or ran out of time, those that there are."""
         try:
             return stage(draws, keep)
@@ -176,20 +217,15 @@ class Escalation:
 
         return walked
 
-    def _explored(
-        self,
-        explore: Callable[[PosteriorDraws], PosteriorDraws],
-        draws: PosteriorDraws,
-        keep: Keep,
-    ) -> PosteriorDraws:
-        """Keep what exploration found, if it is better founded than what there is."""
-        with time_limit(self.deadline):
-            explored = self.judged_once("exploration", lambda: explore(draws))
-        report = self._report("exploration", explored.evidence)
-        higher = explored.evidence.log_integral > draws.evidence.log_integral
-        if explored.evidence.is_settled or higher:
-            keep(explored, f"{report}; these draws do not come from one step")
-            return explored
+    def _annealed(self, draws: PosteriorDraws, keep: Keep) -> PosteriorDraws:
+        """Keep what annealed SMC found, if it is better founded than what there is."""
+        anneal = cast("Callable[[PosteriorDraws], PosteriorDraws]", self.anneal)
+        annealed = self.judged_once(ANNEALED_SMC, lambda: anneal(draws))
+        report = self._report(ANNEALED_SMC, annealed.evidence)
+        higher = annealed.evidence.log_integral > draws.evidence.log_integral
+        if annealed.evidence.is_settled or higher:
+            keep(annealed, f"{report}; draws of annealed SMC, not of one network evaluation")
+            return annealed
         keep(draws, f"{report}; not taken")
 
         return draws
@@ -230,10 +266,10 @@ class Escalation:
             keep(draws, f"larger flow: ELBO no higher after {iterations} iterations in all")
             return draws
         judge = partial(self.judge, leap)
-        draws = judge() if recipe.is_paused else self.judged_once("larger flow", judge)
-        keep(draws, self._report("larger flow", draws.evidence))
+        draws = judge() if recipe.is_paused else self.judged_once(_LARGER, judge)
+        keep(draws, self._report(_LARGER, draws.evidence))
         if recipe.is_paused:
-            del stages.iterations["larger flow"]
+            del stages.iterations[_LARGER]
 
         return draws
 

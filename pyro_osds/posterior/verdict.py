@@ -16,7 +16,6 @@ from dataclasses import replace
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
 from pyro_osds.posterior.reasons import (
-    below_reasons,
     check_reasons,
     error_reasons,
     ess_reasons,
@@ -80,11 +79,17 @@ def judge(
         estimate, std_error, weights.elbo, weights.ess, weights.pareto_k, num_draws, True, (), check, refinement
     )
 
-    return _with_verdicts(judged, reasons, tuple(improper_sites))
+    return with_verdicts(judged, reasons, tuple(improper_sites))
 
 
-def _with_verdicts(judged: Evidence, reasons: Sequence[Reason], improper_sites: tuple[str, ...]) -> Evidence:
-    """The numbers with their verdicts; an improper prior leaves no log evidence."""
+def with_verdicts(judged: Evidence, reasons: Sequence[Reason], improper_sites: tuple[str, ...]) -> Evidence:
+    """The numbers with their verdicts; an improper prior leaves no log evidence.
+
+    Arguments:
+        judged: The numbers.
+        reasons: What speaks against draws and evidence.
+        improper_sites: Latent sites whose prior is flat: with them there is no evidence.
+    """
     against_draws = tuple(reason.text for reason in reasons if reason.draws)
     against_evidence = tuple(reason.text for reason in reasons if reason.evidence)
     judged = replace(judged, log_integral=judged.log_evidence)
@@ -111,10 +116,9 @@ def judge_annealed(
     other_reasons: Sequence[Reason] = (),
     rounding: float = 0.0,
     mixing: Mixing | None = None,
-    from_flow: bool = True,
     num_flow_draws: int | None = None,
 ) -> Evidence:
-    """Evidence and verdicts from annealed particles, for a flow whose weights did not suffice.
+    """Evidence and verdicts from particles annealed from a flow, for one whose weights did not suffice.
 
     Pareto k and the effective sample size are those of the weights between two temperatures, the worst ones; k is
     ``-inf`` where those weights are nearly equal.
@@ -127,8 +131,6 @@ def judge_annealed(
         other_reasons: What else speaks against the results.
         rounding: What rounding adds to the log densities, nats; part of the standard error.
         mixing: How the chains of posterior draws mix.
-        from_flow: Whether the particles were annealed from the flow, or explored anew; these must not lie below what
-            the stage before found.
         num_flow_draws: How many draws of the flow there were. Default: as many as the stage before has.
     """
     num_draws, estimate = len(found.z), found.log_evidence
@@ -149,12 +151,14 @@ def judge_annealed(
     ]
     healthy = not any(reason.evidence for reason in reasons)
     reasons += check_reasons(estimate, std_error, judged.check, healthy)
-    if not from_flow:
-        reasons += below_reasons(estimate, std_error, judged)
     numbers = replace(
-        judged, log_evidence=estimate, std_error=std_error, ess=found.ess, pareto_k=k, num_draws=num_draws
+        judged,
+        log_evidence=estimate,
+        std_error=std_error,
+        ess=found.ess,
+        pareto_k=k,
+        num_draws=num_draws,
+        refinement=annealed_check(found),
     )
-    if from_flow:
-        numbers = replace(numbers, refinement=annealed_check(found))
 
-    return _with_verdicts(numbers, reasons, tuple(improper_sites))
+    return with_verdicts(numbers, reasons, tuple(improper_sites))

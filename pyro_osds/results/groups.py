@@ -90,7 +90,7 @@ def export(
     sampled: dict[str, Mapping[str, Tensor]] = {"posterior": fit.samples, "sample_stats": sample_stats(draws)}
     sampled |= _of_each_draw(fit, groups)
     predicted, labels = _predicted(fit, groups, source, sampled["posterior"])
-    found = fit_group(draws.evidence, recipe.found, recipe.name, target.backend, fit.run_report)
+    found = fit_group(draws.evidence, recipe.found, recipe.name, target.backend, fit.run_report, draws.source)
 
     from pyro_osds.results.inference_data import to_inference_data  # here, since xarray takes half a second
 

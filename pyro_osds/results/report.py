@@ -36,7 +36,7 @@ def sample_stats(draws: PosteriorDraws) -> dict[str, Tensor]:
 
 
 def fit_group(
-    evidence: Evidence, found: Survey | None, recipe: str, backend: str, run_report: Sequence[str]
+    evidence: Evidence, found: Survey | None, recipe: str, backend: str, run_report: Sequence[str], source: str = ""
 ) -> dict[str, Any]:
     """The group ``fit``: the evidence, its check, and how the run went about it."""
     check = evidence.check or EvidenceCheck(math.nan, math.nan)
@@ -68,6 +68,8 @@ def fit_group(
         "bridge_log_evidence": refinement.log_evidence,
         "bridge_std_error": refinement.std_error,
         "run_report": "\n".join(run_report),
+        # Where the posterior draws come from.
+        "source": source or "flow",
     }
 
 

@@ -314,7 +314,7 @@ def test_what_speaks_against_the_density_outlives_the_refinement(leap, judged, w
     # Draws that were no numbers, and log densities that are rounded: a refinement cannot make up for either.
     judged.flow_not_finite = 20
     refined = refined_posterior(leap, wide(), 1, 50, judged)
-    again = annealed_posterior(refined.refinement, wide(), 1, 50, refined, from_flow=False)
+    again = annealed_posterior(refined.refinement, wide(), 1, 50, refined)
     for draws in (refined, again):
         reasons = draws.evidence.reasons
         assert len(reasons) == 1 and "nan or +inf at 20 of 200 draws" in reasons[0]
@@ -348,10 +348,10 @@ def test_rounding_in_double_precision():
     # One unit in the last place of the median; points of density zero have no size.
     log_prob = torch.tensor([-100.0, -1000.0, -1e9, -math.inf, -math.inf], dtype=torch.float64)
     z = torch.zeros(5, 1, dtype=torch.float64)
-    assert drawing._rounding(near(), z, log_prob) == pytest.approx(1000 * 2**-52)
-    assert drawing._rounding(near(), z[:3], torch.full((3,), -math.inf)) == 0.0
+    assert drawing.rounding_at(near(), z, log_prob) == pytest.approx(1000 * 2**-52)
+    assert drawing.rounding_at(near(), z[:3], torch.full((3,), -math.inf)) == 0.0
     # Nor is there anything to measure where no point has a density.
-    assert drawing._rounding(insists_on_single(0.0), z[:3], torch.full((3,), -math.inf)) == 0.0
+    assert drawing.rounding_at(insists_on_single(0.0), z[:3], torch.full((3,), -math.inf)) == 0.0
 
 
 @pytest.mark.parametrize("constant", [2e6, 2e5, 2e4])
@@ -360,7 +360,7 @@ def test_rounding_in_single_precision(constant):
     target = insists_on_single(constant)
     z = 0.3 + 0.8 * torch.randn(2000, 1, dtype=torch.float64)
     error = target.log_prob(z) - constant - near().log_prob(z)
-    assert drawing._rounding(target, z, target.log_prob(z)) == pytest.approx(error.std().item(), rel=0.15)
+    assert drawing.rounding_at(target, z, target.log_prob(z)) == pytest.approx(error.std().item(), rel=0.15)
 
 
 def test_a_large_constant_is_a_reason_in_single_precision(leap):

@@ -13,7 +13,7 @@ from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior import escalation
 from pyro_osds.posterior.escalation import Escalation
-from pyro_osds.posterior.verdict import Evidence
+from pyro_osds.posterior.verdict import Evidence, EvidenceCheck
 from pyro_osds.target import NotFiniteError
 from pyro_osds.train.trainer import History
 
@@ -42,8 +42,8 @@ def verdict(reliable, share=0.5, log_evidence=-1.0):
 class FakeRecipe:
     """Counts the larger flows, each of them better or not."""
 
-    def __init__(self, better=True, iterations_left=100, leap=None):
-        self.found = SimpleNamespace(target="the target")
+    def __init__(self, better=True, iterations_left=100, leap=None, folded=False):
+        self.found = SimpleNamespace(target="the target", is_folded=folded)
         self.trainer = self._trainer(leap or Leap(gaussian_base(torch.randn(50, 1)), FlowMap(1)), 10)
         self.iterations_left = iterations_left
         self.surveys = []
@@ -155,38 +155,38 @@ def test_a_larger_flow_that_is_no_better():
     assert climb.stages == ["flow", "larger flow", "annealed refinement"]
 
 
-def test_the_refinement_is_the_last_stage_where_exploration_costs_too_much():
+def test_the_refinement_is_the_last_stage_where_there_is_no_annealed_smc():
     # Whatever it says is kept.
     climb = Climb(verdict(False), walked=verdict(False))
     assert climb.stages == ["flow", "annealed refinement"] and climb.kept[1][0] is climb.walked
     assert climb.kept[1][1].endswith("draws: NOT reliable; log evidence: NOT reliable")
 
 
-def test_exploration_follows_a_refinement_that_is_not_believed():
+def test_annealed_smc_follows_a_refinement_that_is_not_believed():
     # Given the refinement's draws; with a good verdict it is kept whatever its number, and says that it is no one step.
     climb = Climb(verdict(False), walked=verdict(False, log_evidence=5.0), explored=verdict(True, log_evidence=-9.0))
-    assert climb.stages == ["flow", "annealed refinement", "exploration"] and climb.explorations == [climb.walked]
+    assert climb.stages == ["flow", "annealed refinement", "annealed SMC"] and climb.explorations == [climb.walked]
     assert climb.kept[2][0] is climb.explored
-    assert climb.kept[2][1].endswith("log evidence: reliable; these draws do not come from one step")
+    assert climb.kept[2][1].endswith("log evidence: reliable; draws of annealed SMC, not of one network evaluation")
 
 
 @pytest.mark.parametrize(("log_evidence", "taken"), [(-0.9, True), (-1.0, False), (-1.1, False), (math.nan, False)])
 def test_the_better_founded_stage_is_kept(log_evidence, taken):
     # Where no verdict is good, the higher evidence: annealing that misses a part is too low.
     climb = Climb(verdict(False), walked=verdict(False), explored=verdict(False, log_evidence=log_evidence))
-    assert climb.stages == ["flow", "annealed refinement", "exploration"]
+    assert climb.stages == ["flow", "annealed refinement", "annealed SMC"]
     assert climb.kept[2][0] is (climb.explored if taken else climb.walked)
-    assert climb.kept[2][1].endswith("do not come from one step" if taken else "; not taken")
+    assert climb.kept[2][1].endswith("not of one network evaluation" if taken else "; not taken")
 
 
-def test_exploration_without_a_refinement():
+def test_annealed_smc_without_a_refinement():
     # A velocity network has no refinement, and may be helped by exploring all the same.
     recipe = FakeRecipe(leap=SimpleNamespace(can_invert=False), iterations_left=0)
     climb = Climb(verdict(False), recipe=recipe, explored=verdict(True))
-    assert climb.stages == ["flow", "exploration"] and climb.explorations == [climb.first]
+    assert climb.stages == ["flow", "annealed SMC"] and climb.explorations == [climb.first]
 
 
-def test_no_exploration_where_the_refinement_is_believed():
+def test_no_annealed_smc_where_the_refinement_is_believed():
     # Nor after the deadline.
     climb = Climb(verdict(False), explored=verdict(True))
     assert climb.stages == ["flow", "annealed refinement"] and not climb.explorations
@@ -200,6 +200,27 @@ def test_what_is_settled_is_not_climbed_for():
     first.evidence = replace(first.evidence, reliable=False, reasons=("Improper.",), log_evidence=math.nan)
     climb = Climb(first, explored=verdict(True))
     assert climb.stages == ["flow"] and climb.kept[0][0] is first
+
+
+@pytest.mark.parametrize(
+    ("share", "elbo", "folded", "skips"),
+    [
+        (0.0005, -5.0, True, True),
+        (math.nan, -5.0, True, True),
+        (0.0005, -3.0, True, False),
+        (0.0015, -5.0, True, False),
+        (0.0005, -5.0, False, False),
+    ],
+)
+@pytest.mark.parametrize("reliable", [True, False])
+def test_a_hopeless_flow_is_no_start(share, elbo, folded, skips, reliable):
+    # Few draws effective, the ELBO far below exploration, and valleys everywhere: straight to annealed SMC, and no
+    # further. A posterior with a single mode, or weights that are merely poor, go the usual way.
+    first = verdict(False, share)
+    first.evidence = replace(first.evidence, elbo=elbo, check=EvidenceCheck(-1.0, 0.1))
+    climb = Climb(first, recipe=FakeRecipe(folded=folded), walked=verdict(False), explored=verdict(reliable))
+    usual = ["flow", "larger flow", "annealed refinement", "annealed SMC"]
+    assert climb.stages == (["flow", "annealed SMC"] if skips else usual)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +259,7 @@ def test_the_deadline_may_pass_on_the_way(monkeypatch):
     assert climb.stages == ["flow", "larger flow"] and not climb.walks
 
 
-@pytest.mark.parametrize("failing", ["larger flow", "annealed refinement", "exploration"])
+@pytest.mark.parametrize("failing", ["larger flow", "annealed refinement", "annealed SMC"])
 def test_a_stage_that_cannot_begin_costs_nothing(monkeypatch, failing):
     # None of its starting points has a density: the next stage comes, and the draws that there are stay.
     def fails(*arguments):
@@ -251,7 +272,7 @@ def test_a_stage_that_cannot_begin_costs_nothing(monkeypatch, failing):
     else:
         monkeypatch.setattr(Climb, "explore", fails)
     climb = Climb(verdict(False, 0.1), walked=verdict(False), explored=verdict(False, log_evidence=-2.0))
-    assert climb.stages == ["flow", "larger flow", "annealed refinement", "exploration"]
+    assert climb.stages == ["flow", "larger flow", "annealed refinement", "annealed SMC"]
     number = climb.stages.index(failing)
     draws, report = climb.kept[number]
     assert draws is climb.kept[number - 1][0] and report.startswith(f"{failing}: could not begin, since none of its")

@@ -445,31 +445,6 @@ def test_a_refinement_to_an_improper_posterior():
     assert not lost.is_settled and "a mode may be lost" in lost.draws_reasons[0]
 
 
-# ---- verdict of exploration anew ----
-
-
-@pytest.mark.parametrize(("distance", "reliable"), [(0.5, False), (0.05, True), (-3.0, True)])
-@pytest.mark.parametrize("sites", [(), ("mu",)])
-def test_exploration_is_held_against_the_refinement(distance, reliable, sites):
-    # Annealing that misses a part is too low, so only a refinement that found more speaks against exploration.
-    before = judge_annealed(walked(1.0 + distance, spread=0.1), poor(), sites)
-    evidence = judge_annealed(walked(), before, sites, from_flow=False)
-    assert evidence.draws_reliable == evidence.is_settled == reliable
-    assert evidence.refinement == before.refinement
-    if not reliable:
-        (reason,) = evidence.draws_reasons
-        assert f"lies {distance:.2f} nats below that of annealing from the flow" in reason
-        assert "a part of the posterior is missed" in reason and "num_particles" in reason
-        assert reason in evidence.reasons
-
-
-def test_exploration_without_a_refinement():
-    # Its own checks are all that there is, and no refinement is claimed.
-    evidence = judge_annealed(walked(), poor(), from_flow=False)
-    assert evidence.is_settled and evidence.refinement is None
-    assert "accepted" in only_reason(judge_annealed(walked(acceptance=0.1), poor(), from_flow=False))
-
-
 # ---- what holds for the density ----
 
 

@@ -76,6 +76,7 @@ def test_fit():
         "recipe": "cover",
         "backend": "captured",
         "rung": "captured",
+        "source": "flow",
         "run_report": "flow: one\nannealed refinement: two",
     }
 

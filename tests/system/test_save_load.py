@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import assert_within_standard_error
 
-from pyro_osds import OSDS
+from pyro_osds import OSDS, fit_stages
 from pyro_osds import fit as fit_room
 from pyro_osds.results import storage
 from pyro_osds.train import recipe
@@ -221,8 +221,12 @@ def interrupted_at(monkeypatch, number):
     monkeypatch.setattr(Trainer, "step", interrupted)
 
 
+# A precision that annealed SMC reaches soon.
+IN_STAGES = quick(num_iterations=12, escalate=True, learning_rate=1e-2, target_std_error=0.1)
+
+
 def heavy_tails():
-    return OSDS.from_log_prob(heavy, 3, **quick(num_iterations=12, escalate=True, learning_rate=1e-2))
+    return OSDS.from_log_prob(heavy, 3, **IN_STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +253,7 @@ def test_resume_after_ctrl_c(uninterrupted, monkeypatch, tmp_path, number):
 
 def test_resume_on_a_stage(uninterrupted, monkeypatch):
     # Ctrl-C on the refinement: the flow's verdict stands, until the refinement is walked after all.
-    walk, calls = fit_room.refined_posterior, []
+    walk, calls = fit_stages.refined_posterior, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -258,8 +262,8 @@ def test_resume_on_a_stage(uninterrupted, monkeypatch):
             raise KeyboardInterrupt
         return walk(*arguments)
 
-    assert [line.split(":")[0] for line in uninterrupted.run_report] == ["flow", "annealed refinement", "exploration"]
-    monkeypatch.setattr(fit_room, "refined_posterior", interrupted)
+    assert [line.split(":")[0] for line in uninterrupted.run_report] == ["flow", "annealed refinement", "annealed SMC"]
+    monkeypatch.setattr(fit_stages, "refined_posterior", interrupted)
     osds = fit(heavy_tails)
     assert osds.is_interrupted and osds.run_report == uninterrupted.run_report[:1]
     osds = pickle.loads(pickle.dumps(osds))
@@ -271,7 +275,7 @@ def test_resume_on_a_stage(uninterrupted, monkeypatch):
 def test_resume_after_the_time(uninterrupted):
     # The time is over before the first step; with more of it the run comes to the same end.
     pyro.set_rng_seed(0)
-    osds = OSDS.from_log_prob(heavy, 3, **quick(num_iterations=12, escalate=True, learning_rate=1e-2, max_time=1e-6))
+    osds = OSDS.from_log_prob(heavy, 3, **IN_STAGES, max_time=1e-6)
     with pytest.warns(UserWarning):
         osds.run()
     assert osds.is_interrupted and osds.trainer.history.loss == []

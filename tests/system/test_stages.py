@@ -84,7 +84,7 @@ def test_interrupted_escalation_keeps_the_last_verdict(monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyro_osds.fit.refined_posterior", interrupted)
+    monkeypatch.setattr("pyro_osds.fit_stages.refined_posterior", interrupted)
     pyro.set_rng_seed(0)
     osds = tight()
     with pytest.warns(UserWarning) as caught:
