@@ -36,10 +36,10 @@ from pyro_osds.model.graph import (
     record,
     with_scores,
 )
-from pyro_osds.model.pointwise import Single, in_loop, or_nan, seconds_of
+from pyro_osds.model.pointwise import Loop, OnePoint, Single, in_loop, or_nan, seconds_of
 from pyro_osds.model.pyro_internals import is_numerical
-from pyro_osds.model.vmap import PointsDisagree, VmapCompat, vmappable_pyro
-from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
+from pyro_osds.model.vmap import PointsDisagree, VmapCompat
+from pyro_osds.runtime.precision import default_dtype, is_rounding, resembles
 from pyro_osds.runtime.source import first_line, user_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
 
@@ -104,6 +104,7 @@ class Ladder:
         self._example = example
         self._batched_factories = False
         self._graphs: dict[tuple[bool, int], Graph] = {}
+        self._loop: Loop | None = None
         self._is_solved = is_solved
         few = _FEWER_POINTS if is_double is not None else _FEW_POINTS
         self._points = check_points(example)[: few if is_solved else None]
@@ -122,7 +123,7 @@ class Ladder:
 
     def __getstate__(self) -> dict[str, Any]:
         # Recorded graphs cannot be pickled; they are recorded again when they are first needed.
-        return {**self.__dict__, "_graphs": {}}
+        return {**self.__dict__, "_graphs": {}, "_loop": None}
 
     def of(self, single: Single) -> Ladder:
         """A ladder with the same options for another density of the same points."""
@@ -285,21 +286,31 @@ class Ladder:
 
     def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         """Any function of one point, over the rows of ``z``: tensors, tuples or mappings of them, stacked."""
-        precision = in_double() if self.is_double else contextlib.nullcontext()
-        with vmappable_pyro(), precision, self.saved():
-            if not self.vectorized:
-                return self._in_loop(read, z)
+        if not self.vectorized:
+            return self._loop_of(read).at(z)
+        with self._point(read).around():
             try:
                 return self._vmap(read, z)
             except RuntimeError as error:
                 # In this batch points may have parted, though they did not where the backends were compared.
                 if not is_numerical(error) and (self._must_agree or not isinstance(error, PointsDisagree)):
                     raise
-                return self._in_loop(read, z)
+                return in_loop(self._point(read).read, z)
 
-    def _in_loop(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
+    def _point(self, read: Callable[[Tensor], Any]) -> OnePoint:
         # A point at which linear algebra fails has no density, as in Pyro's own samplers.
-        return in_loop(or_nan(read) if read is self.single else read, z)
+        return OnePoint(or_nan(read) if read is self.single else read, self.is_double, self._keeps_saved)
+
+    def _loop_of(self, read: Callable[[Tensor], Any]) -> Loop:
+        """The loop for a function; the density has one for as long as nothing around it changes."""
+        if read is not self.single:
+            return Loop(self._point(read), is_density=False)
+        point = self._loop.point if self._loop is not None else None
+        if point is None or (point.is_double, point.keeps_saved) != (self.is_double, self._keeps_saved):
+            self._loop = Loop(self._point(read), is_density=True)
+        assert self._loop is not None
+
+        return self._loop
 
     def _vmap(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         def single(row: Tensor) -> Any:
