@@ -42,6 +42,7 @@ from pyro_osds.model.vmap import PointsDisagree, VmapCompat
 from pyro_osds.runtime.precision import default_dtype, is_rounding, resembles
 from pyro_osds.runtime.source import first_line, user_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
+from pyro_osds.runtime.workers import in_this_process
 
 VECTORIZE = ("auto", "vmap", "loop")
 CAPTURE = ("auto", False)
@@ -114,10 +115,11 @@ class Ladder:
         self._keeps_saved, self._must_agree = False, True
         # Whether steps of a solver are chosen for whole batches, and what a batch takes then, in tensor operations.
         self.is_adaptive, self.solver_cost, self._max_steps = False, 0, MAX_STEPS
-        self._expected = self._first_look()
-        if is_double is None:
-            self._raise_precision()
-        self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
+        with in_this_process():  # whether it goes point by point is not known yet
+            self._expected = self._first_look()
+            if is_double is None:
+                self._raise_precision()
+            self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
         self._may_capture = self.vectorized and capture == "auto" and len(example) > 0
         self._must_agree = False
 

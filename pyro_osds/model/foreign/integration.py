@@ -26,8 +26,11 @@ from pyro_osds.runtime.clock import check_time
 
 # A step at which a point has no number is tried shorter so many times before the point is given up: in all 1e-7.
 _MAX_RETREATS, _RETREAT = 10, 0.2
-# Steps after which it is looked whether a point asks for too many.
-_LOOK = 50
+# Steps after which it is looked whether a point asks for too many; it does at once where it asks for so many times as
+# many, and steps do not grow by this factor from one look to the next.
+_LOOK, _HOPELESS, _GROWTH = 50, 100, 2.0
+# An error ratio that rounding alone may make: 1e-16 of a state, at tolerances of 1e-7 and less, with some to spare.
+_ROUNDED = 1e-6
 MAX_STEPS = 10_000
 """Steps that a point may ask for where nothing is known of its model."""
 
@@ -218,9 +221,7 @@ class Integration:
         # A state may be a single number.
         lost |= ~torch.stack([y, f]).isfinite().reshape(2, len(y), -1).all(-1).all(0)
         dt, fresh, count, retreats, reached = self._first_step(control, t, y, f, taken), 1, 0, 0, 1
-        refused = torch.zeros_like(lost)
-        # What each point would have taken of steps if it were alone.
-        own = torch.zeros_like(lost, dtype=torch.float64)
+        refused, demand = torch.zeros_like(lost), _Demand(t, end, self.max_steps, len(y), y.device)
         while t < end and not bool(lost.all()):
             check_time()
             while t >= self.times[reached]:
@@ -236,7 +237,7 @@ class Integration:
             is_number = math.isfinite(ratio)
             if t1 <= t or (not is_number and (retreats >= _MAX_RETREATS or dt <= control.min_step)):
                 # Nothing shorter helps these points: a solver of one of them would end here.
-                lost |= refused | ~ratios.isfinite()
+                lost |= ~ratios.isfinite() | (refused if t1 <= t else False)
                 dt, retreats = 1e-6 * (end - t), 0
                 continue
             if not is_number:
@@ -246,13 +247,14 @@ class Integration:
                 path.add(t, dt, t1, fresh, y, f)
                 yield t, dt, t1, y, f, y1, f1
                 t, y, f, fresh, retreats = t1, y1, f1, 2 * (t1 in control.jumps), 0
-                own += ratios.nan_to_num(0.0).clamp(max=1.0) ** (1.0 / control.order)
-                if len(path.times) % _LOOK == 0 and own.masked_fill(lost, 0.0).amax().item() > self.max_steps:
-                    lost |= own * ((end - self.times[0]) / (t - self.times[0])) > self.max_steps
+                refused = torch.zeros_like(lost)
                 if fresh:
                     (f,) = self.steps.start(self._time(t, y, 1), y, *taken)
             else:
                 refused = ratios > 1
+            demand.add(ratios, control.order)
+            if demand.num_tries % _LOOK == 0:
+                lost |= demand.too_many(t, lost)
             dt = dt * _factor(ratio, control)
 
     def _first_step(self, control: Control, t: float, y: Tensor, f: Tensor, taken: Sequence[Tensor]) -> float:
@@ -287,6 +289,52 @@ class Integration:
         at = torch.tensor(t, dtype=self.time_dtype, device=y.device)
 
         return torch.nextafter(at, at + side) if side else at
+
+
+class _Demand:
+    """How many steps each point would take if it were alone, and which ask for too many.
+
+    A point for which a step could be longer by a factor counts for as much less; where its error is not larger than
+    what rounding makes, it counts for nothing.
+
+    Arguments:
+        t: Where steps begin.
+        end: Where they end.
+        most: Steps that a point may ask for.
+        size: The number of points.
+        device: Their device.
+    """
+
+    def __init__(self, t: float, end: float, most: int, size: int, device: torch.device) -> None:
+        self._begin, self._end, self._most = t, end, most
+        self.num_tries = 0
+        self._total, self._window = torch.zeros(2, size, dtype=torch.float64, device=device)
+        # Where the last look was, how far the steps had come since the one before, and who was slow then.
+        self._last, self._progress, self._slow = t, 0.0, torch.zeros_like(self._total, dtype=torch.bool)
+
+    def add(self, ratios: Tensor, order: int) -> None:
+        """Note a step that was tried, whether it counts or not."""
+        self.num_tries += 1
+        asked = ratios.nan_to_num(0.0).clamp(max=1.0)
+        self._window += torch.where(asked > _ROUNDED, asked, 0.0) ** (1.0 / order)
+
+    def too_many(self, t: float, lost: Tensor) -> Tensor:
+        """Points that ask for too many steps, as far as is known at a time, ``(B,)``.
+
+        Arguments:
+            t: The time.
+            lost: Points that do not count any more.
+        """
+        self._total += self._window
+        progress = t - self._last
+        # At this pace; at the beginning of a solution steps grow, and are no pace yet.
+        slow = self._window * (self._end - t) > _HOPELESS * self._most * progress
+        found = slow & self._slow if progress < _GROWTH * self._progress else torch.zeros_like(slow)
+        if self._total.masked_fill(lost, 0.0).amax().item() > self._most and t > self._begin:
+            found = found | (self._total * ((self._end - self._begin) / (t - self._begin)) > self._most)
+        self._last, self._progress, self._slow, self._window = t, progress, slow, torch.zeros_like(self._window)
+
+        return found
 
 
 def _factor(ratio: float, control: Control) -> float:
