@@ -150,6 +150,11 @@ class Ladder:
         return self.vectorized and self.solver_cost < _SLOW_SOLVER
 
     @property
+    def num_at_once(self) -> int:
+        """How many points take hardly longer than one: a block, where a solver takes the same steps for all of it."""
+        return self._block_size if self.vectorized and self.solver_cost else 1
+
+    @property
     def backend(self) -> str:
         """``"captured"``, ``"vmap"`` or ``"loop"``."""
         if not self.vectorized:

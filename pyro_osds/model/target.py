@@ -166,7 +166,7 @@ class ModelTarget(SiteReadings, Target):
         self._state.settle()
         sizes = block_size(self.dim, num_values), large_block_size(self.dim, num_values)
         self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes, is_solved=used.num_single > 0)
-        self.vectorized = self._ladder.is_fast
+        self.vectorized, self.num_at_once = self._ladder.is_fast, self._ladder.num_at_once
         lost = lost_gradients(self._ladder.seen, self.sites)
         if lost and masked:
             refuse_missing(masked, model, args, self.kwargs)

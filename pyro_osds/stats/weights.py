@@ -115,7 +115,7 @@ def weigh_in_time(leap: Proposal, target: Target, num_draws: int, least: int, de
             if is_past(deadline) and done >= least and done % least == 0:
                 break
             # Where several processes are at work, there is something to do for each of them.
-            some = min(num_at_once(), size - count)
+            some = min(max(num_at_once(), target.num_at_once), size - count)
             some = some // least * least if done % least == 0 and some >= least else min(some, least - done % least)
             log_prob.append(target.log_prob(z[count : count + some]))
             left, count = left - some, count + some

@@ -55,6 +55,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "draw_dtype": ("a floating point torch.dtype", _is_floating),
     "num_terms": ("an integer of at least 0", _is_count),
     "vectorized": _SWITCH,
+    "num_at_once": ("an integer of at least 1", lambda value: _is_count(value) and value > 0),
     "is_double": _SWITCH,
     "backend": ("a string", lambda value: isinstance(value, str)),
     "sites": ("a sequence of sites with name, start, stop, shape and unconstrained_shape", _is_sites),

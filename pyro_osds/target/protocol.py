@@ -62,6 +62,8 @@ class Target(Protocol):
             their gradient; :class:`CostCounter` counts it. Default: 0, not known, which is taken for cheap.
         vectorized: Whether densities come in batches. Default: True. Point by point, everything that needs tens of
             thousands of densities is left out.
+        num_at_once: Where they do not, how many points take hardly longer than one, because an evaluation is mostly
+            something that is done once for all of them. Default: 1.
         is_double: Whether densities are evaluated in double precision. Default: True.
         backend: How batches are evaluated. Default: ``"given"``.
         sites: Latent sites, in the order of their coordinates. Default: none, the coordinates have no names.
@@ -89,6 +91,7 @@ class Target(Protocol):
     draw_dtype: torch.dtype = torch.float64
     num_terms: int = 0
     vectorized: bool = True
+    num_at_once: int = 1
     is_double: bool = True
     backend: str = "given"
     sites: Sequence[Site] = ()
