@@ -97,15 +97,14 @@ class Ladder:
         for name, value, allowed in (("vectorize", vectorize, VECTORIZE), ("capture", capture, CAPTURE)):
             if value not in allowed or isinstance(value, int) != isinstance(value, bool):
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
-        self.single = single
-        self.reason = ""
+        self.single, self.reason = single, ""
         self._options = vectorize, capture
         self._block_size, self._large_block_size = block_size, large_block_size
         self._min_batch = min(MIN_BATCH, block_size // 2)
         self._example = example
         self._batched_factories = False
         self._graphs: dict[tuple[bool, int], Graph] = {}
-        self._loop: Loop | None = None
+        self._loops: dict[tuple[bool, bool], Loop] = {}
         self._is_solved = is_solved
         few = _FEWER_POINTS if is_double is not None else _FEW_POINTS
         self._points = check_points(example)[: few if is_solved else None]
@@ -125,7 +124,7 @@ class Ladder:
 
     def __getstate__(self) -> dict[str, Any]:
         # Recorded graphs cannot be pickled; they are recorded again when they are first needed.
-        return {**self.__dict__, "_graphs": {}, "_loop": None}
+        return {**self.__dict__, "_graphs": {}, "_loops": {}}
 
     def of(self, single: Single) -> Ladder:
         """A ladder with the same options for another density of the same points."""
@@ -172,9 +171,8 @@ class Ladder:
             return log_prior.expand(len(z)), log_likelihood.expand(len(z))
         scores = torch.is_grad_enabled() and z.requires_grad
         if self._may_capture and len(z) >= self._min_batch and z.dtype == self._example.dtype:
-            graph = self._graph(scores, len(z))
             try:
-                if graph is not None:
+                if (graph := self._graph(scores, len(z))) is not None:
                     return self._by_graph(graph, z, scores)
             except RuntimeError as error:
                 if not is_numerical(error):
@@ -253,10 +251,7 @@ class Ladder:
         block = self._points[:1].expand(BLOCK_SIZE, -1)
         self.vectorized, before = True, self.is_double
         for self.is_double in (True, False):
-            try:
-                seconds[self.is_double] = seconds_of(with_scores(self.densities), block)
-            except Exception:  # noqa: BLE001 - without vmap, the time is Python's, and the same for both
-                seconds[self.is_double] = 1.0
+            seconds[self.is_double] = seconds_of(with_scores(self.densities), block)
         self.vectorized, self.is_double = False, before
 
         return seconds[True] > _MAX_SLOWDOWN * seconds[False]
@@ -312,12 +307,11 @@ class Ladder:
         """The loop for a function; the density has one for as long as nothing around it changes."""
         if read is not self.single:
             return Loop(self._point(read), is_density=False)
-        point = self._loop.point if self._loop is not None else None
-        if point is None or (point.is_double, point.keeps_saved) != (self.is_double, self._keeps_saved):
-            self._loop = Loop(self._point(read), is_density=True)
-        assert self._loop is not None
+        key = self.is_double, self._keeps_saved
+        if key not in self._loops:
+            self._loops[key] = Loop(self._point(read), is_density=True)
 
-        return self._loop
+        return self._loops[key]
 
     def _vmap(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         def single(row: Tensor) -> Any:
@@ -367,10 +361,8 @@ class Ladder:
 
     def _agrees(self, got: tuple[Tensor, ...]) -> bool:
         """Whether densities, and scores, are those of the loop at the points that are checked."""
-        if self.is_adaptive:
-            return agree_within_tolerances(got, self._expected)
-
-        return agree(got, self._expected, self.is_double)
+        expected = self._expected
+        return agree_within_tolerances(got, expected) if self.is_adaptive else agree(got, expected, self.is_double)
 
     def _settle_solvers(self, has_solvers: bool) -> bool:
         """A solver is set up anew wherever no graph holds it, so with a graph no batch is too small for it."""

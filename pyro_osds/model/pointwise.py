@@ -170,7 +170,7 @@ class Loop:
         return results
 
     def scored(self, z: Tensor, weights: Sequence[Weights]) -> tuple[Tensor, ...] | None:
-        """Densities ``(B,), (B,)``, gradients of their weighted sums ``(B, D)``; None where this process is to do it."""
+        """Densities ``(B,), (B,)``, gradients of weighted sums ``(B, D)``; None where this process is to do it."""
         check_time()
         answers = self._sent.answers(list(zip(z.detach().unbind(), weights, strict=True)))
         if answers is None:
@@ -237,13 +237,16 @@ def _pulled(results: Sequence[Tensor], factors: Sequence[Tensor | None], z: Tens
 
 
 def seconds_of(function: Callable[[Tensor], Any], z: Tensor) -> float:
-    """What a function takes on a device, the shortest of three times, after one that does not count."""
+    """What a function takes on a device, the shortest of three times, after one that does not count; 1 if it fails."""
     times = []
-    for _ in range(4):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        function(z)
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+    try:
+        for _ in range(4):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            function(z)
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    except Exception:  # noqa: BLE001 - what does not run in a batch takes Python's time, in any precision
+        return 1.0
 
     return min(times[1:])

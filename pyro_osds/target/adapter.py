@@ -57,6 +57,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "vectorized": _SWITCH,
     "num_at_once": ("an integer of at least 1", lambda value: _is_count(value) and value > 0),
     "is_double": _SWITCH,
+    "has_tolerance": _SWITCH,
     "backend": ("a string", lambda value: isinstance(value, str)),
     "sites": ("a sequence of sites with name, start, stop, shape and unconstrained_shape", _is_sites),
     "supports": _MAPPING,

@@ -65,6 +65,7 @@ class Target(Protocol):
         num_at_once: Where they do not, how many points take hardly longer than one, because an evaluation is mostly
             something that is done once for all of them. Default: 1.
         is_double: Whether densities are evaluated in double precision. Default: True.
+        has_tolerance: Whether a solver that chooses its steps by tolerances is part of the density. Default: False.
         backend: How batches are evaluated. Default: ``"given"``.
         sites: Latent sites, in the order of their coordinates. Default: none, the coordinates have no names.
         supports: What each latent site's support is, in words. Default: none.
@@ -93,6 +94,7 @@ class Target(Protocol):
     vectorized: bool = True
     num_at_once: int = 1
     is_double: bool = True
+    has_tolerance: bool = False
     backend: str = "given"
     sites: Sequence[Site] = ()
     supports: Mapping[str, str] = _NONE

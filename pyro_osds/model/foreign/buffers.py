@@ -141,7 +141,9 @@ def _clamp_in_place(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return tensor.copy_(tensor.clone().clamp(*args, **kwargs))
 
 
-def _slice_scatter(tensor: Tensor, src: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Tensor:
+def _slice_scatter(
+    tensor: Tensor, src: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Tensor:
     filled = tensor.clone()
     filled[(slice(None),) * (dim % tensor.dim()) + (slice(start, end, step),)] = src
 

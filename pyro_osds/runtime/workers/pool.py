@@ -1,8 +1,8 @@
 """A pool of workers: when they pay, what they are sent, and how their answers are waited for.
 
-Within :func:`with_workers` workers may be started; its end ends them, whatever happens. They start beside the work, once
-it has taken as long in this process as their start takes, so a short run never starts any and a long one hardly waits.
-A function is sent once. Before its answers count, some of them are held against this process, to the last digit.
+Within :func:`with_workers` workers may be started; its end ends them, whatever happens. They start beside the work,
+once it has taken as long in this process as their start takes, so a short run never starts any and a long one hardly
+waits. A function is sent once. Before its answers count, some of them are held against this process, to the last digit.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pyro_osds.model import ModelTarget
-from pyro_osds.target import log_prob_and_score
 from pyro_osds.runtime.warnings import VectorizationWarning
+from pyro_osds.target import log_prob_and_score
 
 X = np.array([0.5, 1.0, -0.5, 2.0])
 Y = np.array([0.3, -0.2, 0.8, 0.1])
