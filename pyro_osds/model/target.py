@@ -168,8 +168,7 @@ class ModelTarget(SiteReadings, Target):
         self.has_tolerance = is_solved = used.num_single > 0
         self._ladder = ladder = Ladder(self._single, self.start, vectorize, capture, *sizes, is_solved=is_solved)
         self.vectorized, self.num_at_once = ladder.is_fast, ladder.num_at_once
-        lost = lost_gradients(ladder.seen, self.sites)
-        if lost and masked:
+        if (lost := lost_gradients(ladder.seen, self.sites)) and masked:
             refuse_missing(masked, model, args, self.kwargs)
         refuse_lost(lost)
         if self.dim and not ladder.vectorized and self.is_double:

@@ -221,7 +221,8 @@ class Integration:
         # A state may be a single number.
         lost |= ~torch.stack([y, f]).isfinite().reshape(2, len(y), -1).all(-1).all(0)
         dt, fresh, count, retreats, reached = self._first_step(control, t, y, f, taken), 1, 0, 0, 1
-        refused, demand = torch.zeros_like(lost), _Demand(t, end, self.max_steps, len(y), y.device)
+        refused: Tensor | None = None
+        demand = _Demand(t, end, self.max_steps, control.order)
         while t < end and not bool(lost.all()):
             check_time()
             while t >= self.times[reached]:
@@ -237,7 +238,7 @@ class Integration:
             is_number = math.isfinite(ratio)
             if t1 <= t or (not is_number and (retreats >= _MAX_RETREATS or dt <= control.min_step)):
                 # Nothing shorter helps these points: a solver of one of them would end here.
-                lost |= ~ratios.isfinite() | (refused if t1 <= t else False)
+                lost |= ~ratios.isfinite() | (refused if t1 <= t and refused is not None else False)
                 dt, retreats = 1e-6 * (end - t), 0
                 continue
             if not is_number:
@@ -247,14 +248,13 @@ class Integration:
                 path.add(t, dt, t1, fresh, y, f)
                 yield t, dt, t1, y, f, y1, f1
                 t, y, f, fresh, retreats = t1, y1, f1, 2 * (t1 in control.jumps), 0
-                refused = torch.zeros_like(lost)
+                refused = None
                 if fresh:
                     (f,) = self.steps.start(self._time(t, y, 1), y, *taken)
             else:
                 refused = ratios > 1
-            demand.add(ratios, control.order)
-            if demand.num_tries % _LOOK == 0:
-                lost |= demand.too_many(t, lost)
+            if (asks_for_too_many := demand.too_many(ratios, t, lost)) is not None:
+                lost |= asks_for_too_many
             dt = dt * _factor(ratio, control)
 
     def _first_step(self, control: Control, t: float, y: Tensor, f: Tensor, taken: Sequence[Tensor]) -> float:
@@ -301,38 +301,41 @@ class _Demand:
         t: Where steps begin.
         end: Where they end.
         most: Steps that a point may ask for.
-        size: The number of points.
-        device: Their device.
+        order: The order of the method.
     """
 
-    def __init__(self, t: float, end: float, most: int, size: int, device: torch.device) -> None:
-        self._begin, self._end, self._most = t, end, most
-        self.num_tries = 0
-        self._total, self._window = torch.zeros(2, size, dtype=torch.float64, device=device)
+    def __init__(self, t: float, end: float, most: int, order: int) -> None:
+        self._begin, self._end, self._most, self._order = t, end, most, order
+        self._total: Tensor | float = 0.0
+        # Of the steps since the last look.
+        self._ratios: list[Tensor] = []
         # Where the last look was, how far the steps had come since the one before, and who was slow then.
-        self._last, self._progress, self._slow = t, 0.0, torch.zeros_like(self._total, dtype=torch.bool)
+        self._last, self._progress, self._slow = t, 0.0, torch.zeros((), dtype=torch.bool)
 
-    def add(self, ratios: Tensor, order: int) -> None:
-        """Note a step that was tried, whether it counts or not."""
-        self.num_tries += 1
-        asked = ratios.nan_to_num(0.0).clamp(max=1.0)
-        self._window += torch.where(asked > _ROUNDED, asked, 0.0) ** (1.0 / order)
-
-    def too_many(self, t: float, lost: Tensor) -> Tensor:
-        """Points that ask for too many steps, as far as is known at a time, ``(B,)``.
+    def too_many(self, ratios: Tensor, t: float, lost: Tensor) -> Tensor | None:
+        """Note a step that was tried, whether it counts or not; looks for points that ask for too many now and then.
 
         Arguments:
-            t: The time.
+            ratios: Error ratios of the step, ``(B,)``.
+            t: The time that is reached.
             lost: Points that do not count any more.
+
+        Returns:
+            Which points do, as far as is known at this time, ``(B,)``; None if nobody looked.
         """
-        self._total += self._window
-        progress = t - self._last
+        self._ratios.append(ratios)
+        if len(self._ratios) < _LOOK:
+            return None
+        asked = torch.stack(self._ratios).double().nan_to_num(0.0).clamp(max=1.0)
+        window = (torch.where(asked > _ROUNDED, asked, 0.0) ** (1.0 / self._order)).sum(0)
+        self._ratios = []
+        self._total, progress = self._total + window, t - self._last
         # At this pace; at the beginning of a solution steps grow, and are no pace yet.
-        slow = self._window * (self._end - t) > _HOPELESS * self._most * progress
-        found = slow & self._slow if progress < _GROWTH * self._progress else torch.zeros_like(slow)
+        slow = window * (self._end - t) > _HOPELESS * self._most * progress
+        found = slow & self._slow.to(slow.device) if progress < _GROWTH * self._progress else torch.zeros_like(slow)
         if self._total.masked_fill(lost, 0.0).amax().item() > self._most and t > self._begin:
             found = found | (self._total * ((self._end - self._begin) / (t - self._begin)) > self._most)
-        self._last, self._progress, self._slow, self._window = t, progress, slow, torch.zeros_like(self._window)
+        self._last, self._progress, self._slow = t, progress, slow
 
         return found
 
