@@ -24,8 +24,8 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, constraints
 
-from pyro_osds.model.distributions.stable import replaced
 from pyro_osds.model.distributions.patterns import MAX_UNROLLED, Rearranged, inverse_factor
+from pyro_osds.model.distributions.stable import replaced
 from pyro_osds.model.distributions.supports import UnknownSupportError, bare, inside
 from pyro_osds.model.distributions.wrappers import is_masked, is_wrapper, unwrap
 from pyro_osds.model.pyro_internals import mask_of
