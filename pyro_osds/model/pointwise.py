@@ -22,6 +22,9 @@ from pyro_osds.runtime.workers import Sent
 Single = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps one point ``(D,)`` to its log prior and log likelihood, two scalars."""
 
+# What a density takes with its gradient, in densities.
+_WITH_GRADIENT = 2.0
+
 Weights = tuple[float | None, float | None]
 """What log prior and log likelihood count in a gradient; None for one that is not asked for."""
 
@@ -172,7 +175,7 @@ class Loop:
     def scored(self, z: Tensor, weights: Sequence[Weights]) -> tuple[Tensor, ...] | None:
         """Densities ``(B,), (B,)``, gradients of weighted sums ``(B, D)``; None where this process is to do it."""
         check_time()
-        answers = self._sent.answers(list(zip(z.detach().unbind(), weights, strict=True)))
+        answers = self._sent.answers(list(zip(z.detach().unbind(), weights, strict=True)), _WITH_GRADIENT)
         if answers is None:
             return None
         densities, gradients = zip(*answers, strict=True)

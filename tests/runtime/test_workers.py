@@ -118,6 +118,16 @@ def test_what_cannot_be_sent_stays_here(eager):
         assert sent._is_refused
 
 
+def test_workers_that_gain_nothing_are_left(eager):
+    # Calls of a microsecond, each of which takes a message: after some of them the function stays here.
+    sent = Sent(math.sqrt)
+    with with_workers():
+        wait_for(sent, [(1.0,)] * 4)
+        sent._here = 1e-6
+        answered = [sent.answers([(1.0,), (4.0,)]) for _ in range(12)]
+        assert answered[0] == [1.0, 2.0] and answered[-1] is None and sent._is_refused
+
+
 @pytest.mark.parametrize("around", [with_workers, in_this_process])
 def test_no_workers_within_others(eager, around):
     with in_this_process() if around is in_this_process else with_workers(), with_workers():

@@ -36,8 +36,8 @@ _PIECE = 0.05
 # More workers than this would wait for each other: batches of slow densities are small. Each of them holds torch, Pyro
 # and the model, and what is larger than so many bytes is not copied so many times.
 _MOST_WORKERS, _MOST_BYTES = 16, 2**28
-# Answers of a function that are held against this process.
-_NUM_CHECKED = 4
+# Answers of a function that are held against this process; and so many calls that are no faster by workers are enough.
+_NUM_CHECKED, _MOST_IN_VAIN = 4, 5
 # Seconds between two looks at the clock, and the longest that the end of a run waits for workers.
 _TICK = 0.05
 
@@ -56,6 +56,8 @@ class Sent:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self._seconds, self._num_checked = math.inf, 0
+        # Seconds of a call in this process, and how many times in a row workers took no less.
+        self._here, self._in_vain = math.inf, 0
         self._is_refused = False
         # The file belongs to one pool.
         self._path: tuple[_Pool, str] | None = None
@@ -66,15 +68,16 @@ class Sent:
     def took(self, seconds: float, num_calls: int) -> None:
         """Note what some calls took in this process."""
         pool = _pool.get()
-        self._seconds = seconds / max(num_calls, 1)
+        self._seconds = self._here = seconds / max(num_calls, 1)
         if pool is not None and not self._is_refused and self._is_long(num_calls):
             pool.note(seconds)
 
-    def answers(self, calls: Sequence[tuple[Any, ...]]) -> list[Any] | None:
+    def answers(self, calls: Sequence[tuple[Any, ...]], work: float = 1.0) -> list[Any] | None:
         """What workers make of the arguments of some calls, in their order; None where there are none for it.
 
         Arguments:
             calls: Arguments.
+            work: How much there is to do, in those calls whose time was noted.
 
         Raises:
             OutOfTimeError: If the time is over before the answers are there.
@@ -102,7 +105,11 @@ class Sent:
             return None
         if own and not self._holds(own[0], results[0]):
             return None
-        self._seconds = min(self._seconds, (now() - start) * pool.num_workers / len(calls))
+        each = (now() - start) / len(calls)
+        self._seconds = min(self._seconds, each * pool.num_workers)
+        self._in_vain = self._in_vain + 1 if not own and each >= work * self._here else 0
+        if self._in_vain >= _MOST_IN_VAIN:
+            self.refuse("other processes take as long; the cores may be busy")
 
         return results
 
