@@ -251,7 +251,9 @@ def test_stiff_points_are_given_up_soon_and_leave_the_others_alone():
     """Rates up to 1e20 beside rates near one: points with a solution have it, whatever stands beside them."""
     target, exact = ModelTarget(compartment()), ModelTarget(compartment(None))
     assert target.backend == "captured"
-    mild = torch.cartesian_prod(*[torch.linspace(-1.0, 1.5, 7, dtype=torch.float64)] * 2)
+    # Equal rates have no closed form.
+    mild = torch.cartesian_prod(*[torch.linspace(low, 1.5, 7, dtype=torch.float64) for low in (-1.0, -1.1)])
+    mild = mild[(mild[:, 0] - mild[:, 1]).abs() > 0.01]
     wild = torch.linspace(8.0, 46.0, 15, dtype=torch.float64)
     z = torch.cat([mild, torch.stack([wild, wild.flip(0)], 1)])
     start = time.process_time()
