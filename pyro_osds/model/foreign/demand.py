@@ -2,8 +2,8 @@ r"""How many steps of a solver each point of a batch asks for, and which points 
 
 .. math:: n_b = \sum_{\text{tries}} \min(r_b, 1)^{1/p}
 
-for a point whose errors are :math:`r_b` of what is tolerated: a step that could be longer by a factor counts for as much
-less.
+for a point whose errors are :math:`r_b` of what is tolerated: a step that could be longer by a factor counts for as
+much less.
 """
 
 from __future__ import annotations
