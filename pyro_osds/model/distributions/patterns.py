@@ -25,9 +25,9 @@ def inverse_factor(matrix: Tensor) -> tuple[Tensor, Tensor]:
         ``(*shape,)`` and ``(*shape, n, n)``.
 
     Example:
-        >>> inverse_factor(torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
-        (tensor(0.6931), tensor([[0.5000, 0.0000],
-                [0.0000, 1.0000]]))
+        >>> inverse_factor(torch.tensor([[4.0, 2.0], [2.0, 2.0]]))
+        (tensor(0.6931), tensor([[ 0.5000,  0.0000],
+                [-0.5000,  1.0000]]))
     """
     size = matrix.shape[-1]
     factor: list[list[Tensor]] = [[] for _ in range(size)]
