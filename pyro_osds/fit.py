@@ -86,10 +86,9 @@ class Fit:
         if found is None:
             self.recipe, self.target = PointRecipe(target), target
         else:
-            vectorized, num_terms = target.vectorized, target.num_terms
             self.target = found.target
             groups = [site.stop - site.start for site in self.target.sites]
-            budget = settings.budget(target.dim, vectorized, deadline, num_terms)
+            budget = settings.budget(target, deadline)
             self.recipe = Recipe(
                 found, settings.recipe, budget, groups, settings.flow_options, more_iterations=settings.more_iterations
             )
@@ -128,7 +127,7 @@ class Fit:
         """
         start, found, stopped, target, journal = now(), None, "", as_target(target), journal or Journal()
         if target.dim > 0:
-            num_particles = settings.particles(target.vectorized, target.num_terms)
+            num_particles = settings.particles(target)
             limit = start + EXPLORING_SHARE * (deadline - start) if kept is None else deadline - kept
             last = math.inf if kept is None else deadline
             found, stopped = survey_in_time(target, num_particles, starts, journal, limit, settings.distributed, last)

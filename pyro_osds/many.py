@@ -23,6 +23,7 @@ from pyro_osds.osds import OSDS
 from pyro_osds.runtime.arguments import check_mapping
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.runtime.warnings import InterruptedWarning, OSDSWarning, warn
+from pyro_osds.runtime.workers import in_this_process
 
 # Pyro's handlers and the random numbers belong to the whole process: threads of one take turns.
 _turn = threading.Lock()
@@ -188,7 +189,7 @@ def _run(job: _Job) -> _Done:
         random = get_rng_state()
         try:
             parameters = pyro.get_param_store().scope(copy.copy(job.parameters))
-            with warnings.catch_warnings(record=True) as caught, parameters:
+            with warnings.catch_warnings(record=True) as caught, parameters, in_this_process():
                 warnings.simplefilter("always")
                 pyro.set_rng_seed(job.seed)
                 sampler.run(*job.args, **job.kwargs)

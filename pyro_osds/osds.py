@@ -46,6 +46,7 @@ from pyro_osds.runtime.parallel import from_first, together
 from pyro_osds.runtime.progress import progress_bar, run_bar
 from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.runtime.warnings import ModelWarning, OSDSWarning, UnreliableEvidenceWarning, warn
+from pyro_osds.runtime.workers import with_workers
 from pyro_osds.settings import Settings
 from pyro_osds.stats.thresholds import TARGET_STD_ERROR
 from pyro_osds.stats.weights import WeightedDraws, weigh
@@ -261,7 +262,7 @@ class OSDS:
         """
         seconds = self.settings.max_time
         deadline = math.inf if seconds is None else now() + seconds
-        with together(self.settings.distributed):
+        with together(self.settings.distributed), with_workers():
             with run_bar(self.settings.disable_progbar) as result:
                 self._set_up(args, kwargs, deadline=deadline)
                 self.fit.run()
@@ -300,7 +301,7 @@ class OSDS:
         seconds = replace(self.settings, max_time=max_time).max_time
         if not self.fit.is_interrupted:
             raise RuntimeError("The last run came to its end by itself: there is nothing to resume. Use run or step.")
-        with together(self.settings.distributed):
+        with together(self.settings.distributed), with_workers():
             self.fit.resume(math.inf if seconds is None else now() + seconds)
             for reason in self.evidence.all_reasons:
                 warn(reason, UnreliableEvidenceWarning)
@@ -327,7 +328,7 @@ class OSDS:
             >>> abs(osds.step()) < 1.0, abs(osds.evaluate_loss()) < 1.0  # exact: 0
             (True, True)
         """
-        with together(self.settings.distributed):
+        with together(self.settings.distributed), with_workers():
             with run_bar(self.settings.disable_progbar or self.is_trained_on(*args, **kwargs)):
                 self._set_up(args, kwargs, keep=True)
 
@@ -349,7 +350,7 @@ class OSDS:
                 "evaluate_loss was given other arguments than those that were fitted, and the flow is one for those. "
                 "Call run or step with the new ones, which replaces the fit, or use another sampler."
             )
-        with together(self.settings.distributed):
+        with together(self.settings.distributed), with_workers():
             self._set_up(args, kwargs, keep=True)
 
             return self.trainer.evaluate()
@@ -593,7 +594,7 @@ class OSDS:
         """
         check_counts({"num_draws": num_draws})
 
-        with together(self.settings.distributed):
+        with together(self.settings.distributed), with_workers():
             return self.fit.draw(num_draws, num_steps)
 
     @explains_options("draw_batches")
@@ -626,7 +627,7 @@ class OSDS:
             1.00
         """
         check_counts({"num_draws": num_draws, "batch_size": batch_size})
-        with together(self.settings.distributed):
+        with together(self.settings.distributed), with_workers():
             if num_steps is not None or self.fit.source is None:
                 self.fit.leap_in(self.settings.num_steps if num_steps is None else num_steps)
 
@@ -688,9 +689,9 @@ class OSDS:
                 f"check_against needs {_MIN_DISTINCT} different reference draws at least, to know what they vary by; "
                 f"got {num_distinct} among {len(z)}. A chain that stands still says nothing: run it longer."
             )
-        with torch.no_grad():
+        with torch.no_grad(), with_workers():
             log_weight = finite_log_prob(in_chunks(lambda x: target.log_prob(x) - leap.log_prob(x), z))
-        own = weigh(leap, target, max(_MIN_CHECK_DRAWS, len(draws.z)))
+            own = weigh(leap, target, max(_MIN_CHECK_DRAWS, len(draws.z)))
 
         return compare_with_reference(own.log_weight, log_weight, parameter_errors(self.get_samples(), every))
 
@@ -834,7 +835,8 @@ class OSDS:
         source = None if self._problem.model is None else self._predictive((), {})
         constant = self._problem.constant_data(self.fit.model_target)
 
-        return export(self.fit, groups, source, {**constant, **(constant_data or {})}, dims, coords)
+        with with_workers():
+            return export(self.fit, groups, source, {**constant, **(constant_data or {})}, dims, coords)
 
     @property
     def kernel(self) -> Any:

@@ -17,6 +17,7 @@ from pyro_osds.runtime.arguments import (
 )
 from pyro_osds.stats.enough import Enough, most_draws
 from pyro_osds.stats.thresholds import TARGET_STD_ERROR
+from pyro_osds.target import Target
 from pyro_osds.train.flows import LEAN, FlowOptions, FlowSize
 from pyro_osds.train.optimizer import check_optim
 from pyro_osds.train.recipe import NETWORKS, RECIPES
@@ -27,6 +28,8 @@ from pyro_osds.train.velocity import VOLUMES
 _FIRST_ITERATIONS = 1000
 # Point by point, a density costs about a millisecond: a smaller run that still ends before NUTS does.
 _SLOW_BATCH, _SLOW_ROUND, _SLOW_VALIDATION, _SLOW_PARTICLES = 32, 150, 256, 16
+# Two rounds, for a density that comes slowly, but for many points at once.
+_SLOW_ROUNDS = 375
 # With so many terms a density takes as long even in batches, and the posterior of so many data is close to a Gaussian.
 _MANY_TERMS = 20_000
 _LARGE_BATCH, _LARGE_VALIDATION, _LARGE_PARTICLES = 64, 1024, 32
@@ -112,16 +115,17 @@ class Settings:
         """Those that the user changed, by name."""
         return {name: value for name, value in self.as_dict().items() if value != getattr(type(self), name)}
 
-    def particles(self, vectorized: bool, num_terms: int = 1) -> int:
+    def particles(self, target: Target) -> int:
         """Particles on each replicate, fewer where densities come point by point or have very many terms."""
-        if not vectorized:
-            return _SLOW_PARTICLES
+        if not target.vectorized:
+            return _SLOW_PARTICLES if target.num_at_once == 1 else _LARGE_PARTICLES
 
-        return self.num_particles if num_terms <= _MANY_TERMS else min(self.num_particles, _LARGE_PARTICLES)
+        return self.num_particles if target.num_terms <= _MANY_TERMS else min(self.num_particles, _LARGE_PARTICLES)
 
-    def budget(self, dim: int, vectorized: bool, deadline: float = math.inf, num_terms: int = 1) -> Budget:
+    def budget(self, target: Target, deadline: float = math.inf) -> Budget:
         """What the first training may use."""
-        if vectorized:
+        dim = target.dim
+        if target.vectorized:
             budget = Budget(
                 self._first_iterations,
                 self.batch_size,
@@ -130,17 +134,19 @@ class Settings:
                 deadline=deadline,
                 optim=self.optim,
             )
-            if num_terms <= _MANY_TERMS:
+            if target.num_terms <= _MANY_TERMS:
                 return budget
             batch_size = min(self.batch_size, _LARGE_BATCH)
             return replace(budget, batch_size=batch_size, num_validation_draws=_LARGE_VALIDATION)
 
+        # Where many points take hardly longer than one, a step may as well have many, and a look even more.
+        has_many = target.num_at_once > _SLOW_BATCH
         return Budget(
-            _SLOW_ROUND,
-            _SLOW_BATCH,
+            _SLOW_ROUNDS if has_many else _SLOW_ROUND,
+            min(target.num_at_once, self.batch_size) if has_many else _SLOW_BATCH,
             self.learning_rate,
             first_round=_SLOW_ROUND,
-            num_validation_draws=_SLOW_VALIDATION,
+            num_validation_draws=_LARGE_VALIDATION if has_many else _SLOW_VALIDATION,
             deadline=deadline,
             optim=self.optim,
         )

@@ -36,12 +36,13 @@ from pyro_osds.model.graph import (
     record,
     with_scores,
 )
-from pyro_osds.model.pointwise import Single, in_loop, or_nan, seconds_of
+from pyro_osds.model.pointwise import Loop, OnePoint, Single, in_loop, or_nan, seconds_of
 from pyro_osds.model.pyro_internals import is_numerical
-from pyro_osds.model.vmap import PointsDisagree, VmapCompat, vmappable_pyro
-from pyro_osds.runtime.precision import default_dtype, in_double, is_rounding, resembles
+from pyro_osds.model.vmap import PointsDisagree, VmapCompat
+from pyro_osds.runtime.precision import default_dtype, is_rounding, resembles
 from pyro_osds.runtime.source import first_line, user_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
+from pyro_osds.runtime.workers import in_this_process
 
 VECTORIZE = ("auto", "vmap", "loop")
 CAPTURE = ("auto", False)
@@ -96,14 +97,14 @@ class Ladder:
         for name, value, allowed in (("vectorize", vectorize, VECTORIZE), ("capture", capture, CAPTURE)):
             if value not in allowed or isinstance(value, int) != isinstance(value, bool):
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
-        self.single = single
-        self.reason = ""
+        self.single, self.reason = single, ""
         self._options = vectorize, capture
         self._block_size, self._large_block_size = block_size, large_block_size
         self._min_batch = min(MIN_BATCH, block_size // 2)
         self._example = example
         self._batched_factories = False
         self._graphs: dict[tuple[bool, int], Graph] = {}
+        self._loops: dict[tuple[bool, bool], Loop] = {}
         self._is_solved = is_solved
         few = _FEWER_POINTS if is_double is not None else _FEW_POINTS
         self._points = check_points(example)[: few if is_solved else None]
@@ -113,16 +114,17 @@ class Ladder:
         self._keeps_saved, self._must_agree = False, True
         # Whether steps of a solver are chosen for whole batches, and what a batch takes then, in tensor operations.
         self.is_adaptive, self.solver_cost, self._max_steps = False, 0, MAX_STEPS
-        self._expected = self._first_look()
-        if is_double is None:
-            self._raise_precision()
-        self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
+        with in_this_process():  # whether it goes point by point is not known yet
+            self._expected = self._first_look()
+            if is_double is None:
+                self._raise_precision()
+            self.vectorized = vectorize != "loop" and self._climb(must=vectorize == "vmap")
         self._may_capture = self.vectorized and capture == "auto" and len(example) > 0
         self._must_agree = False
 
     def __getstate__(self) -> dict[str, Any]:
         # Recorded graphs cannot be pickled; they are recorded again when they are first needed.
-        return {**self.__dict__, "_graphs": {}}
+        return {**self.__dict__, "_graphs": {}, "_loops": {}}
 
     def of(self, single: Single) -> Ladder:
         """A ladder with the same options for another density of the same points."""
@@ -147,6 +149,11 @@ class Ladder:
         return self.vectorized and self.solver_cost < _SLOW_SOLVER
 
     @property
+    def num_at_once(self) -> int:
+        """How many points take hardly longer than one: a block, where a solver takes the same steps for all of it."""
+        return self._block_size if self.vectorized and self.solver_cost else 1
+
+    @property
     def backend(self) -> str:
         """``"captured"``, ``"vmap"`` or ``"loop"``."""
         if not self.vectorized:
@@ -164,9 +171,8 @@ class Ladder:
             return log_prior.expand(len(z)), log_likelihood.expand(len(z))
         scores = torch.is_grad_enabled() and z.requires_grad
         if self._may_capture and len(z) >= self._min_batch and z.dtype == self._example.dtype:
-            graph = self._graph(scores, len(z))
             try:
-                if graph is not None:
+                if (graph := self._graph(scores, len(z))) is not None:
                     return self._by_graph(graph, z, scores)
             except RuntimeError as error:
                 if not is_numerical(error):
@@ -245,10 +251,7 @@ class Ladder:
         block = self._points[:1].expand(BLOCK_SIZE, -1)
         self.vectorized, before = True, self.is_double
         for self.is_double in (True, False):
-            try:
-                seconds[self.is_double] = seconds_of(with_scores(self.densities), block)
-            except Exception:  # noqa: BLE001 - without vmap, the time is Python's, and the same for both
-                seconds[self.is_double] = 1.0
+            seconds[self.is_double] = seconds_of(with_scores(self.densities), block)
         self.vectorized, self.is_double = False, before
 
         return seconds[True] > _MAX_SLOWDOWN * seconds[False]
@@ -285,21 +288,30 @@ class Ladder:
 
     def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         """Any function of one point, over the rows of ``z``: tensors, tuples or mappings of them, stacked."""
-        precision = in_double() if self.is_double else contextlib.nullcontext()
-        with vmappable_pyro(), precision, self.saved():
-            if not self.vectorized:
-                return self._in_loop(read, z)
+        if not self.vectorized:
+            return self._loop_of(read).at(z)
+        with self._point(read).around():
             try:
                 return self._vmap(read, z)
             except RuntimeError as error:
                 # In this batch points may have parted, though they did not where the backends were compared.
                 if not is_numerical(error) and (self._must_agree or not isinstance(error, PointsDisagree)):
                     raise
-                return self._in_loop(read, z)
+                return in_loop(self._point(read).read, z)
 
-    def _in_loop(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
+    def _point(self, read: Callable[[Tensor], Any]) -> OnePoint:
         # A point at which linear algebra fails has no density, as in Pyro's own samplers.
-        return in_loop(or_nan(read) if read is self.single else read, z)
+        return OnePoint(or_nan(read) if read is self.single else read, self.is_double, self._keeps_saved)
+
+    def _loop_of(self, read: Callable[[Tensor], Any]) -> Loop:
+        """The loop for a function; the density has one for as long as nothing around it changes."""
+        if read is not self.single:
+            return Loop(self._point(read), is_density=False)
+        key = self.is_double, self._keeps_saved
+        if key not in self._loops:
+            self._loops[key] = Loop(self._point(read), is_density=True)
+
+        return self._loops[key]
 
     def _vmap(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         def single(row: Tensor) -> Any:
@@ -349,10 +361,8 @@ class Ladder:
 
     def _agrees(self, got: tuple[Tensor, ...]) -> bool:
         """Whether densities, and scores, are those of the loop at the points that are checked."""
-        if self.is_adaptive:
-            return agree_within_tolerances(got, self._expected)
-
-        return agree(got, self._expected, self.is_double)
+        expected = self._expected
+        return agree_within_tolerances(got, expected) if self.is_adaptive else agree(got, expected, self.is_double)
 
     def _settle_solvers(self, has_solvers: bool) -> bool:
         """A solver is set up anew wherever no graph holds it, so with a graph no batch is too small for it."""

@@ -165,14 +165,14 @@ class ModelTarget(SiteReadings, Target):
         check_deterministic(self._terms, check_points(self.start)[: 1 if used.num_single else 2], self._state)
         self._state.settle()
         sizes = block_size(self.dim, num_values), large_block_size(self.dim, num_values)
-        self._ladder = Ladder(self._single, self.start, vectorize, capture, *sizes, is_solved=used.num_single > 0)
-        self.vectorized = self._ladder.is_fast
-        lost = lost_gradients(self._ladder.seen, self.sites)
-        if lost and masked:
+        self.has_tolerance = is_solved = used.num_single > 0
+        self._ladder = ladder = Ladder(self._single, self.start, vectorize, capture, *sizes, is_solved=is_solved)
+        self.vectorized, self.num_at_once = ladder.is_fast, ladder.num_at_once
+        if (lost := lost_gradients(ladder.seen, self.sites)) and masked:
             refuse_missing(masked, model, args, self.kwargs)
         refuse_lost(lost)
-        if self.dim and not self._ladder.vectorized and self.is_double:
-            check_gradients(with_scores(self._ladder.densities), self.sites, check_points(self.start)[:4])
+        if self.dim and not ladder.vectorized and self.is_double:
+            check_gradients(with_scores(ladder.densities), self.sites, check_points(self.start)[:4])
         self.notes = self._look_at_observations(trace)
 
     @property

@@ -5,13 +5,14 @@ one:
 
 * A matrix without a Cholesky factor, or a singular one, becomes nan. Otherwise one of them raises for the whole batch;
   as nan it only marks its own point as impossible.
-* ``x[mask] = value`` becomes a ``where``: a batch has a mask of its own for each point.
+* ``x[mask] = value`` becomes a ``where``: a batch has a mask of its own for each point (``buffers``).
 * ``torch.tensor([a, b])`` of tensors becomes a ``stack``, which also keeps their gradients.
 * ``x.data`` becomes ``x.detach()`` in a batch, which has no other; in a single run it is what it is.
 * ``torch.equal`` is true where tensors are equal at all points; in a graph, where both came about in the same way.
 * Checks of arguments, which would look at all points at once, pass.
 * Values that are the same for all points, such as the indices of a plate, can be read as Python numbers.
-* New tensors belong to the batch from the start, if asked for: writing a batched value into an unbatched tensor fails.
+* New tensors belong to the batch from the start, if asked for, and others from when a value of the batch is written
+  into them: writing a batched value into an unbatched tensor fails.
 * ``clamp_`` and ``log_ndtr``, which vmap does one point after the other, are made of what it does at once.
 * A large triangular matrix that all points share is inverted once: solving for a batch would copy it for each point.
 * A normal draw with a negative scale is not a number, where torch would end the run.
@@ -41,7 +42,7 @@ from pyro_osds.model.distributions.latents import quiet_draws
 from pyro_osds.model.distributions.missing import nan_is_missing
 from pyro_osds.model.distributions.outside import cut_densities
 from pyro_osds.model.distributions.stable import stable_densities
-from pyro_osds.model.foreign import cells
+from pyro_osds.model.foreign import buffers, cells
 from pyro_osds.model.foreign.diffeq import solvers_in_batches
 from pyro_osds.model.foreign.factorisations import FACTORISATIONS, Factorisations
 from pyro_osds.model.foreign.functions import functions_in_batches
@@ -79,6 +80,7 @@ class VmapCompat(TorchFunctionMode):
         super().__init__()
         self.factorisations = Factorisations()
         self._zero = None if batched is None else torch.zeros_like(batched).sum()
+        self._joined = None if self._zero is None else buffers.Joined(self._zero)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS and not is_batchedtensor(args[0]):
@@ -88,6 +90,8 @@ class VmapCompat(TorchFunctionMode):
         if func in _READS and self.factorisations.knows(args[0]):
             with disable_proxy_modes_tracing():
                 return func(self.factorisations.taken_as_done(args[0]))
+        if self._joined is not None:
+            args, kwargs = self._joined.replaced(func, args), self._joined.named(kwargs or {})
         answer = _ANSWERS.get(func) or func
         result = answer(*args, **(kwargs or {}))
         if func in FACTORISATIONS or self.factorisations:
@@ -209,14 +213,6 @@ def _nan_where(failed: Tensor, result: Tensor) -> Tensor:
     return torch.where(failed, torch.nan, result)
 
 
-def _setitem(tensor: Tensor, index: Any, value: Any) -> None:
-    if isinstance(index, Tensor) and index.dtype == torch.bool and torch.as_tensor(value).dim() == 0:
-        mask = index.reshape(index.shape + (1,) * (tensor.dim() - index.dim()))
-        tensor.copy_(torch.where(mask, value, tensor))
-    else:
-        tensor[index] = value
-
-
 def _tensor(data: Any, **kwargs: Any) -> Tensor:
     if not _holds_tensors(data):
         return torch.tensor(data, **kwargs)
@@ -301,10 +297,6 @@ def _is_all_true(_: Tensor) -> bool:
     return True
 
 
-def _clamp_in_place(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return tensor.copy_(tensor.clone().clamp(*args, **kwargs))
-
-
 def _normal(mean: Any, std: Any = 1.0, *args: Any, **kwargs: Any) -> Tensor:
     """Draws; not a number where the scale is negative, which has no density either."""
     if not isinstance(std, Tensor) or not is_plain(std) or not (std < 0).any():
@@ -338,12 +330,10 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.linalg.solve_triangular: _solve_triangular,
     torch.cholesky_solve: _cholesky_solve,
     Tensor.cholesky_solve: _cholesky_solve,
-    Tensor.__setitem__: _setitem,
     Tensor.data.__get__: _data,  # type: ignore[attr-defined]
     torch.tensor: _tensor,
     torch.as_tensor: _as_tensor,
     Tensor.new_tensor: _new_tensor,
-    Tensor.clamp_: _clamp_in_place,
     Tensor.__deepcopy__: _deepcopy,
     torch.equal: _equal,
     Tensor.equal: _equal,
@@ -353,5 +343,6 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.normal: _normal,
     **dict.fromkeys(ARGUMENT_CHECKS, _is_all_true),
     **cells.ANSWERS,
+    **buffers.ANSWERS,
     functional.binary_cross_entropy_with_logits: _bce_with_logits,
 }

@@ -177,6 +177,7 @@ def draw_posterior(
         annealed_check(second) if second else None,
         rounding_at(target, draws.z, draws.log_prob) if is_whole or not is_past(deadline) else 0.0,
         mixed,
+        target.has_tolerance,
     )
 
     return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight, draws.num_not_finite, is_whole)
@@ -321,6 +322,7 @@ def annealed_posterior(
         rounding_at(target, found.z, found.log_prob),
         Mixing(*mixing(found.z[index])),
         len(judged.flow_log_weight),
+        target.has_tolerance,
     )
     acceptance = torch.full_like(index, math.nan, dtype=nothing.dtype)
 

@@ -110,17 +110,28 @@ def not_finite_reasons(num_not_finite: int, num_draws: int) -> list[Reason]:
     ]
 
 
-def rounding_reasons(rounding: float) -> list[Reason]:
-    """What rounding of the log density says; no training cures it."""
+def rounding_reasons(rounding: float, has_tolerance: bool = False) -> list[Reason]:
+    """What noise of the log density says, from rounding or from a solver's tolerance; no training cures it."""
     if rounding <= MAX_ROUNDING:
         return []
+    if has_tolerance:
+        return [
+            Reason(
+                f"The tolerances of a differential equation's solver add {rounding:.2g} nats to the log density "
+                "(standard deviation, measured at posterior draws): it chooses other steps from point to point, and "
+                "makes other errors. Pass smaller ones, such as odeint(..., rtol=1e-7, atol=1e-9), or a method with "
+                "fixed steps, such as method='rk4'.",
+                mendable=False,
+            )
+        ]
 
     return [
         Reason(
             f"Rounding adds {rounding:.2g} nats to the log density (standard deviation, measured at posterior draws). "
             "The model could not be run in double precision: look for numpy, .numpy() or a check of dtype in it. Pass "
             "data and constants as torch.float64, or leave out the constant part of a large log density. Steps in the "
-            "density, such as those of round() or floor(), look the same: write a smooth one.",
+            "density, such as those of round() or floor(), look the same: write a smooth one. So does a solution that "
+            "is found up to a tolerance, of an equation or an integral: lower the tolerance.",
             mendable=False,
         )
     ]

@@ -40,6 +40,7 @@ def judge(
     refinement: EvidenceCheck | None = None,
     rounding: float = 0.0,
     mixing: Mixing | None = None,
+    has_tolerance: bool = False,
 ) -> Evidence:
     """Evidence and verdicts from the weights of fresh draws.
 
@@ -52,6 +53,7 @@ def judge(
         refinement: Log evidence of short annealing from the flow's draws, which must agree too.
         rounding: What rounding adds to the log densities, nats; part of the standard error.
         mixing: How the chains of posterior draws mix.
+        has_tolerance: Whether a solver with tolerances is part of the density: noise is then its own, not rounding.
 
     Returns:
         The evidence with its verdicts.
@@ -70,7 +72,7 @@ def judge(
         *ess_reasons(weights.ess, num_draws),
         *mixing_reasons(mixing),
         *not_finite_reasons(num_not_finite, num_draws),
-        *rounding_reasons(rounding),
+        *rounding_reasons(rounding, has_tolerance),
         *([] if improper_sites else error_reasons(std_error)),
         *refinement_reasons(estimate, std_error, refinement),
     ]
@@ -117,6 +119,7 @@ def judge_annealed(
     rounding: float = 0.0,
     mixing: Mixing | None = None,
     num_flow_draws: int | None = None,
+    has_tolerance: bool = False,
 ) -> Evidence:
     """Evidence and verdicts from particles annealed from a flow, for one whose weights did not suffice.
 
@@ -132,6 +135,7 @@ def judge_annealed(
         rounding: What rounding adds to the log densities, nats; part of the standard error.
         mixing: How the chains of posterior draws mix.
         num_flow_draws: How many draws of the flow there were. Default: as many as the stage before has.
+        has_tolerance: Whether a solver with tolerances is part of the density.
     """
     num_draws, estimate = len(found.z), found.log_evidence
     std_error = math.hypot(found.std_error, UNREACHED, rounding)
@@ -145,7 +149,7 @@ def judge_annealed(
         *move_reasons(found),
         *mixing_reasons(mixing),
         *not_finite_reasons(num_not_finite, judged.num_draws if num_flow_draws is None else num_flow_draws),
-        *rounding_reasons(rounding),
+        *rounding_reasons(rounding, has_tolerance),
         # Replicates that disagree have said so already.
         *([] if improper_sites or found.std_error > MAX_STD_ERROR else error_reasons(std_error)),
     ]

@@ -15,7 +15,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from pyro_osds.runtime.torch_internals import TO_PYTHON, DispatchMode, is_mutable, memory_of, written_arguments
+from pyro_osds.runtime.torch_internals import (
+    TO_PYTHON,
+    DispatchMode,
+    is_mutable,
+    memory_of,
+    without_function_modes,
+    written_arguments,
+)
 
 _aten = torch.ops.aten
 # Operations whose result depends on the shapes and types of their arguments, not on their values.
@@ -161,7 +168,8 @@ class Recorder(DispatchMode):
             self._written.update(self.node(tensor) for tensor in tensors)
             written = [*_tensors(written_arguments(operation, args)), *_tensors(kwargs)]
             self._written_memory.update(map(memory_of, written))
-        result = operation(*args, **kwargs)
+        with without_function_modes():  # what torch makes of itself, such as torch.Tensor(3), is no call of the user's
+            result = operation(*args, **kwargs)
         if operation is torch.ops.aten.detach.default:
             # The same tensor, to what has no gradients.
             self._write(self.node(args[0]), result, depends)
@@ -188,7 +196,8 @@ class Recorder(DispatchMode):
 
     def _constant(self, tensor: Tensor) -> fx.Node:
         name = f"constant_{len(list(self.constants.buffers()))}"
-        self.constants.register_buffer(name, tensor.detach())
+        with without_function_modes():  # a mode of the user's code would make it part of a batch
+            self.constants.register_buffer(name, tensor.detach())
         node = self.graph.get_attr(name)
         self._memory[node] = memory_of(tensor)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_osds.runtime.chunks import chunk_sizes, stack_chunks
 from pyro_osds.runtime.clock import is_past
 from pyro_osds.runtime.parallel import by_rows
+from pyro_osds.runtime.workers import num_at_once
 from pyro_osds.stats.pareto import TailFit, fit_tail, pareto_k
 from pyro_osds.stats.thresholds import GOOD_PARETO_K
 from pyro_osds.target import Target, finite_log_prob
@@ -108,16 +109,19 @@ def weigh_in_time(leap: Proposal, target: Target, num_draws: int, least: int, de
     parts, left = [], num_draws
     for size in chunk_sizes(num_draws, _CHUNK_SIZE):
         z, log_q, log_abs_det = leap.sample(size)
-        log_prob = []
-        for row in z:
-            if is_past(deadline) and num_draws - left >= least and (num_draws - left) % least == 0:
+        log_prob, count = [], 0
+        while count < size:
+            done = num_draws - left
+            if is_past(deadline) and done >= least and done % least == 0:
                 break
-            log_prob.append(target.log_prob(row[None]))
-            left -= 1
+            # Where several processes are at work, there is something to do for each of them.
+            some = min(max(num_at_once(), target.num_at_once), size - count)
+            some = some // least * least if done % least == 0 and some >= least else min(some, least - done % least)
+            log_prob.append(target.log_prob(z[count : count + some]))
+            left, count = left - some, count + some
         if log_prob:
-            count = len(log_prob)
             parts.append(_weighed(z[:count], log_q[:count], log_abs_det[:count], torch.cat(log_prob)))
-        if len(log_prob) < size:
+        if count < size:
             break
 
     return join(parts)

@@ -62,7 +62,10 @@ class Target(Protocol):
             their gradient; :class:`CostCounter` counts it. Default: 0, not known, which is taken for cheap.
         vectorized: Whether densities come in batches. Default: True. Point by point, everything that needs tens of
             thousands of densities is left out.
+        num_at_once: Where they do not, how many points take hardly longer than one, because an evaluation is mostly
+            something that is done once for all of them. Default: 1.
         is_double: Whether densities are evaluated in double precision. Default: True.
+        has_tolerance: Whether a solver that chooses its steps by tolerances is part of the density. Default: False.
         backend: How batches are evaluated. Default: ``"given"``.
         sites: Latent sites, in the order of their coordinates. Default: none, the coordinates have no names.
         supports: What each latent site's support is, in words. Default: none.
@@ -89,7 +92,9 @@ class Target(Protocol):
     draw_dtype: torch.dtype = torch.float64
     num_terms: int = 0
     vectorized: bool = True
+    num_at_once: int = 1
     is_double: bool = True
+    has_tolerance: bool = False
     backend: str = "given"
     sites: Sequence[Site] = ()
     supports: Mapping[str, str] = _NONE

@@ -35,6 +35,7 @@ class TargetWrapper(Target):
         self.target = target
         self.dim, self.dtype, self.device, self.draw_dtype = target.dim, target.dtype, target.device, target.draw_dtype
         self.num_terms, self.vectorized, self.is_double = target.num_terms, target.vectorized, target.is_double
+        self.num_at_once, self.has_tolerance = target.num_at_once, target.has_tolerance
 
     @property
     def backend(self) -> str:

@@ -24,6 +24,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, constraints
 
+from pyro_osds.model.distributions.patterns import MAX_UNROLLED, Rearranged, inverse_factor
 from pyro_osds.model.distributions.stable import replaced
 from pyro_osds.model.distributions.supports import UnknownSupportError, bare, inside
 from pyro_osds.model.distributions.wrappers import is_masked, is_wrapper, unwrap
@@ -220,7 +221,7 @@ def _nan_masked_multivariate_normal(self: Any, value: Tensor) -> Tensor:
     constant = log_scale + 0.5 * math.log(2.0 * math.pi) * plan.ok.sum(-1).to(log_scale.dtype)
     log_prob = -constant[plan.group][:, None] - 0.5 * whitened.square().sum(-2)
 
-    return log_prob.reshape(-1).index_select(0, plan.back).reshape(shape[:-1])
+    return Rearranged.apply(log_prob.reshape(-1), plan.back, plan.there).reshape(shape[:-1])
 
 
 class _Plan:
@@ -249,6 +250,9 @@ class _Plan:
         self.rows, self.group = flat.reshape(-1, size), torch.tensor(groups, device=device)
         self.back = torch.empty(len(rows), dtype=torch.long, device=device)
         self.back[flat] = torch.arange(len(flat), device=device)
+        # For each place in the pieces the row that is read from it; none, the number of rows, for copies.
+        self.there = torch.full((len(flat),), len(rows), device=device)
+        self.there[self.back] = torch.arange(len(rows), device=device)
 
 
 def _piece(counts: list[int]) -> int:
@@ -268,7 +272,11 @@ def _inverse_factors(covariance: Tensor, ok: Tensor) -> tuple[Tensor, Tensor]:
     both = ok[:, :, None] & ok[:, None, :]
     eye = torch.eye(ok.shape[-1], dtype=covariance.dtype, device=covariance.device)
     # For what is missing stand independent standard normal variates.
-    factor = torch.linalg.cholesky(torch.where(both, covariance, eye))
+    whole = torch.where(both, covariance, eye)
+    if ok.shape[-1] <= MAX_UNROLLED:
+        log_det, inverse = inverse_factor(whole)
+        return log_det, torch.where(both, inverse, 0.0)
+    factor = torch.linalg.cholesky(whole)
     inverse = torch.linalg.solve_triangular(factor, eye.expand(factor.shape), upper=False)
 
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1), torch.where(both, inverse, 0.0)

@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_osds.model.foreign.demand import Demand
 from pyro_osds.model.foreign.steps import Steps
 from pyro_osds.runtime.clock import check_time
 
 # A step at which a point has no number is tried shorter so many times before the point is given up: in all 1e-7.
 _MAX_RETREATS, _RETREAT = 10, 0.2
-# Steps after which it is looked whether a point asks for too many.
-_LOOK = 50
 MAX_STEPS = 10_000
 """Steps that a point may ask for where nothing is known of its model."""
 
@@ -218,9 +217,8 @@ class Integration:
         # A state may be a single number.
         lost |= ~torch.stack([y, f]).isfinite().reshape(2, len(y), -1).all(-1).all(0)
         dt, fresh, count, retreats, reached = self._first_step(control, t, y, f, taken), 1, 0, 0, 1
-        refused = torch.zeros_like(lost)
-        # What each point would have taken of steps if it were alone.
-        own = torch.zeros_like(lost, dtype=torch.float64)
+        refused: Tensor | None = None
+        demand = Demand(t, end, self.max_steps, control.order)
         while t < end and not bool(lost.all()):
             check_time()
             while t >= self.times[reached]:
@@ -236,7 +234,7 @@ class Integration:
             is_number = math.isfinite(ratio)
             if t1 <= t or (not is_number and (retreats >= _MAX_RETREATS or dt <= control.min_step)):
                 # Nothing shorter helps these points: a solver of one of them would end here.
-                lost |= refused | ~ratios.isfinite()
+                lost |= ~ratios.isfinite() | (refused if t1 <= t and refused is not None else False)
                 dt, retreats = 1e-6 * (end - t), 0
                 continue
             if not is_number:
@@ -246,13 +244,13 @@ class Integration:
                 path.add(t, dt, t1, fresh, y, f)
                 yield t, dt, t1, y, f, y1, f1
                 t, y, f, fresh, retreats = t1, y1, f1, 2 * (t1 in control.jumps), 0
-                own += ratios.nan_to_num(0.0).clamp(max=1.0) ** (1.0 / control.order)
-                if len(path.times) % _LOOK == 0 and own.masked_fill(lost, 0.0).amax().item() > self.max_steps:
-                    lost |= own * ((end - self.times[0]) / (t - self.times[0])) > self.max_steps
+                refused = None
                 if fresh:
                     (f,) = self.steps.start(self._time(t, y, 1), y, *taken)
             else:
                 refused = ratios > 1
+            if (asks_for_too_many := demand.too_many(ratios, t, lost)) is not None:
+                lost |= asks_for_too_many
             dt = dt * _factor(ratio, control)
 
     def _first_step(self, control: Control, t: float, y: Tensor, f: Tensor, taken: Sequence[Tensor]) -> float:

@@ -1,6 +1,7 @@
 """Differential equations by torchdiffeq in batches: closed forms decide, and the density of single runs."""
 
 import math
+import time
 import warnings
 
 import pyro
@@ -12,6 +13,7 @@ from pyro_osds.model import ModelTarget
 from pyro_osds.model.agreement import agree_within_tolerances
 from pyro_osds.model.foreign.integration import integrations_used, limited_steps
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
+from pyro_osds.posterior.reasons import rounding_reasons
 from pyro_osds.runtime.clock import OutOfTimeError, now, time_limit
 from pyro_osds.target import log_prob_and_score
 
@@ -243,3 +245,40 @@ def test_a_limit_of_time_ends_a_solution():
     assert target.backend == "captured"
     with pytest.raises(OutOfTimeError), time_limit(now() - 1.0):
         target.log_prob(points(64))
+
+
+def test_stiff_points_are_given_up_soon_and_leave_the_others_alone():
+    """Rates up to 1e20 beside rates near one: points with a solution have it, whatever stands beside them."""
+    target, exact = ModelTarget(compartment()), ModelTarget(compartment(None))
+    assert target.backend == "captured"
+    # Equal rates have no closed form.
+    mild = torch.cartesian_prod(*[torch.linspace(low, 1.5, 7, dtype=torch.float64) for low in (-1.0, -1.1)])
+    mild = mild[(mild[:, 0] - mild[:, 1]).abs() > 0.01]
+    wild = torch.linspace(8.0, 46.0, 15, dtype=torch.float64)
+    z = torch.cat([mild, torch.stack([wild, wild.flip(0)], 1)])
+    start = time.process_time()
+    with torch.no_grad():
+        got, expected = target.log_prob(z), exact.log_prob(mild)
+    assert time.process_time() - start < 60.0
+    torch.testing.assert_close(got[: len(mild)], expected, rtol=1e-4, atol=1e-4)
+    assert not got[len(mild) :].isfinite().any()
+
+
+def test_one_point_is_not_blamed_for_the_steps_of_another():
+    """The steps that a fast point needs are so short for a slow one that its error is rounding."""
+    z = torch.tensor([[0.0, 0.0], [6.0, 0.0], [-3.0, 0.0]], dtype=torch.float64)
+    with limited_steps(100):
+        got, _, failed, _ = in_batch(decay(rtol=1e-9, atol=1e-12), z)
+    assert failed.tolist() == [False, True, False] and got[1].isnan().any()
+    torch.testing.assert_close(got[[0, 2]], decay_exactly(z[[0, 2]]), rtol=0, atol=1e-6)
+
+
+def test_noise_of_a_solver_is_told_as_such():
+    model = compartment(rtol=0.02, atol=0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        target = ModelTarget(model, vectorize="loop")
+    assert target.has_tolerance and not ModelTarget(compartment(None)).has_tolerance
+    (reason,) = rounding_reasons(0.3, target.has_tolerance)
+    assert "tolerances of a differential equation's solver add 0.3 nats" in reason.text and "rtol=" in reason.text
+    assert "dtype" not in reason.text and "Rounding" not in reason.text
