@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -39,9 +39,9 @@ from pyro_osds.runtime.arguments import (
 )
 from pyro_osds.runtime.chunks import chunk_sizes
 from pyro_osds.runtime.clock import now
-from pyro_osds.runtime.memory import keep_freed_memory
+from pyro_osds.runtime.memory import check_room, keep_freed_memory
 from pyro_osds.runtime.names import RESERVED, renamed
-from pyro_osds.runtime.options import explains_options
+from pyro_osds.runtime.options import explains_options, unknown_attribute
 from pyro_osds.runtime.parallel import from_first, together
 from pyro_osds.runtime.progress import progress_bar, run_bar
 from pyro_osds.runtime.resume import random_state, set_random_state
@@ -414,6 +414,13 @@ class OSDS:
         self.fit.ensure_judged()
         print(summary_card(self._problem.function, self.settings, self.fit).text())
 
+    if not TYPE_CHECKING:  # for type checkers an attribute that does not exist is an error
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):
+                object.__getattribute__(self, name)  # a property that failed tells its own reason
+            raise unknown_attribute(type(self), name)
+
     def __repr__(self) -> str:
         return one_line(self._problem.function, self.settings, self._fit)
 
@@ -580,6 +587,8 @@ class OSDS:
             ValueError: If ``num_draws`` is not positive or ``num_steps`` is no power of two.
         """
         check_counts({"num_draws": num_draws})
+        cure = "Ask for fewer, or go through them by draw_batches."
+        check_room(f"num_draws={num_draws}", num_draws, self.fit.target.dim, cure)
 
         with together(self.settings.distributed):
             return self.fit.draw(num_draws, self.settings.num_steps if num_steps is None else num_steps)
@@ -978,6 +987,9 @@ class OSDS:
             return
         keep_freed_memory()
         target = self._problem.target(args, kwargs)
+        what, total = f"num_samples={self.num_samples}", self.num_chains * self.num_samples
+        cure = "Ask for fewer, and go through more by draw_batches after the run."
+        check_room(f"{what}, for each of {self.num_chains} chains,", total, as_target(target).dim, cure)
         self._tell_names(target)
         before = self._fit if self.settings.warm_start else None
         explore = partial(Fit.warm, before) if before is not None else partial(Fit.explored, settings=self.settings)

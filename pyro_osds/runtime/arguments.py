@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_osds.runtime.options import nearest
+from pyro_osds.runtime.options import nearest, short
 
 
 def check_counts(counts: Mapping[str, Any]) -> None:
@@ -24,10 +24,22 @@ def check_counts(counts: Mapping[str, Any]) -> None:
     """
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-            whole = isinstance(count, float) and count.is_integer() and count >= 1
-            raise ValueError(
-                f"{name} must be an integer of at least 1, got {count!r}.{f' Write {int(count)}.' if whole else ''}"
-            )
+            raise ValueError(f"{name} must be an integer of at least 1, got {short(count)}.{_instead(name, count)}")
+
+
+def _instead(name: str, given: Any) -> str:
+    """What to write in the place of something that is no count; empty where nobody knows."""
+    number = plain(given)
+    if isinstance(number, str):
+        number = float(number) if number.strip().replace(".", "", 1).isdigit() else number
+    if isinstance(number, (int, float)) and not isinstance(number, bool):
+        return f" Write {int(number)}." if math.isfinite(number) and number >= 1 and number == int(number) else ""
+    if name != "num_samples":
+        return ""
+    if getattr(given, "shape", ()) or isinstance(given, (list, tuple, Mapping)):
+        return " Data are arguments of run(): write osds = OSDS(model), then osds.run(data)."
+
+    return " OSDS needs no guide and no optimiser: OSDS(model) is enough." if callable(given) else ""
 
 
 def check_positive(numbers: Mapping[str, Any]) -> None:
@@ -41,7 +53,7 @@ def check_positive(numbers: Mapping[str, Any]) -> None:
     for name, number in numbers.items():
         is_number = isinstance(number, (int, float, np.integer, np.floating)) and not isinstance(number, bool)
         if not (is_number and math.isfinite(number) and number > 0):
-            raise ValueError(f"{name} must be a positive number, got {number!r}.")
+            raise ValueError(f"{name} must be a positive number, got {short(number)}.")
 
 
 def check_share(name: str, share: Any) -> None:
@@ -55,7 +67,7 @@ def check_share(name: str, share: Any) -> None:
     is_number = isinstance(share, (int, float, np.integer, np.floating)) and not isinstance(share, bool)
     if not (is_number and 0 < share < 1):
         percent = f" Write {share / 100:g} for {share:g} percent." if is_number and 1 < share < 100 else ""
-        raise ValueError(f"{name} must lie between 0 and 1, got {share!r}.{percent}")
+        raise ValueError(f"{name} must lie between 0 and 1, got {short(share)}.{percent}")
 
 
 def check_switches(switches: Mapping[str, Any]) -> None:
@@ -68,7 +80,7 @@ def check_switches(switches: Mapping[str, Any]) -> None:
     """
     for name, switch in switches.items():
         if not isinstance(switch, (bool, np.bool_)):
-            raise ValueError(f"{name} must be True or False, got {switch!r}.")
+            raise ValueError(f"{name} must be True or False, got {short(switch)}.")
 
 
 def check_mapping(name: str, given: Any, cure: str) -> None:
@@ -90,13 +102,15 @@ def check_mapping(name: str, given: Any, cure: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A scalar of numpy as Python's own; everything else as it is.
+    """A scalar of numpy or torch as Python's own; everything else as it is.
 
     Example:
         >>> plain(np.int64(3)), plain("auto")
         (3, 'auto')
     """
-    return value.item() if isinstance(value, np.generic) else value
+    is_scalar = isinstance(value, np.generic) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0)
+
+    return value.item() if is_scalar and getattr(value, "device", None) != torch.device("meta") else value
 
 
 def check_powers_of_two(counts: Mapping[str, Any]) -> None:
