@@ -133,7 +133,7 @@ def _evidence(name: str, fitted: Any) -> dict[str, Any]:
         columns = ("log_evidence", "std_error", "pareto_k", "reliable", "draws_reliable")
         return {column: getattr(evidence, column) for column in columns} | {"reason": "".join(evidence.reasons[:1])}
     try:
-        fit = None if isinstance(fitted, (str, tuple, list, Tensor, np.ndarray)) else fitted["fit"]
+        fit: Any = None if isinstance(fitted, (str, tuple, list, Tensor, np.ndarray, Evidence)) else fitted["fit"]
     except (KeyError, TypeError, IndexError):
         fit = None
     if fit is None:

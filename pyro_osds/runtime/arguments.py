@@ -184,9 +184,30 @@ def constant_arguments(
 def parameters_of(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
     """The parameters of a model by name; None for a callable that does not tell them."""
     try:
-        return inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
+        return inspect.signature(_function(model)).parameters
     except (TypeError, ValueError):
         return None
+
+
+def signature_of(model: Callable[..., Any]) -> str:
+    """What a model takes, as its definition says it.
+
+    Example:
+        >>> signature_of(lambda x, y=None, *more, **options: None)
+        '(x, y, *more, **options)'
+    """
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+    return (
+        f"({', '.join(f'{stars.get(each.kind, str())}{name}' for name, each in (parameters_of(model) or {}).items())})"
+    )
+
+
+def _function(model: Callable[..., Any]) -> Callable[..., Any]:
+    """What says which arguments a model takes: of a module, its forward; of what wraps a module, too."""
+    inner = inspect.unwrap(model)
+
+    return inner.forward if isinstance(inner, nn.Module) else model
 
 
 def misfit(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -238,8 +259,7 @@ def named_arguments(
     parameters = parameters_of(model)
     if parameters is None or misfit(model, args, kwargs):
         return {**{f"args_{i}": value for i, value in enumerate(args)}, **kwargs}
-    function = model.forward if isinstance(model, nn.Module) else model
-    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound = inspect.signature(_function(model)).bind(*args, **kwargs)
     if defaults:
         bound.apply_defaults()
     named: dict[str, Any] = {}

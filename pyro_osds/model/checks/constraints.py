@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Uniform
+from torch.distributions import Uniform, constraints
 
 from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.pyro_internals import Subsample
@@ -57,13 +57,19 @@ def _outside(trace: Any) -> dict[tuple[str, str], str]:
                 f"The prior of site {name!r} is Uniform from {low:.6g} to {high:.6g}: its upper end lies below the "
                 "lower one. Swap them."
             )
+        log_prob = site.get("unscaled_log_prob")
+        # A scale of zero under a mask stands for nothing; a count of zero is one.
+        is_open = site["mask"] is None and (log_prob is None or not bool(log_prob.isfinite().all()))
         for parameter, value, low, high in _ranges(fn):
             where = (value < low - _ROUNDING) | (value > high + _ROUNDING)
+            if is_open and _is_strict(fn.arg_constraints[parameter]):
+                where = where | (value == low)
             if bool(where.any()):
                 found[name, parameter] = (
                     f"The distribution of site {name!r}, {type(fn).__name__}, has {parameter} = "
-                    f"{_first(value, where):.6g} in every run, outside of its range, {_words(low, high)}. Look for a "
-                    "wrong sign, or arguments in the wrong order."
+                    f"{_first(value, where):.6g} in every run, outside of its range, "
+                    f"{_words(low, high, _is_strict(fn.arg_constraints[parameter]))}. Look for a wrong sign, or "
+                    "arguments in the wrong order."
                 )
 
     return found
@@ -72,10 +78,10 @@ def _outside(trace: Any) -> dict[tuple[str, str], str]:
 def _ranges(fn: Any) -> Iterator[tuple[str, Tensor, float, float]]:
     """Parameters that have a range of numbers: names, values, and both ends."""
     try:
-        constraints = fn.arg_constraints
+        allowed = fn.arg_constraints
     except NotImplementedError:
         return
-    for name, constraint in constraints.items():
+    for name, constraint in allowed.items():
         value, inner = fn.__dict__.get(name), getattr(constraint, "base_constraint", constraint)
         low, high = (getattr(inner, end, None) for end in ("lower_bound", "upper_bound"))
         if isinstance(value, Tensor) and value.is_floating_point() and (low is not None or high is not None):
@@ -90,8 +96,13 @@ def _first(value: Tensor, where: Tensor) -> float:
     return value[where].flatten()[0].item()
 
 
-def _words(low: float, high: float) -> str:
+def _is_strict(constraint: Any) -> bool:
+    """Whether the lower end itself is out of range."""
+    return isinstance(getattr(constraint, "base_constraint", constraint), type(constraints.positive))
+
+
+def _words(low: float, high: float, is_strict: bool = False) -> str:
     if math.isinf(high):
-        return f"{low:g} and above"
+        return f"above {low:g}" if is_strict else f"{low:g} and above"
 
     return f"{high:g} and below" if math.isinf(low) else f"{low:g} to {high:g}"

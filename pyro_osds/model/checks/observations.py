@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent
+from torch.distributions import Bernoulli, Categorical, Independent
 
 from pyro_osds.model.distributions.missing import without_missing
 from pyro_osds.model.distributions.wrappers import unwrap
@@ -175,6 +175,27 @@ def rounded_counts(trace: Any) -> list[str]:
             notes.append(
                 f"Observed site {name!r} holds counts up to {largest:.10g} in {dtype}, "
                 f"which has not every whole number above {bound}: they may be rounded. Pass them in torch.float64."
+            )
+
+    return notes
+
+
+def one_hot(trace: Any) -> list[str]:
+    """Sentences on indicators of categories that are observed as if each were a label."""
+    notes = []
+    for name, site in observed_sites(trace).items():
+        fn, value = unwrap(site["fn"]), torch.as_tensor(site["value"])
+        if (
+            not isinstance(fn, Categorical)
+            or value.dim() < 2
+            or value.shape[-1] != fn.param_shape[-1]
+            or len(value) < 3
+        ):
+            continue
+        if fn.param_shape[-1] > 2 and bool((((value == 0) | (value == 1)).all() & (value.sum(-1) == 1)).all()):
+            notes.append(
+                f"The observation of site {name!r} has the shape {tuple(value.shape)} with a single 1 in each row, and "
+                "its Categorical takes every entry for a label. Pass y.argmax(-1), or use OneHotCategorical."
             )
 
     return notes
