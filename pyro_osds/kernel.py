@@ -13,6 +13,11 @@ from torch import Tensor
 from pyro_osds.osds import OSDS
 from pyro_osds.runtime.options import explains_options, unknown_attribute, unknown_option
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pyro_osds.choices import KernelOptions
+
 # A stretch of the chain: draws in a batch cost little, and few are thrown away at the end.
 _DRAWS_AT_ONCE = 1000
 
@@ -55,7 +60,7 @@ class OSDSKernel(MCMCKernel):
     """
 
     @explains_options("OSDSKernel", hint="numbers of samples and chains are MCMC's: MCMC(OSDSKernel(model), 1000).")
-    def __init__(self, model: Callable[..., Any] | None = None, **options: Any) -> None:
+    def __init__(self, model: Callable[..., Any] | None = None, **options: Unpack[KernelOptions]) -> None:
         given = sorted({"num_samples", "num_chains"} & options.keys())
         if given:
             raise ValueError(f"{given} belong to MCMC: pass them there, not to OSDSKernel.")
@@ -69,7 +74,7 @@ class OSDSKernel(MCMCKernel):
         self.transforms: dict[str, Any] = {}
         self.osds: OSDS | None = None
         self._options = options
-        self._initial_params: Mapping[str, Tensor] | None = options.pop("initial_params", None)
+        self._initial_params: Mapping[str, Tensor] | Tensor | None = options.pop("initial_params", None)
         self._acceptance: list[float] = []
         self._queue: list[dict[str, Tensor]] = []
 

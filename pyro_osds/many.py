@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import pyro
 import torch
@@ -24,6 +24,8 @@ from pyro_osds.runtime.arguments import check_mapping, misfit, parameters_of
 from pyro_osds.runtime.options import nearest, unknown_option
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.runtime.warnings import InterruptedWarning, OSDSWarning, warn
+
+T = TypeVar("T")
 
 # Pyro's handlers and the random numbers belong to the whole process: threads of one take turns.
 _turn = threading.Lock()
@@ -76,6 +78,24 @@ class _Done:
     warnings: list[tuple[type[Warning], str]] = field(default_factory=list)
 
 
+@overload
+def fit_many(
+    samplers: Mapping[str, OSDS | tuple[Any, ...]],
+    *args: Any,
+    num_jobs: int | None = -1,
+    read: None = None,
+    disable_progbar: bool = False,
+    **kwargs: Any,
+) -> dict[str, OSDS]: ...
+@overload
+def fit_many(
+    samplers: Mapping[str, OSDS | tuple[Any, ...]],
+    *args: Any,
+    num_jobs: int | None = -1,
+    read: Callable[[OSDS], T],
+    disable_progbar: bool = False,
+    **kwargs: Any,
+) -> dict[str, T]: ...
 def fit_many(
     samplers: Mapping[str, OSDS | tuple[Any, ...]],
     *args: Any,

@@ -18,6 +18,16 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from pyro_osds.choices import (
+    Capture,
+    Correction,
+    DensityOptions,
+    Network,
+    RecipeName,
+    Temperature,
+    Vectorize,
+    Volume,
+)
 from pyro_osds.fit import AnyTrainer, Fit
 from pyro_osds.flow.leap import is_bijective
 from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors, reference_draws
@@ -50,6 +60,11 @@ from pyro_osds.settings import Settings
 from pyro_osds.stats.thresholds import TARGET_STD_ERROR
 from pyro_osds.stats.weights import WeightedDraws, weigh
 from pyro_osds.target import FunctionTarget, NotFiniteError, as_target, finite_log_prob, in_chunks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pyro_osds.results.inference_data import InferenceData
 
 # Draws of the flow that reference draws are held against, at least: as many as a verdict takes.
 _MIN_CHECK_DRAWS = 4096
@@ -164,7 +179,7 @@ class OSDS:
         init_strategy: Callable[..., Any] = init_to_uniform,
         max_plate_nesting: int | None = None,
         transforms: Mapping[str, Any] | None = None,
-        correction: str = "imh",
+        correction: Correction = "imh",
         num_iterations: int = 2000,
         max_time: float | None = None,
         target_std_error: float = TARGET_STD_ERROR,
@@ -173,17 +188,17 @@ class OSDS:
         learning_rate: float = 1e-2,
         optim: PyroOptim | None = None,
         num_particles: int = 64,
-        recipe: str = "auto",
+        recipe: RecipeName = "auto",
         num_time_steps: int = 16,
-        network: str = "coupling",
-        volume: str = "exact",
+        network: Network = "coupling",
+        volume: Volume = "exact",
         num_blocks: int | None = None,
         hidden_features: int | None = None,
         warm_start: bool = False,
         distributed: bool = False,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
-        vectorize: str = "auto",
-        capture: str | bool = "auto",
+        vectorize: Vectorize = "auto",
+        capture: Capture = "auto",
     ) -> None:
         given = locals()
         self._problem = problem_of(
@@ -212,7 +227,7 @@ class OSDS:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         score_fn: Callable[[Tensor], Any] | None = None,
-        **options: Any,
+        **options: Unpack[DensityOptions],
     ) -> OSDS:
         """A sampler for any unnormalised log density on ``R^D``; its draws have the single site ``z``.
 
@@ -487,7 +502,7 @@ class OSDS:
         return FlowReparam(leap, target, self.fit.constrain)
 
     @explains_options("infer_discrete")
-    def infer_discrete(self, num_draws: int | None = None, temperature: int = 1) -> dict[str, Tensor]:
+    def infer_discrete(self, num_draws: int | None = None, temperature: Temperature = 1) -> dict[str, Tensor]:
         """Posterior draws together with the discrete latents, which were summed out; a run of the model for each.
 
         Arguments:
@@ -644,7 +659,7 @@ class OSDS:
         return self.evidence.std_error
 
     @explains_options("check_against")
-    def check_against(self, samples: Any, max_draws: int = 2000) -> Agreement:
+    def check_against(self, samples: Mapping[str, Tensor] | InferenceData, max_draws: int = 2000) -> Agreement:
         """Hold the flow against reference draws, of NUTS or Stan for instance, from both sides.
 
         Arguments:
@@ -785,7 +800,7 @@ class OSDS:
         constant_data: Mapping[str, Any] | None = None,
         dims: Mapping[str, Sequence[str]] | None = None,
         coords: Mapping[str, Sequence[Any]] | None = None,
-    ) -> Any:
+    ) -> InferenceData:
         """ArviZ InferenceData (DataTree from ArviZ 1.0 on); docs/arviz.md says what is in each group.
 
         Dimensions are named after plates, unless ``dims`` says otherwise.
@@ -833,7 +848,7 @@ class OSDS:
         return export(self.fit, groups, source, {**constant, **(constant_data or {})}, dims, coords)
 
     @property
-    def kernel(self) -> Any:
+    def kernel(self) -> SimpleNamespace:
         """What ``arviz.from_pyro`` asks a fitted ``MCMC`` for: ``kernel.model``, the Pyro model or None."""
         return SimpleNamespace(model=self._problem.model)
 

@@ -21,6 +21,7 @@ from pyro.infer.elbo import ELBO
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor, nn
 
+from pyro_osds.choices import Capture, Vectorize
 from pyro_osds.model import (
     CAPTURE,
     TEMPERATURES,
@@ -146,8 +147,8 @@ class ModelProblem(Problem):
     init_strategy: Callable[..., Any] = init_to_uniform
     max_plate_nesting: int | None = None
     transforms: Mapping[str, Any] | None = None
-    vectorize: str = "auto"
-    capture: str | bool = "auto"
+    vectorize: Vectorize = "auto"
+    capture: Capture = "auto"
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -221,8 +222,8 @@ class PotentialProblem(Problem):
 
     num_chains: int = 1
     transforms: Mapping[str, Any] | None = None
-    vectorize: str = "auto"
-    capture: str | bool = "auto"
+    vectorize: Vectorize = "auto"
+    capture: Capture = "auto"
 
     def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PotentialTarget:
         """The density of the potential, which takes no arguments.

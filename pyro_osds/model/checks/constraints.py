@@ -68,7 +68,7 @@ def _outside(trace: Any) -> dict[tuple[str, str], str]:
                 found[name, parameter] = (
                     f"The distribution of site {name!r}, {type(fn).__name__}, has {parameter} = "
                     f"{_first(value, where):.6g} in every run, outside of its range, "
-                    f"{_words(low, high, _is_strict(fn.arg_constraints[parameter]))}. Look for a wrong sign, or "
+                    f"{_words(low, high, _first(value, where) == low)}. Look for a wrong sign, or "
                     "arguments in the wrong order."
                 )
 
