@@ -36,7 +36,7 @@ def _instead(name: str, given: Any) -> str:
         return f" Write {int(number)}." if math.isfinite(number) and number >= 1 and number == int(number) else ""
     if name != "num_samples":
         return ""
-    if getattr(given, "shape", ()) or isinstance(given, (list, tuple, Mapping)):
+    if isinstance(getattr(given, "shape", None), tuple) or isinstance(given, (list, tuple, Mapping)):
         return " Data are arguments of run(): write osds = OSDS(model), then osds.run(data)."
 
     return " OSDS needs no guide and no optimiser: OSDS(model) is enough." if callable(given) else ""

@@ -259,7 +259,7 @@ def short(value: Any) -> str:
     if isinstance(value, (bool, int, float, complex, str, type(None))):
         text = repr(value)
         return text if len(text) < 80 else f"{text[:76]}..."
-    if getattr(value, "shape", None) is not None:
+    if isinstance(getattr(value, "shape", None), tuple):  # a method of a distribution
         # A number of numpy, or a tensor without dimensions, is best shown.
         shape = tuple(value.shape)
         return f"a {type(value).__name__} {shape}" if shape else " ".join(repr(value).split())

@@ -188,7 +188,10 @@ def _of_array(value: Any, dtype: torch.dtype) -> tuple[Tensor, str] | None:
     if any(stride < 0 for stride in array.strides) or not array.dtype.isnative:  # torch reads neither
         code = f"{code}.astype(float)"
 
-    return torch.tensor(array.astype(float), dtype=dtype), f"torch.as_tensor({code}, dtype={dtype})"
+    # What torch may not write to, as the numbers of pandas, it copies.
+    make = "torch.as_tensor" if array.flags.writeable else "torch.tensor"
+
+    return torch.tensor(array.astype(float), dtype=dtype), f"{make}({code}, dtype={dtype})"
 
 
 # ---- what has no numbers ----
@@ -201,9 +204,8 @@ def _hopeless(name: str, value: Any, text: str) -> str:
     if value is None:
         return f"{is_of}, and the model reads it: pass the data to run()." if spoken else ""
     if isinstance(value, Mapping):
-        return (
-            f"{is_of}, and the model reads it as one tensor: pass its entries by name, run(**{name})." if spoken else ""
-        )
+        one = f"one of its entries, such as {name}[{next(iter(value), '...')!r}]"
+        return f"{is_of}, and the model reads it as one tensor: pass {one}." if spoken else ""
     if isinstance(value, set):
         return f"{is_of}, which have no order: pass torch.tensor of a list." if spoken else ""
     if isinstance(value, Iterator):

@@ -51,10 +51,29 @@ def impossible(trace: Any) -> dict[str, tuple[Any, ...]]:
         if wrong.any():
             entries = torch.broadcast_to(value, (*wrong.shape, *value.shape[wrong.dim() :]))[wrong]
             place = tuple(wrong.nonzero()[0].tolist())
-            flat = entries.reshape(-1)
-            shown = flat[(~flat.isfinite()).nonzero()[0, 0]] if (~flat.isfinite()).any() else flat[0]
-            found[name] = shown.item(), place, int(wrong.sum()), wrong.numel(), why, *_whole(site["fn"])
+            found[name] = (
+                _shown(site["fn"], entries).item(),
+                place,
+                int(wrong.sum()),
+                wrong.numel(),
+                why,
+                *_whole(site["fn"]),
+            )
     return found
+
+
+def _shown(fn: Any, entries: Tensor) -> Tensor:
+    """The number to show of events that cannot be: one that is not finite, or is outside, or the first."""
+    inner = fn.support
+    while hasattr(inner, "base_constraint"):
+        inner = inner.base_constraint
+    flat = entries.reshape(-1)
+    bad = ~flat.isfinite()
+    if not bad.any() and not inner.event_dim:
+        inside = inner.check(entries)
+        bad = ~inside.reshape(-1) if inside.shape == entries.shape else bad
+
+    return flat[bad.nonzero()[0, 0]] if bad.any() else flat[0]
 
 
 def _whole(fn: Any) -> tuple[str, ...]:
@@ -92,6 +111,9 @@ def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str]:
 
     if inside.all():
         return _on_bound(fn, value, inside.shape), "on a bound of its support, where its density is zero or infinite"
+
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
 
     return ~inside, f"outside its support {support}"
 
