@@ -120,8 +120,10 @@ def check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any])
         if site["type"] == "sample" and not isinstance(site["value"], Tensor):
             got = short(site["value"])
             number = isinstance(site["value"], (int, float))
+            # Densities subtract, which truth values do not allow.
+            plain = float(site["value"]) if isinstance(site["value"], bool) else got
             cure = (
-                f"torch.tensor({got})" if number else "torch.as_tensor of its numbers, such as y.to_numpy() of pandas"
+                f"torch.tensor({plain})" if number else "torch.as_tensor of its numbers, such as y.to_numpy() of pandas"
             )
             raise ValueError(f"Site {name!r} has the value {got}, which is no tensor. Pass {cure}.")
         if isinstance(site.get("fn"), Subsample) and len(site["value"]) < site["fn"].size:

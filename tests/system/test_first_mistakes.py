@@ -547,6 +547,12 @@ def bernoulli(y):
     pyro.sample("y", dist.Bernoulli(pyro.sample("p", dist.Beta(1.0, 1.0))).expand([3]).to_event(1), obs=y)
 
 
+def percentage(y):
+    # Ten draws of the prior of twenty lie outside at least, and the first run does in all of these tests.
+    p = pyro.sample("p", dist.Normal(3.0, 2.0))
+    pyro.sample("y", dist.Bernoulli(p).expand([3]).to_event(1), obs=(y > 1).float())
+
+
 def log_normal(y):
     pyro.sample("y", dist.LogNormal(pyro.sample("mu", N), 1.0).expand([3]).to_event(1), obs=y)
 
@@ -614,6 +620,7 @@ INSIDE = {
     noise_of_its_own: (Y, (VectorizationWarning, "random numbers are drawn outside of pyro.sample")),
     drawn: (Y, (ValueError, "changes between two evaluations", "pyro.sample")),
     poisson: (Y, (ValueError, "'y' has the value 1.2", "IntegerGreaterThan", "change the site's distribution")),
+    percentage: (Y, (ModelWarning, "site 'y', Bernoulli, has probs = ", "of 20 draws of the prior", "nearest end")),
     log_normal: (Y - 1, (ValueError, "'y' has the value -0.6", "outside its support")),
     negative_scale: (Y, (ValueError, "site 'y', Normal, has scale = -1", "wrong sign")),
     no_scale: (Y, (ValueError, "site 'mu', Normal, has scale = 0", "above 0")),

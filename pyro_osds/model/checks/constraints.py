@@ -7,19 +7,22 @@ whose upper end lies below the lower one, or a concentration below zero, gives n
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Uniform, constraints
+from torch.distributions import Bernoulli, Binomial, Geometric, NegativeBinomial, Uniform, constraints
 
 from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.pyro_internals import Subsample
 from pyro_osds.model.run import is_computed, is_deterministic
+from pyro_osds.runtime.warnings import ModelWarning, warn
 
 # What rounding may do to a probability, or to an end.
 _ROUNDING = 1e-5
+_CLAMPED = (Bernoulli, Binomial, Geometric, NegativeBinomial)
 
 
 def refuse_outside(trace: Any, traces: Iterator[Any]) -> None:
@@ -33,16 +36,34 @@ def refuse_outside(trace: Any, traces: Iterator[Any]) -> None:
 
     Raises:
         ValueError: If there is one; with site, distribution, parameter, value and range.
+
+    Warns:
+        ModelWarning: If a probability is outside in the first run and in some of the others.
     """
-    found, num_others = _outside(trace), 0
+    first = _outside(trace)
+    found, num_others, times = first, 0, Counter[tuple[str, str]]()
+    clamped = {key for key in first if _is_clamped(trace.nodes[key[0]]["fn"], key[1])}
     for other in traces if found else ():
         now, num_others = _outside(other), num_others + 1
+        times.update(now.keys() & clamped)
         found = {key: sentence for key, sentence in found.items() if key in now}
-        if not found:
+        if not found and not clamped:
             break
     # Without a prior to draw from there is one run only, which tells nothing of others.
     for sentence in found.values() if num_others else ():
         raise ValueError(sentence)
+    for key, number in times.items():
+        warn(
+            f"{first[key].partition(' in every run')[0]}, outside of its range, in {number} of {num_others} draws of "
+            "the prior. There torch computes with the nearest end of the range, and the density is not the one that "
+            "was meant. Give what it is made of a prior that keeps it inside, or write logits=.",
+            ModelWarning,
+        )
+
+
+def _is_clamped(fn: Any, parameter: str) -> bool:
+    """Whether torch goes on with the nearest probability, where others have no density that is a number."""
+    return parameter == "probs" and isinstance(unwrap(fn), _CLAMPED)
 
 
 def _outside(trace: Any) -> dict[tuple[str, str], str]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyro
+from pyro import distributions
 from pyro.distributions import Categorical
 from torch import Tensor
 from torch.distributions import Distribution
@@ -122,7 +124,12 @@ def cure(
     if isinstance(error, KeyError) and any(kind is kind.VAR_KEYWORD for kind in keys) and error.args[0] not in kwargs:
         return f"The model takes its arguments by name: call run({error.args[0]}=...)."
 
-    return _observed_shape(site) or argument_cure(args, kwargs, model, attempt, error) or constant_cure(error)
+    return (
+        _observed_shape(site)
+        or argument_cure(args, kwargs, model, attempt, error)
+        or _observed_kind(site)
+        or constant_cure(error)
+    )
 
 
 def _twice(name: str, seen: list[Reached]) -> str:
@@ -149,7 +156,7 @@ def _observed_shape(site: Reached | None) -> str:
         return ""
     if isinstance(site.value, (int, float)):
         return (
-            f"Site {site.name!r} has the value {site.value!r}, which is no tensor. Pass torch.tensor({site.value!r})."
+            f"Site {site.name!r} has the value {site.value!r}, which is no tensor. Pass torch.tensor({+site.value!r})."
         )
     if not isinstance(site.value, Tensor):
         return ""
@@ -163,6 +170,15 @@ def _observed_shape(site: Reached | None) -> str:
         return f"Its values have shape {got}, and its distribution, plates included, has shape {shape}. {cure}"
 
     return ""
+
+
+def _observed_kind(site: Reached | None) -> str:
+    """What an observed site got that is no tensor."""
+    code = tensor_code(site.value, "y") if site is not None and site.is_observed else ""
+    if site is None or not code or isinstance(site.value, Tensor):
+        return ""
+
+    return f"Site {site.name!r} observes {describe(site.value)}, which is no tensor. Write obs={code}."
 
 
 def _labels(site: Reached) -> str:
@@ -198,7 +214,7 @@ def _fitting(got: tuple[int, ...], shape: tuple[int, ...]) -> str:
 def constant_cure(error: Exception) -> str:
     """What may be wrong on the line itself, by what the exception says."""
     text = str(error).split("\n")[0]  # Pyro adds the shapes of all sites below
-    if told := _parameter(error) or _statement(error, text):
+    if told := _parameter(error) or _call(error, text) or _statement(error, text):
         return told
     if isinstance(error, ArithmeticError) or "math domain error" in text:
         return "Python's math raises where torch gives infinity or nan: use torch's functions of tensors."
@@ -257,6 +273,26 @@ def _parameters(fn: Distribution) -> set[str]:
 
     # Some compute theirs from what was given, and were given nothing yet.
     return {*inspect.signature(type(fn).__init__).parameters} & {*(allowed if isinstance(allowed, dict) else ()), "v"}
+
+
+def _call(error: Exception, text: str) -> str:
+    """What a distribution, or a method of one, takes, where it was called otherwise."""
+    made = re.search(r"(\w+)\.__init__\(\) (missing|got|takes)", text)
+    kind = getattr(distributions, made[1], None) if made else None
+    if made and made[1] == "SubsampleMessenger":
+        return f"pyro.plate takes {signature_of(pyro.plate)}."
+    if isinstance(kind, type):
+        names = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "validate_args")]
+        return f"{made[1] if made else ''} takes ({', '.join(names)})."
+    if "reinterpreted_batch_ndims" in text:
+        return (
+            ".to_event(n) takes n dimensions on the right of the batch shape, and there are fewer. Leave it out for a "
+            "single number, or give the distribution its shape first, by .expand([3])."
+        )
+    if "'int' object is not iterable" in text and any(name == "expand" for name, _ in frames_of(error)):
+        return ".expand takes a shape: write .expand([3])."
+
+    return ""
 
 
 def _statement(error: Exception, text: str) -> str:

@@ -22,6 +22,10 @@ from pyro_osds.runtime.options import nearest
 from pyro_osds.runtime.source import first_line, is_refusal, own_line, user_line
 
 _EXPLAINED = ("builtins", "torch", "numpy", "pandas", "pyro")
+_SHAPE = (
+    "Site {!r} has a sample shape at {}, which no density knows. Write .expand({}).to_event(1) after the distribution, or "
+    "put the site into a pyro.plate."
+)
 _SAMPLE_OPTIONS = ("obs", "obs_mask", "infer")
 _DATA = ("observed", "value", "data", "y", "observation", "observations", "target", "given")
 _VALUES = re.compile(r"Boolean value of Tensor|one element tensors|single element|converted to (a )?Python|to an index")
@@ -66,13 +70,15 @@ def _refuse_extra(msg: Mapping[str, Any]) -> None:
     """Refuse what ``pyro.sample`` takes for arguments of the distribution's sampler, and is meant as data."""
     name, kind = msg["name"], type(msg["fn"]).__name__
     for value in msg["args"]:
-        if isinstance(value, torch.Size):
-            continue
+        if isinstance(value, (tuple, int)):
+            raise TypeError(_SHAPE.format(name, user_line(), list(value) if isinstance(value, tuple) else [value]))
         raise TypeError(
             f"Site {name!r} has {describe(value)} after its distribution at {user_line()}. Observations have a name: "
             f"write pyro.sample({name!r}, {kind}(...), obs=y)."
         )
     for option in msg["kwargs"]:
+        if option == "sample_shape":
+            raise TypeError(_SHAPE.format(name, user_line(), list(msg["kwargs"][option])))
         if option in inspect.signature(msg["fn"].sample).parameters:
             continue
         told = "Data are obs=" if option in _DATA else "Leave it out"
