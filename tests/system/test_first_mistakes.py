@@ -575,6 +575,38 @@ def kept_number(y):
     pyro.deterministic("two", 2.0)
 
 
+def shape_of_a_sample(y):
+    pyro.sample("mu", N, torch.Size([3]))
+
+
+def parameters_by_other_names(y):
+    pyro.sample("mu", dist.Normal(mu=0.0, sigma=1.0))
+
+
+def event_of_a_number(y):
+    pyro.sample("mu", N.to_event(1))
+
+
+def expanded_by_a_number(y):
+    pyro.sample("mu", N.expand(3))
+
+
+def list_in_dirichlet(y):
+    pyro.sample("p", dist.Dirichlet([1.0, 1.0, 1.0]))
+
+
+def array_observed(y):
+    pyro.sample("y", dist.Normal(pyro.sample("mu", N), 1.0).expand([3]).to_event(1), obs=np.ones(3))
+
+
+def truth_observed(y):
+    pyro.sample("y", dist.Bernoulli(pyro.sample("p", dist.Beta(1.0, 1.0))), obs=True)
+
+
+def columns_of_a_frame(frame):
+    regression(frame["x"], frame["y"])
+
+
 def on_a_gpu(y):
     pyro.sample("mu", dist.Normal(torch.zeros((), device="cuda"), 1.0))
 
@@ -626,6 +658,17 @@ INSIDE = {
     no_scale: (Y, (ValueError, "site 'mu', Normal, has scale = 0", "above 0")),
     printed: (Y, None),
     kept_number: (Y, (ValueError, "pyro.deterministic('two', ...) got a float", "torch.as_tensor")),
+    shape_of_a_sample: (Y, (TypeError, "Site 'mu' has a sample shape", ".expand([3])", "pyro.plate")),
+    parameters_by_other_names: (Y, (ValueError, "keyword argument 'mu'", "Normal takes (loc, scale)")),
+    event_of_a_number: (Y, (ValueError, ".to_event(n)", "Leave it out", ".expand([3])")),
+    expanded_by_a_number: (Y, (ValueError, ".expand takes a shape: write .expand([3])")),
+    list_in_dirichlet: (Y, (ValueError, "Dirichlet has concentration = a list of 3", "torch.tensor(concentration")),
+    array_observed: (Y, (ValueError, "Site 'y' observes a numpy array float64 (3,)", "obs=torch.as_tensor(y")),
+    truth_observed: (Y, (ValueError, "Site 'y' has the value True", "torch.tensor(1.0)")),
+    columns_of_a_frame: (
+        pd.DataFrame({"x": X.numpy(), "y": Y.numpy()}),
+        (ValueError, "Argument 'frame' is a pandas DataFrame (3, 2)", "frame['x'].to_numpy()"),
+    ),
     on_meta: (Y, (ValueError, "site 'y'", "'y' on cpu", "one device")),
 }
 LABELS = {

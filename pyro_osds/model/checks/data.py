@@ -64,15 +64,12 @@ def argument_cure(
             return told
         # Something else is wrong, too; that no tensor was passed is what the error says.
         is_array = isinstance(value, np.ndarray) or hasattr(value, "to_numpy")
-        if (
-            hasattr(value, "columns")
-            and len(value.columns)
-            and re.search(r"data type|dtype|kind|DataFrame|Series", text)
-        ):
-            column = f"torch.tensor({name}[{value.columns[0]!r}].to_numpy(), dtype={torch.get_default_dtype()})"
+        columns: Any = getattr(value, "columns", ())
+        if len(columns) and re.search(r"data type|dtype|kind|DataFrame|Series", text):
+            column = f"torch.tensor({name}[{columns[0]!r}].to_numpy(), dtype={torch.get_default_dtype()})"
             return (
-                f"Argument {name!r} is {describe(value)}, and torch computes with tensors only: make one of each column "
-                f"that is read, such as {column}."
+                f"Argument {name!r} is {describe(value)}, and torch computes with tensors only: make one of each "
+                f"column that is read, such as {column}."
             )
         if is_array and id(value) in cures and re.search(r"ndarray|Series|DataFrame|objects implementing", text):
             return _argument(name, value, cures[id(value)][1])

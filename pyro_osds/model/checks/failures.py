@@ -23,8 +23,8 @@ from pyro_osds.runtime.source import first_line, is_refusal, own_line, user_line
 
 _EXPLAINED = ("builtins", "torch", "numpy", "pandas", "pyro")
 _SHAPE = (
-    "Site {!r} has a sample shape at {}, which no density knows. Write .expand({}).to_event(1) after the distribution, or "
-    "put the site into a pyro.plate."
+    "Site {!r} has a sample shape at {}, which no density knows. Write .expand({}).to_event(1) after the distribution, "
+    "or put the site into a pyro.plate."
 )
 _SAMPLE_OPTIONS = ("obs", "obs_mask", "infer")
 _DATA = ("observed", "value", "data", "y", "observation", "observations", "target", "given")
@@ -70,8 +70,8 @@ def _refuse_extra(msg: Mapping[str, Any]) -> None:
     """Refuse what ``pyro.sample`` takes for arguments of the distribution's sampler, and is meant as data."""
     name, kind = msg["name"], type(msg["fn"]).__name__
     for value in msg["args"]:
-        if isinstance(value, (tuple, int)):
-            raise TypeError(_SHAPE.format(name, user_line(), list(value) if isinstance(value, tuple) else [value]))
+        if isinstance(value, tuple) and all(isinstance(size, int) for size in value):
+            raise TypeError(_SHAPE.format(name, user_line(), list(value)))
         raise TypeError(
             f"Site {name!r} has {describe(value)} after its distribution at {user_line()}. Observations have a name: "
             f"write pyro.sample({name!r}, {kind}(...), obs=y)."
