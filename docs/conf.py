@@ -32,7 +32,9 @@ myst_enable_extensions = ["dollarmath"]
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Main arguments", "params_style"), ("Other Arguments", "params_style")]
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # types stand in the signatures, shapes in the text
+autodoc_typehints = "signature"  # types stand in the signatures, shapes in the text
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 100  # longer ones have a line for each argument
 autodoc_default_options = {"members": True, "show-inheritance": False}
 autosummary_generate = True
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_osds.osds import OSDS
-from pyro_osds.runtime.options import unknown_option
+from pyro_osds.runtime.options import explains_options, unknown_attribute, unknown_option
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pyro_osds.choices import KernelOptions
 
 # A stretch of the chain: draws in a batch cost little, and few are thrown away at the end.
 _DRAWS_AT_ONCE = 1000
@@ -54,7 +59,8 @@ class OSDSKernel(MCMCKernel):
         True
     """
 
-    def __init__(self, model: Callable[..., Any] | None = None, **options: Any) -> None:
+    @explains_options("OSDSKernel", hint="numbers of samples and chains are MCMC's: MCMC(OSDSKernel(model), 1000).")
+    def __init__(self, model: Callable[..., Any] | None = None, **options: Unpack[KernelOptions]) -> None:
         given = sorted({"num_samples", "num_chains"} & options.keys())
         if given:
             raise ValueError(f"{given} belong to MCMC: pass them there, not to OSDSKernel.")
@@ -68,7 +74,7 @@ class OSDSKernel(MCMCKernel):
         self.transforms: dict[str, Any] = {}
         self.osds: OSDS | None = None
         self._options = options
-        self._initial_params: Mapping[str, Tensor] | None = options.pop("initial_params", None)
+        self._initial_params: Mapping[str, Tensor] | Tensor | None = options.pop("initial_params", None)
         self._acceptance: list[float] = []
         self._queue: list[dict[str, Tensor]] = []
 
@@ -117,25 +123,47 @@ class OSDSKernel(MCMCKernel):
 
     def _refill(self) -> None:
         """A stretch of the chain from fresh draws; its first state is drawn by weight, so stretches may be joined."""
-        assert self.osds is not None
-        self.osds.redraw()
-        samples = self.osds.get_samples()
+        osds = self._trained()
+        osds.redraw()
+        samples = osds.get_samples()
         # MCMC sets this attribute where the user wants to keep some sites only.
         names = getattr(self, "save_params", samples)
         states = [{name: samples[name][i] for name in names} for i in range(_DRAWS_AT_ONCE)]
         self._queue = states[::-1]
-        self._acceptance.append(self.osds.diagnostics()["acceptance rate"]["chain 0"])
+        self._acceptance.append(osds.diagnostics()["acceptance rate"]["chain 0"])
+
+    def _trained(self) -> OSDS:
+        """The sampler, once there is one.
+
+        Raises:
+            RuntimeError: Before ``setup``.
+        """
+        if self.osds is None:
+            raise RuntimeError(
+                "OSDSKernel has not been set up: MCMC does that, mcmc = MCMC(OSDSKernel(model), 1000), then "
+                "mcmc.run(...) with the model's arguments."
+            )
+
+        return self.osds
+
+    if not TYPE_CHECKING:  # for type checkers an attribute that does not exist is an error
+
+        def __getattr__(self, name: str) -> Any:
+            # What is a method of the sampler is one of MCMC's here.
+            hint = ""
+            if not name.startswith("_") and hasattr(OSDS, name):
+                hint = f"it belongs to a sampler: MCMC(OSDSKernel(model), 1000).{name}, or OSDS(model).{name}"
+            if hasattr(type(self), name):
+                object.__getattribute__(self, name)  # a property that failed tells its own reason
+            raise unknown_attribute(type(self), name, hint)
 
     def logging(self) -> OrderedDict[str, str]:
         """What the progress bar shows."""
-        assert self.osds is not None
-
-        return OrderedDict([("log evidence", f"{self.osds.log_evidence:.3f}")])
+        return OrderedDict([("log evidence", f"{self._trained().log_evidence:.3f}")])
 
     def diagnostics(self) -> dict[str, Any]:
         """Divergences (none), acceptance rate, and the log evidence with its standard error and verdict."""
-        assert self.osds is not None
-        evidence = self.osds.evidence
+        evidence = self._trained().evidence
 
         return {
             "divergences": [],

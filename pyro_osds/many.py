@@ -13,20 +13,24 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 
 from pyro_osds.osds import OSDS
-from pyro_osds.runtime.arguments import check_mapping
+from pyro_osds.runtime.arguments import check_mapping, misfit, parameters_of
+from pyro_osds.runtime.options import nearest, unknown_option
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.runtime.warnings import InterruptedWarning, OSDSWarning, warn
 from pyro_osds.runtime.workers import in_this_process
 
+T = TypeVar("T")
+
 # Pyro's handlers and the random numbers belong to the whole process: threads of one take turns.
 _turn = threading.Lock()
+_OPTIONS = ("samplers", "num_jobs", "read", "disable_progbar")
 
 
 class FitManyError(RuntimeError):
@@ -75,6 +79,24 @@ class _Done:
     warnings: list[tuple[type[Warning], str]] = field(default_factory=list)
 
 
+@overload
+def fit_many(
+    samplers: Mapping[str, OSDS | tuple[Any, ...]],
+    *args: Any,
+    num_jobs: int | None = -1,
+    read: None = None,
+    disable_progbar: bool = False,
+    **kwargs: Any,
+) -> dict[str, OSDS]: ...
+@overload
+def fit_many(
+    samplers: Mapping[str, OSDS | tuple[Any, ...]],
+    *args: Any,
+    num_jobs: int | None = -1,
+    read: Callable[[OSDS], T],
+    disable_progbar: bool = False,
+    **kwargs: Any,
+) -> dict[str, T]: ...
 def fit_many(
     samplers: Mapping[str, OSDS | tuple[Any, ...]],
     *args: Any,
@@ -137,6 +159,7 @@ def fit_many(
     except ImportError as error:
         raise ImportError("fit_many needs joblib: pip install 'pyro-osds[many]'.") from error
     jobs = _jobs(samplers, args, kwargs, read)
+    _check_names(jobs, kwargs)
     parallel = Parallel(n_jobs=num_jobs, return_as="generator_unordered")
     progress = progress_bar(len(jobs), "Fit", disable_progbar)
     done: dict[str, _Done] = {}
@@ -178,6 +201,22 @@ def _jobs(
         jobs.append(_Job(name, sampler, tuple(own), kwargs, seed, parameters, read))
 
     return jobs
+
+
+def _check_names(jobs: list[_Job], kwargs: Mapping[str, Any]) -> None:
+    """Refuse an option of ours that was misspelt, and would be handed on to models that do not know it.
+
+    Raises:
+        TypeError: If there is one.
+    """
+    functions = [job.sampler._problem.function for job in jobs]
+    for name in kwargs:
+        # Where nobody can tell what a model takes, it may take anything.
+        is_taken = any(f"no argument {name!r}" not in misfit(function, (), {name: None}) for function in functions)
+        own = [known for function in functions for known in parameters_of(function) or ()]
+        error = unknown_option("fit_many", name, _OPTIONS)
+        if not is_taken and "Did you mean" in str(error) and not nearest(name, own):
+            raise error
 
 
 def _run(job: _Job) -> _Done:

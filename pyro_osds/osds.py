@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -18,6 +18,16 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from pyro_osds.choices import (
+    Capture,
+    Correction,
+    DensityOptions,
+    Network,
+    RecipeName,
+    Temperature,
+    Vectorize,
+    Volume,
+)
 from pyro_osds.fit import AnyTrainer, Fit
 from pyro_osds.flow.leap import is_bijective
 from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors, reference_draws
@@ -39,9 +49,9 @@ from pyro_osds.runtime.arguments import (
 )
 from pyro_osds.runtime.chunks import chunk_sizes
 from pyro_osds.runtime.clock import now
-from pyro_osds.runtime.memory import keep_freed_memory
+from pyro_osds.runtime.memory import check_room, keep_freed_memory
 from pyro_osds.runtime.names import RESERVED, renamed
-from pyro_osds.runtime.options import explains_options
+from pyro_osds.runtime.options import explains_options, unknown_attribute
 from pyro_osds.runtime.parallel import from_first, together
 from pyro_osds.runtime.progress import progress_bar, run_bar
 from pyro_osds.runtime.resume import random_state, set_random_state
@@ -51,6 +61,11 @@ from pyro_osds.settings import Settings
 from pyro_osds.stats.thresholds import TARGET_STD_ERROR
 from pyro_osds.stats.weights import WeightedDraws, weigh
 from pyro_osds.target import FunctionTarget, NotFiniteError, as_target, finite_log_prob, in_chunks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pyro_osds.results.inference_data import InferenceData
 
 # Draws of the flow that reference draws are held against, at least: as many as a verdict takes.
 _MIN_CHECK_DRAWS = 4096
@@ -165,7 +180,7 @@ class OSDS:
         init_strategy: Callable[..., Any] = init_to_uniform,
         max_plate_nesting: int | None = None,
         transforms: Mapping[str, Any] | None = None,
-        correction: str = "imh",
+        correction: Correction = "imh",
         num_iterations: int = 2000,
         max_time: float | None = None,
         target_std_error: float = TARGET_STD_ERROR,
@@ -174,17 +189,17 @@ class OSDS:
         learning_rate: float = 1e-2,
         optim: PyroOptim | None = None,
         num_particles: int = 64,
-        recipe: str = "auto",
+        recipe: RecipeName = "auto",
         num_time_steps: int = 16,
-        network: str = "coupling",
-        volume: str = "exact",
+        network: Network = "coupling",
+        volume: Volume = "exact",
         num_blocks: int | None = None,
         hidden_features: int | None = None,
         warm_start: bool = False,
         distributed: bool = False,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
-        vectorize: str = "auto",
-        capture: str | bool = "auto",
+        vectorize: Vectorize = "auto",
+        capture: Capture = "auto",
     ) -> None:
         given = locals()
         self._problem = problem_of(
@@ -213,7 +228,7 @@ class OSDS:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         score_fn: Callable[[Tensor], Any] | None = None,
-        **options: Any,
+        **options: Unpack[DensityOptions],
     ) -> OSDS:
         """A sampler for any unnormalised log density on ``R^D``; its draws have the single site ``z``.
 
@@ -418,6 +433,13 @@ class OSDS:
         self.fit.ensure_judged()
         print(summary_card(self._problem.function, self.settings, self.fit).text())
 
+    if not TYPE_CHECKING:  # for type checkers an attribute that does not exist is an error
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):
+                object.__getattribute__(self, name)  # a property that failed tells its own reason
+            raise unknown_attribute(type(self), name)
+
     def __repr__(self) -> str:
         return one_line(self._problem.function, self.settings, self._fit)
 
@@ -484,7 +506,7 @@ class OSDS:
         return FlowReparam(leap, target, self.fit.constrain)
 
     @explains_options("infer_discrete")
-    def infer_discrete(self, num_draws: int | None = None, temperature: int = 1) -> dict[str, Tensor]:
+    def infer_discrete(self, num_draws: int | None = None, temperature: Temperature = 1) -> dict[str, Tensor]:
         """Posterior draws together with the discrete latents, which were summed out; a run of the model for each.
 
         Arguments:
@@ -593,6 +615,8 @@ class OSDS:
             ValueError: If ``num_draws`` is not positive or ``num_steps`` is no power of two.
         """
         check_counts({"num_draws": num_draws})
+        cure = "Ask for fewer, or go through them by draw_batches."
+        check_room(f"num_draws={num_draws}", num_draws, self.fit.target.dim, cure)
 
         with together(self.settings.distributed), with_workers():
             return self.fit.draw(num_draws, num_steps)
@@ -649,7 +673,7 @@ class OSDS:
         return self.evidence.std_error
 
     @explains_options("check_against")
-    def check_against(self, samples: Any, max_draws: int = 2000) -> Agreement:
+    def check_against(self, samples: Mapping[str, Tensor] | InferenceData, max_draws: int = 2000) -> Agreement:
         """Hold the flow against reference draws, of NUTS or Stan for instance, from both sides.
 
         Arguments:
@@ -790,7 +814,7 @@ class OSDS:
         constant_data: Mapping[str, Any] | None = None,
         dims: Mapping[str, Sequence[str]] | None = None,
         coords: Mapping[str, Sequence[Any]] | None = None,
-    ) -> Any:
+    ) -> InferenceData:
         """ArviZ InferenceData (DataTree from ArviZ 1.0 on); docs/arviz.md says what is in each group.
 
         Dimensions are named after plates, unless ``dims`` says otherwise.
@@ -839,7 +863,7 @@ class OSDS:
             return export(self.fit, groups, source, {**constant, **(constant_data or {})}, dims, coords)
 
     @property
-    def kernel(self) -> Any:
+    def kernel(self) -> SimpleNamespace:
         """What ``arviz.from_pyro`` asks a fitted ``MCMC`` for: ``kernel.model``, the Pyro model or None."""
         return SimpleNamespace(model=self._problem.model)
 
@@ -993,6 +1017,9 @@ class OSDS:
             return
         keep_freed_memory()
         target = self._problem.target(args, kwargs)
+        what, total = f"num_samples={self.num_samples}", self.num_chains * self.num_samples
+        cure = "Ask for fewer, and go through more by draw_batches after the run."
+        check_room(f"{what}, for each of {self.num_chains} chains,", total, as_target(target).dim, cure)
         self._tell_names(target)
         before = self._fit if self.settings.warm_start else None
         explore = partial(Fit.warm, before) if before is not None else partial(Fit.explored, settings=self.settings)

@@ -6,6 +6,7 @@ given the arguments of a run it makes a target, and it says of itself what a fil
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +14,14 @@ from typing import Any, ClassVar
 
 import torch
 from pyro.infer import MCMC, SVI
+from pyro.infer import Predictive as PyroPredictive
+from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import init_to_uniform
+from pyro.infer.elbo import ELBO
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor, nn
 
+from pyro_osds.choices import Capture, Vectorize
 from pyro_osds.model import (
     CAPTURE,
     TEMPERATURES,
@@ -29,6 +34,7 @@ from pyro_osds.model import (
     unchanging,
 )
 from pyro_osds.runtime.arguments import check_choices, check_mapping, constant_arguments, plain
+from pyro_osds.runtime.options import short
 from pyro_osds.target import FunctionTarget, NotFiniteError, Target
 
 
@@ -141,8 +147,8 @@ class ModelProblem(Problem):
     init_strategy: Callable[..., Any] = init_to_uniform
     max_plate_nesting: int | None = None
     transforms: Mapping[str, Any] | None = None
-    vectorize: str = "auto"
-    capture: str | bool = "auto"
+    vectorize: Vectorize = "auto"
+    capture: Capture = "auto"
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -216,8 +222,8 @@ class PotentialProblem(Problem):
 
     num_chains: int = 1
     transforms: Mapping[str, Any] | None = None
-    vectorize: str = "auto"
-    capture: str | bool = "auto"
+    vectorize: Vectorize = "auto"
+    capture: Capture = "auto"
 
     def target(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PotentialTarget:
         """The density of the potential, which takes no arguments.
@@ -342,14 +348,33 @@ def problem_of(
 
 
 def _check_kind(model: Any) -> None:
-    """Refuse samplers, and classes of modules, in the place of a model."""
-    if isinstance(model, (MCMCKernel, MCMC, SVI)) or hasattr(model, "get_samples"):
+    """Refuse what is called like a model and is none: samplers, guides, losses, distributions, classes, coroutines."""
+    got = short(model)
+    if isinstance(model, (MCMCKernel, MCMC, SVI, PyroPredictive)) or hasattr(model, "get_samples"):
         raise TypeError(
             f"model must be a Pyro model, got {type(model).__name__}, which is a sampler itself. Pass the model that "
             "it was made of: OSDS(model) stands where MCMC(NUTS(model), ...) stood."
         )
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        raise TypeError(f"model must be a module, got the class {model.__name__}: pass {model.__name__}(...).")
+    if isinstance(model, AutoGuide):
+        raise TypeError(
+            f"model must be a Pyro model, got {got}, which is a guide. Pass the model that it was made for: no guide "
+            "is needed, since the flow is one."
+        )
+    if isinstance(model, (ELBO, torch.distributions.Distribution)):
+        what = "a loss" if isinstance(model, ELBO) else "a distribution"
+        raise TypeError(
+            f"model must be a Pyro model, got {got}, which is {what}. Pass the function that calls pyro.sample."
+        )
+    if isinstance(model, type):
+        what = "a module" if issubclass(model, nn.Module) else "a function"
+        raise TypeError(f"model must be {what}, got the class {model.__name__}: pass {model.__name__}(...).")
+    function = model.forward if isinstance(model, nn.Module) else model
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        what = "async def" if inspect.iscoroutinefunction(function) else "a yield"
+        raise TypeError(
+            f"model must run to its end when it is called, got {got} with {what}, of which nothing runs then. Write a "
+            "plain function with def and return."
+        )
 
 
 def _check_start(initial_params: Any) -> None:

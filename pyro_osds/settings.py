@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from pyro_osds.choices import Correction, Network, RecipeName, Volume
 from pyro_osds.posterior.draws import CORRECTIONS
 from pyro_osds.runtime.arguments import (
     check_choices,
@@ -52,7 +53,7 @@ class Settings:
     num_chains: int = 4
     num_steps: int = 1
     disable_progbar: bool = False
-    correction: str = "imh"
+    correction: Correction = "imh"
     num_iterations: int = 2000
     max_time: float | None = None
     target_std_error: float = TARGET_STD_ERROR
@@ -60,10 +61,10 @@ class Settings:
     batch_size: int = 256
     learning_rate: float = 1e-2
     num_particles: int = 64
-    recipe: str = "auto"
+    recipe: RecipeName = "auto"
     num_time_steps: int = 16
-    network: str = "coupling"
-    volume: str = "exact"
+    network: Network = "coupling"
+    volume: Volume = "exact"
     num_blocks: int | None = None
     hidden_features: int | None = None
     warm_start: bool = False

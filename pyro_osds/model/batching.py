@@ -18,11 +18,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from pyro_osds.choices import Capture, Vectorize
 from pyro_osds.model.agreement import agree, agree_within_tolerances, check_points
 from pyro_osds.model.foreign.integration import MAX_STEPS, integrations_used, limited_steps
 from pyro_osds.model.foreign.saved import KeepSaved, is_about_changes
@@ -44,8 +45,8 @@ from pyro_osds.runtime.source import first_line, user_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
 from pyro_osds.runtime.workers import in_this_process
 
-VECTORIZE = ("auto", "vmap", "loop")
-CAPTURE = ("auto", False)
+VECTORIZE: tuple[Vectorize, ...] = get_args(Vectorize)
+CAPTURE: tuple[Capture, ...] = get_args(Capture)
 # Where one graph takes longer to record than a second one would save.
 _MANY_OPERATIONS = 2000
 # On a device that takes longer than this for double precision, single is taken where its rounding is below this, nats.

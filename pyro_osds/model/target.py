@@ -171,8 +171,6 @@ class ModelTarget(SiteReadings, Target):
         if (lost := lost_gradients(ladder.seen, self.sites)) and masked:
             refuse_missing(masked, model, args, self.kwargs)
         refuse_lost(lost)
-        if self.dim and not ladder.vectorized and self.is_double:
-            check_gradients(with_scores(ladder.densities), self.sites, check_points(self.start)[:4])
         self.notes = self._look_at_observations(trace)
 
     @property
@@ -391,6 +389,8 @@ class ModelTarget(SiteReadings, Target):
         for given in [None] if self._joint is None else self._joint.spread(_NUM_SPREAD):
             run = partial(self._run_for_gradients, given=given)
             found |= reached(run, self.sites, self.discrete_sites, rows)
+        if self.dim and self.is_double and (not self._ladder.vectorized or (self.observed and {*self._shapes} - found)):
+            found |= check_gradients(with_scores(self._ladder.densities), self.sites, check_points(self.start)[:4])
         notes, self.mistakes = suspicions(trace, self.sites, found, (*self.args, *self.kwargs.values()))
 
         return notes

@@ -18,6 +18,7 @@ from pyro_osds.model.distributions.latents import UnsupportedSiteError, check_la
 from pyro_osds.model.distributions.transforms import to_support
 from pyro_osds.model.pyro_internals import Subsample, is_shown, mask_of
 from pyro_osds.model.run import is_computed, is_deterministic, is_missing_part
+from pyro_osds.runtime.options import short
 
 
 def init_anywhere(strategy: Callable[..., Any], transforms: Mapping[str, Any] | None = None) -> Callable[..., Any]:
@@ -117,10 +118,14 @@ def check_latents(trace: Any, latents: list[Any], transforms: Mapping[str, Any])
     """Refuse subsampled plates, discrete latents that cannot be summed out, and transforms of unknown sites."""
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not isinstance(site["value"], Tensor):
-            raise ValueError(
-                f"Site {name!r} has the value {site['value']!r}, which is no tensor. Pass "
-                f"torch.tensor({site['value']!r})."
+            got = short(site["value"])
+            number = isinstance(site["value"], (int, float))
+            # Densities subtract, which truth values do not allow.
+            plain = float(site["value"]) if isinstance(site["value"], bool) else got
+            cure = (
+                f"torch.tensor({plain})" if number else "torch.as_tensor of its numbers, such as y.to_numpy() of pandas"
             )
+            raise ValueError(f"Site {name!r} has the value {got}, which is no tensor. Pass {cure}.")
         if isinstance(site.get("fn"), Subsample) and len(site["value"]) < site["fn"].size:
             raise ValueError(
                 f"Plate {name!r} subsamples {len(site['value'])} of {site['fn'].size} rows: the density would change "

@@ -11,10 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from pyro_osds.choices import Correction
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.refinement import refine
 from pyro_osds.explore.search.parts import Part, lost_by_draws, lost_by_particles
@@ -42,7 +44,7 @@ from pyro_osds.stats.weights import (
 )
 from pyro_osds.target import NotFiniteError, Target, has_wrong_gradient, log_prob_and_score
 
-CORRECTIONS = ("imh", "psis", "none")
+CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 
 # Weighted draws at least, which a fast density gives in milliseconds: the tail of fewer is hardly known.
 _MIN_DRAWS = 4096

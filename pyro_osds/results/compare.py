@@ -15,13 +15,16 @@ References:
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
+from pyro_osds.posterior.verdict import Evidence
 from pyro_osds.runtime.arguments import check_mapping
+from pyro_osds.runtime.options import explains_options
 from pyro_osds.runtime.warnings import UnreliableEvidenceWarning, warn
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ _COLUMNS = [
 ]
 
 
+@explains_options("compare_evidence", hint="fits go into one mapping, compare_evidence({'a': first, 'b': second}).")
 def compare_evidence(
     models: Mapping[str, Any], prior: Mapping[str, float] | None = None, *, check_data: bool = True
 ) -> pd.DataFrame:
@@ -59,7 +63,8 @@ def compare_evidence(
     before each.
 
     Arguments:
-        models: Fitted :class:`~pyro_osds.OSDS` objects, or the InferenceData that they made, by model name.
+        models: Fitted :class:`~pyro_osds.OSDS` objects, the InferenceData that they made, or their
+            :class:`~pyro_osds.Evidence` (which knows no data), by model name.
         prior: Prior probability of each model; default: equal. Need not be normalised.
         check_data: Whether to refuse models whose observed values differ. Names, shapes and order of the observed
             sites may: the values count.
@@ -86,10 +91,8 @@ def compare_evidence(
 
     Example:
         >>> from pyro_osds.posterior.verdict import Evidence
-        >>> class Fitted:
-        ...     def __init__(self, log_evidence):
-        ...         self.evidence = Evidence(log_evidence, 0.01, log_evidence, 900.0, 0.1, 1000, True, ())
-        >>> table = compare_evidence({"a": Fitted(-5.0), "b": Fitted(-2.0)})
+        >>> first, second = (Evidence(value, 0.01, value, 900.0, 0.1, 1000, True, ()) for value in (-5.0, -2.0))
+        >>> table = compare_evidence({"a": first, "b": second})
         >>> table["posterior_prob"].round(3).to_dict()
         {'b': 0.953, 'a': 0.047}
         >>> table.loc["a", ["evidence_against", "flag"]].tolist()
@@ -123,19 +126,20 @@ def compare_evidence(
 def _evidence(name: str, fitted: Any) -> dict[str, Any]:
     """The columns that come straight from one model, and the first reason against it."""
     try:
-        evidence = getattr(fitted, "evidence", None)
+        evidence = fitted if isinstance(fitted, Evidence) else getattr(fitted, "evidence", None)
     except RuntimeError as error:
         raise RuntimeError(f"Model {name!r} has no log evidence yet. {error}") from error
     if evidence is not None:
         columns = ("log_evidence", "std_error", "pareto_k", "reliable", "draws_reliable")
         return {column: getattr(evidence, column) for column in columns} | {"reason": "".join(evidence.reasons[:1])}
     try:
-        fit = fitted["fit"]
-    except (KeyError, TypeError) as error:
+        fit: Any = None if isinstance(fitted, (str, tuple, list, Tensor, np.ndarray, Evidence)) else fitted["fit"]
+    except (KeyError, TypeError, IndexError):
+        fit = None
+    if fit is None:
         raise ValueError(
-            f"Model {name!r} holds no log evidence (got {type(fitted).__name__}). Pass a fitted OSDS object, or the "
-            "InferenceData of its to_inference_data()."
-        ) from error
+            f"Model {name!r} holds no log evidence (got {type(fitted).__name__}). {_what_holds_one(fitted)}"
+        )
 
     return {
         "log_evidence": float(fit["log_evidence"]),
@@ -146,6 +150,21 @@ def _evidence(name: str, fitted: Any) -> dict[str, Any]:
         "draws_reliable": bool(fit["draws_reliable" if "draws_reliable" in fit else "reliable"]),
         "reason": str(np.asarray(fit["reasons"]).item()).partition("\n")[0],
     }
+
+
+def _what_holds_one(given: Any) -> str:
+    """What to pass in the place of something without a log evidence."""
+    if isinstance(given, (str, os.PathLike)):
+        return "Read the file first: arviz.from_netcdf(path), or OSDS.load(path, model, *args)."
+    if isinstance(given, (int, float, tuple, list, Tensor, np.ndarray, np.generic)):
+        return (
+            "A number says neither how exact nor how reliable it is. Pass a fitted OSDS object, its evidence, or the "
+            "InferenceData of its to_inference_data()."
+        )
+    if callable(given) and not hasattr(given, "posterior"):
+        return "Fit the model first: osds = OSDS(model), osds.run(...), and pass osds."
+
+    return "Pass a fitted OSDS object, its evidence, or the InferenceData of its to_inference_data()."
 
 
 def _observed(fitted: Any) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from pyro_osds.posterior.readings import by_chain, by_draw
 from pyro_osds.results.report import arrays, fit_group, fit_stats_dims, fit_stats_group, sample_stats
 from pyro_osds.runtime.arguments import check_counts, check_switches
 from pyro_osds.runtime.warnings import OSDSWarning, warn
+
+if TYPE_CHECKING:
+    from pyro_osds.results.inference_data import InferenceData
 
 # Predictive draws of each chain, unless the user says how many: the largest number that takes no longer than this.
 _SECONDS, _NUMBERS = 0.3, (100, 50, 20, 10)
@@ -71,7 +74,7 @@ def export(
     constant: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
-) -> Any:
+) -> InferenceData:
     """A fit as InferenceData.
 
     Arguments:

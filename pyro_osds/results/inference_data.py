@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from pyro_osds.runtime.names import RESERVED, exported_names, renamed
+
+if TYPE_CHECKING:
+    # With ArviZ 1 it is xarray.DataTree, which has the groups as items, too.
+    from arviz import InferenceData
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -29,7 +33,7 @@ def to_inference_data(
     own_dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     draws: Arrays | None = None,
-) -> Any:  # noqa: ANN401 - InferenceData or DataTree
+) -> InferenceData:
     """InferenceData from groups of arrays.
 
     Arguments:

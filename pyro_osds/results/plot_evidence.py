@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyro_osds.results.compare import compare_evidence
+from pyro_osds.runtime.arguments import check_mapping
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +42,9 @@ def plot_evidence(models: Mapping[str, Any] | pd.DataFrame, ax: Axes | None = No
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['b', 'a']
     """
-    table = compare_evidence(models) if isinstance(models, Mapping) else models
+    if not isinstance(models, Mapping) and not hasattr(models, "to_dict"):
+        check_mapping("models", models, "Name the fits, such as plot_evidence({'a': first, 'b': second}).")
+    table: Any = compare_evidence(models) if isinstance(models, Mapping) else models
     if missing := _COLUMNS - set(table.columns):
         raise ValueError(
             f"The table lacks the columns {sorted(missing)}; pass what compare_evidence returned, or the models."

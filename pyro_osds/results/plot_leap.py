@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_osds.flow.leap import is_bijective
 from pyro_osds.runtime.arguments import check_counts
+from pyro_osds.runtime.options import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,6 +72,8 @@ def plot_leap(
         ['Base draws', 'One leap', 'Posterior draws']
     """
     check_counts({"num_arrows": num_arrows})
+    if not hasattr(type(osds), "get_samples"):
+        raise TypeError(f"plot_leap needs a fitted OSDS object, whose flow it draws; got {short(osds)}.")
     posterior = _columns(osds.get_samples())
     fit = osds.fit
     if not is_bijective(fit.leap):

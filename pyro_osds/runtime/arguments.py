@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_osds.runtime.options import nearest
+from pyro_osds.runtime.options import nearest, short
 
 
 def check_counts(counts: Mapping[str, Any]) -> None:
@@ -24,10 +24,22 @@ def check_counts(counts: Mapping[str, Any]) -> None:
     """
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-            whole = isinstance(count, float) and count.is_integer() and count >= 1
-            raise ValueError(
-                f"{name} must be an integer of at least 1, got {count!r}.{f' Write {int(count)}.' if whole else ''}"
-            )
+            raise ValueError(f"{name} must be an integer of at least 1, got {short(count)}.{_instead(name, count)}")
+
+
+def _instead(name: str, given: Any) -> str:
+    """What to write in the place of something that is no count; empty where nobody knows."""
+    number = plain(given)
+    if isinstance(number, str):
+        number = float(number) if number.strip().replace(".", "", 1).isdigit() else number
+    if isinstance(number, (int, float)) and not isinstance(number, bool):
+        return f" Write {int(number)}." if math.isfinite(number) and number >= 1 and number == int(number) else ""
+    if name != "num_samples":
+        return ""
+    if isinstance(getattr(given, "shape", None), tuple) or isinstance(given, (list, tuple, Mapping)):
+        return " Data are arguments of run(): write osds = OSDS(model), then osds.run(data)."
+
+    return " OSDS needs no guide and no optimiser: OSDS(model) is enough." if callable(given) else ""
 
 
 def check_positive(numbers: Mapping[str, Any]) -> None:
@@ -41,7 +53,7 @@ def check_positive(numbers: Mapping[str, Any]) -> None:
     for name, number in numbers.items():
         is_number = isinstance(number, (int, float, np.integer, np.floating)) and not isinstance(number, bool)
         if not (is_number and math.isfinite(number) and number > 0):
-            raise ValueError(f"{name} must be a positive number, got {number!r}.")
+            raise ValueError(f"{name} must be a positive number, got {short(number)}.")
 
 
 def check_share(name: str, share: Any) -> None:
@@ -55,7 +67,7 @@ def check_share(name: str, share: Any) -> None:
     is_number = isinstance(share, (int, float, np.integer, np.floating)) and not isinstance(share, bool)
     if not (is_number and 0 < share < 1):
         percent = f" Write {share / 100:g} for {share:g} percent." if is_number and 1 < share < 100 else ""
-        raise ValueError(f"{name} must lie between 0 and 1, got {share!r}.{percent}")
+        raise ValueError(f"{name} must lie between 0 and 1, got {short(share)}.{percent}")
 
 
 def check_switches(switches: Mapping[str, Any]) -> None:
@@ -68,7 +80,7 @@ def check_switches(switches: Mapping[str, Any]) -> None:
     """
     for name, switch in switches.items():
         if not isinstance(switch, (bool, np.bool_)):
-            raise ValueError(f"{name} must be True or False, got {switch!r}.")
+            raise ValueError(f"{name} must be True or False, got {short(switch)}.")
 
 
 def check_mapping(name: str, given: Any, cure: str) -> None:
@@ -90,13 +102,15 @@ def check_mapping(name: str, given: Any, cure: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A scalar of numpy as Python's own; everything else as it is.
+    """A scalar of numpy or torch as Python's own; everything else as it is.
 
     Example:
         >>> plain(np.int64(3)), plain("auto")
         (3, 'auto')
     """
-    return value.item() if isinstance(value, np.generic) else value
+    is_scalar = isinstance(value, np.generic) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0)
+
+    return value.item() if is_scalar and getattr(value, "device", None) != torch.device("meta") else value
 
 
 def check_powers_of_two(counts: Mapping[str, Any]) -> None:
@@ -170,9 +184,30 @@ def constant_arguments(
 def parameters_of(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
     """The parameters of a model by name; None for a callable that does not tell them."""
     try:
-        return inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
+        return inspect.signature(_function(model)).parameters
     except (TypeError, ValueError):
         return None
+
+
+def signature_of(model: Callable[..., Any]) -> str:
+    """What a model takes, as its definition says it.
+
+    Example:
+        >>> signature_of(lambda x, y=None, *more, **options: None)
+        '(x, y, *more, **options)'
+    """
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+    return (
+        f"({', '.join(f'{stars.get(each.kind, str())}{name}' for name, each in (parameters_of(model) or {}).items())})"
+    )
+
+
+def _function(model: Callable[..., Any]) -> Callable[..., Any]:
+    """What says which arguments a model takes: of a module, its forward; of what wraps a module, too."""
+    inner = inspect.unwrap(model)
+
+    return inner.forward if isinstance(inner, nn.Module) else model
 
 
 def misfit(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -224,8 +259,7 @@ def named_arguments(
     parameters = parameters_of(model)
     if parameters is None or misfit(model, args, kwargs):
         return {**{f"args_{i}": value for i, value in enumerate(args)}, **kwargs}
-    function = model.forward if isinstance(model, nn.Module) else model
-    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound = inspect.signature(_function(model)).bind(*args, **kwargs)
     if defaults:
         bound.apply_defaults()
     named: dict[str, Any] = {}

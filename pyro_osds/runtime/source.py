@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,24 @@ def first_line(error: BaseException) -> str:
             return meaning
 
     return _REQUEST.sub("", text.replace(_DETACH, "")).rstrip(".") or text.rstrip(".")
+
+
+def frames_of(error: BaseException) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The functions that an exception went through, the outermost first, with their local variables.
+
+    Example:
+        >>> def half(number):
+        ...     return 1 / number
+        >>> try:
+        ...     half(0)
+        ... except ZeroDivisionError as error:
+        ...     [name for name, values in frames_of(error) if values.get("number") == 0]
+        ['half']
+    """
+    step = error.__traceback__
+    while step is not None:
+        yield step.tb_frame.f_code.co_name, step.tb_frame.f_locals
+        step = step.tb_next
 
 
 def failed_message(error: BaseException) -> tuple[dict[str, Any] | None, set[str]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_osds.runtime.clock import now
 from pyro_osds.runtime.precision import most_precise
+from pyro_osds.runtime.resume import seed_refusal, sets_seed
 from pyro_osds.runtime.source import first_line, own_line
 from pyro_osds.target.cost import CostCounter, terms_in
 from pyro_osds.target.density import in_chunks
@@ -222,8 +223,11 @@ def _probed(log_prob_fn: Callable[[Tensor], Tensor], z: Tensor) -> Any:
 
 def _check_same(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> None:
     """Refuse a density that is another one each time."""
+    kept: list[Tensor] = []
     with torch.no_grad():
-        first, second = log_prob(z), log_prob(z)
+        if sets_seed(lambda: kept.append(log_prob(z))):
+            raise ValueError(seed_refusal("log_prob_fn"))
+        first, second = kept[0], log_prob(z)
     if not torch.allclose(first, second, rtol=_SAME, atol=_SAME, equal_nan=True):
         raise ValueError(
             f"log_prob_fn changes between two evaluations at the same points, by up to "

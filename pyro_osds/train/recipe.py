@@ -12,8 +12,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
+from pyro_osds.choices import Network, RecipeName
 from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.diffusion import Diffusion
@@ -37,8 +38,8 @@ from pyro_osds.train.teacher import TeacherBudget, TeacherHistory, train_teacher
 from pyro_osds.train.trainer import Trainer
 from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
 
-RECIPES = ("auto", "calibrate", "cover", "distill")
-NETWORKS = ("coupling", "velocity")
+RECIPES: tuple[RecipeName, ...] = get_args(RecipeName)
+NETWORKS: tuple[Network, ...] = get_args(Network)
 _DEFAULTS = FlowOptions()
 # Where training leaves this much of the gap of a mixture base, a larger flow does not help either. Chosen on the
 # accuracy cases.

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from pyro_osds.choices import Volume
 from pyro_osds.flow.diffusion import Diffusion
 from pyro_osds.runtime.clock import is_past
 from pyro_osds.runtime.light_adam import LightAdam
@@ -38,7 +39,7 @@ from pyro_osds.train.history import History
 from pyro_osds.train.loop import go_on, run_moves
 from pyro_osds.train.objectives import path_reverse_kl, state_consistency, two_half_steps, volume_consistency
 
-VOLUMES = ("published", "exact")
+VOLUMES: tuple[Volume, ...] = get_args(Volume)
 
 # The released code's weights of the terms.
 _CONSISTENCY_WEIGHT = 0.25

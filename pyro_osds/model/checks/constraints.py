@@ -7,19 +7,22 @@ whose upper end lies below the lower one, or a concentration below zero, gives n
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Uniform
+from torch.distributions import Bernoulli, Binomial, Geometric, NegativeBinomial, Uniform, constraints
 
 from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.pyro_internals import Subsample
 from pyro_osds.model.run import is_computed, is_deterministic
+from pyro_osds.runtime.warnings import ModelWarning, warn
 
 # What rounding may do to a probability, or to an end.
 _ROUNDING = 1e-5
+_CLAMPED = (Bernoulli, Binomial, Geometric, NegativeBinomial)
 
 
 def refuse_outside(trace: Any, traces: Iterator[Any]) -> None:
@@ -33,16 +36,34 @@ def refuse_outside(trace: Any, traces: Iterator[Any]) -> None:
 
     Raises:
         ValueError: If there is one; with site, distribution, parameter, value and range.
+
+    Warns:
+        ModelWarning: If a probability is outside in the first run and in some of the others.
     """
-    found, num_others = _outside(trace), 0
+    first = _outside(trace)
+    found, num_others, times = first, 0, Counter[tuple[str, str]]()
+    clamped = {key for key in first if _is_clamped(trace.nodes[key[0]]["fn"], key[1])}
     for other in traces if found else ():
         now, num_others = _outside(other), num_others + 1
+        times.update(now.keys() & clamped)
         found = {key: sentence for key, sentence in found.items() if key in now}
-        if not found:
+        if not found and not clamped:
             break
     # Without a prior to draw from there is one run only, which tells nothing of others.
     for sentence in found.values() if num_others else ():
         raise ValueError(sentence)
+    for key, number in times.items():
+        warn(
+            f"{first[key].partition(' in every run')[0]}, outside of its range, in {number} of {num_others} draws of "
+            "the prior. There torch computes with the nearest end of the range, and the density is not the one that "
+            "was meant. Give what it is made of a prior that keeps it inside, or write logits=.",
+            ModelWarning,
+        )
+
+
+def _is_clamped(fn: Any, parameter: str) -> bool:
+    """Whether torch goes on with the nearest probability, where others have no density that is a number."""
+    return parameter == "probs" and isinstance(unwrap(fn), _CLAMPED)
 
 
 def _outside(trace: Any) -> dict[tuple[str, str], str]:
@@ -57,13 +78,19 @@ def _outside(trace: Any) -> dict[tuple[str, str], str]:
                 f"The prior of site {name!r} is Uniform from {low:.6g} to {high:.6g}: its upper end lies below the "
                 "lower one. Swap them."
             )
+        log_prob = site.get("unscaled_log_prob")
+        # A scale of zero under a mask stands for nothing; a count of zero is one.
+        is_open = site["mask"] is None and (log_prob is None or not bool(log_prob.isfinite().all()))
         for parameter, value, low, high in _ranges(fn):
             where = (value < low - _ROUNDING) | (value > high + _ROUNDING)
+            if is_open and _is_strict(fn.arg_constraints[parameter]):
+                where = where | (value == low)
             if bool(where.any()):
                 found[name, parameter] = (
                     f"The distribution of site {name!r}, {type(fn).__name__}, has {parameter} = "
-                    f"{_first(value, where):.6g} in every run, outside of its range, {_words(low, high)}. Look for a "
-                    "wrong sign, or arguments in the wrong order."
+                    f"{_first(value, where):.6g} in every run, outside of its range, "
+                    f"{_words(low, high, _first(value, where) == low)}. Look for a wrong sign, or "
+                    "arguments in the wrong order."
                 )
 
     return found
@@ -72,10 +99,10 @@ def _outside(trace: Any) -> dict[tuple[str, str], str]:
 def _ranges(fn: Any) -> Iterator[tuple[str, Tensor, float, float]]:
     """Parameters that have a range of numbers: names, values, and both ends."""
     try:
-        constraints = fn.arg_constraints
+        allowed = fn.arg_constraints
     except NotImplementedError:
         return
-    for name, constraint in constraints.items():
+    for name, constraint in allowed.items():
         value, inner = fn.__dict__.get(name), getattr(constraint, "base_constraint", constraint)
         low, high = (getattr(inner, end, None) for end in ("lower_bound", "upper_bound"))
         if isinstance(value, Tensor) and value.is_floating_point() and (low is not None or high is not None):
@@ -90,8 +117,13 @@ def _first(value: Tensor, where: Tensor) -> float:
     return value[where].flatten()[0].item()
 
 
-def _words(low: float, high: float) -> str:
+def _is_strict(constraint: Any) -> bool:
+    """Whether the lower end itself is out of range."""
+    return isinstance(getattr(constraint, "base_constraint", constraint), type(constraints.positive))
+
+
+def _words(low: float, high: float, is_strict: bool = False) -> str:
     if math.isinf(high):
-        return f"{low:g} and above"
+        return f"above {low:g}" if is_strict else f"{low:g} and above"
 
     return f"{high:g} and below" if math.isinf(low) else f"{low:g} to {high:g}"

@@ -6,25 +6,30 @@ after a failure; a model that runs pays for none of it.
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+import pyro
+from pyro import distributions
+from pyro.distributions import Categorical
 from torch import Tensor
+from torch.distributions import Distribution
 
+from pyro_osds.model.checks.data import Attempt, argument_cure, describe, tensor_code
+from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.pyro_internals import Subsample
-from pyro_osds.runtime.arguments import named_arguments, parameters_of
-
-Attempt = Callable[..., Any]
-"""Runs the model with other arguments, as far as it failed; raises what it raises."""
+from pyro_osds.runtime.arguments import named_arguments, parameters_of, signature_of
+from pyro_osds.runtime.options import place_of_option
+from pyro_osds.runtime.source import frames_of
 
 _DTYPES = re.compile(r"same dtype|data type|dtype|scalar type|must be Float|Float but found|Long", re.I)
 _SHAPES = re.compile(r"size|shape|dimension|broadcast|mat1|expand", re.I)
-_is_trying = False
+_MORE_LISTS = "only integer tensors of a single element can be converted to an index"
+_NO_GPU = re.compile(r"not compiled with CUDA|No CUDA GPUs|no NVIDIA driver|Found no NVIDIA", re.I)
 
 
 @dataclass
@@ -57,13 +62,23 @@ def misfit_sentence(wrong: str, model: Any, args: tuple[Any, ...], kwargs: Mappi
         args: Positional arguments.
         kwargs: Keyword arguments.
     """
-    takes = ", ".join(parameters_of(model) or {})
     given = ", ".join((*map(describe, args), *(f"{name}={describe(value)}" for name, value in kwargs.items())))
+    unknown = re.search(r"there is no argument '(\w+)'$", wrong)
+    place = place_of_option(unknown[1]) if unknown else ""
+    takes = f"It takes {signature_of(model)}"
+    cure = f"{takes}, and run() hands its own arguments on to it: call run() with all of these."
+    if place:
+        cure = f"{takes}. {place}"
+    known = list(parameters_of(model) or ())
+    packed = args[0] if len(args) == 1 and not kwargs else None
+    if isinstance(packed, Mapping) and packed and set(packed) <= set(known):
+        cure = f"{takes}: hand its entries on by name, run(**data)."
+    if isinstance(packed, (tuple, list)) and 1 < len(packed) == len(known):
+        cure = f"{takes}: hand its entries on one by one, run(*data)."
+    if known[:1] == ["self"]:
+        cure = f"{takes}, the first of which is self: make an object of its class, and pass the method of that object."
 
-    return (
-        f"The model was called with {given or 'no arguments'}: {wrong}. It takes ({takes}), and run() hands its own "
-        "arguments on to it: call run() with all of these."
-    )
+    return f"The model was called with {given or 'no arguments'}: {wrong}. {cure}"
 
 
 def cure(
@@ -97,7 +112,7 @@ def cure(
             f"Give the plate that size, pyro.plate({plate!r}, {got}), or declare the site's own dimension with "
             ".to_event(1)."
         )
-    if "on the same device" in text or "found at least two devices" in text:
+    if re.search(r"on the same device|at least two devices|not on the expected device", text):
         on = {name: value.device for name, value in named_arguments(model, args, kwargs).items() if _is_tensor(value)}
         got = ", ".join(f"{name!r} on {device}" for name, device in on.items())
         return (
@@ -105,7 +120,16 @@ def cure(
             "torch.zeros(3, device=y.device)."
         )
 
-    return _observed_shape(site) or argument_cure(args, kwargs, model, attempt) or constant_cure(error)
+    keys = [each.kind for each in (parameters_of(model) or {}).values()]
+    if isinstance(error, KeyError) and any(kind is kind.VAR_KEYWORD for kind in keys) and error.args[0] not in kwargs:
+        return f"The model takes its arguments by name: call run({error.args[0]}=...)."
+
+    return (
+        _observed_shape(site)
+        or argument_cure(args, kwargs, model, attempt, error)
+        or _observed_kind(site)
+        or constant_cure(error)
+    )
 
 
 def _twice(name: str, seen: list[Reached]) -> str:
@@ -132,10 +156,12 @@ def _observed_shape(site: Reached | None) -> str:
         return ""
     if isinstance(site.value, (int, float)):
         return (
-            f"Site {site.name!r} has the value {site.value!r}, which is no tensor. Pass torch.tensor({site.value!r})."
+            f"Site {site.name!r} has the value {site.value!r}, which is no tensor. Pass torch.tensor({+site.value!r})."
         )
     if not isinstance(site.value, Tensor):
         return ""
+    if labels := _labels(site):
+        return labels
     shape, got = tuple(site.fn.shape()), tuple(site.value.shape)
     try:
         np.broadcast_shapes(shape, got)
@@ -144,6 +170,33 @@ def _observed_shape(site: Reached | None) -> str:
         return f"Its values have shape {got}, and its distribution, plates included, has shape {shape}. {cure}"
 
     return ""
+
+
+def _observed_kind(site: Reached | None) -> str:
+    """What an observed site got that is no tensor."""
+    code = tensor_code(site.value, "y") if site is not None and site.is_observed else ""
+    if site is None or not code or isinstance(site.value, Tensor):
+        return ""
+
+    return f"Site {site.name!r} observes {describe(site.value)}, which is no tensor. Write obs={code}."
+
+
+def _labels(site: Reached) -> str:
+    """Labels that a Categorical does not have, counted from one for instance."""
+    fn, value = unwrap(site.fn), site.value
+    if not isinstance(fn, Categorical) or not value.numel() or value.is_complex():
+        return ""
+    low, high, number = int(value.min()), int(value.max()), fn.param_shape[-1]
+    if low >= 0 and high < number:
+        return ""
+    cure = "Give it as many categories as there are labels, and code these from 0 on"
+    if low == 1 and high == number:
+        cure = "Pass the labels minus 1"
+
+    return (
+        f"Site {site.name!r} has labels from {low} to {high}, and its Categorical has {number} categories, 0 to "
+        f"{number - 1}. {cure}."
+    )
 
 
 def _fitting(got: tuple[int, ...], shape: tuple[int, ...]) -> str:
@@ -158,63 +211,26 @@ def _fitting(got: tuple[int, ...], shape: tuple[int, ...]) -> str:
     return "Make plates and distribution as long as the data, or pass data of that shape."
 
 
-def argument_cure(args: tuple[Any, ...], kwargs: Mapping[str, Any], model: Any, attempt: Attempt) -> str:
-    """The arguments that are to blame: with them as tensors of the default type, the model runs."""
-    global _is_trying
-    if _is_trying:
-        return ""
-    names = {id(value): name for name, value in named_arguments(model, args, kwargs).items()}
-    other = [value for value in (*args, *kwargs.values()) if _as_tensor(value) is not None]
-    sets = [[value] for value in other]
-    sets += [[value for value in other if not isinstance(value, Tensor)], other]
-    for blamed in sets:
-        if not blamed:
-            continue
-        with trying():
-            changed = {id(value): _as_tensor(value) for value in blamed}
-            try:
-                attempt(
-                    tuple(changed.get(id(value), value) for value in args),
-                    {name: changed.get(id(value), value) for name, value in kwargs.items()},
-                )
-            except Exception:  # noqa: BLE001 - another cure is looked for
-                continue
-        return " ".join(_argument(names.get(id(value), "?"), value) for value in blamed)
-
-    return ""
-
-
-@contextlib.contextmanager
-def trying() -> Iterator[None]:
-    """Cures are not looked for in tries of cures, and tries leave random numbers as they are."""
-    global _is_trying
-    _is_trying = True
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        _is_trying = False
-
-
-def _argument(name: str, value: Any) -> str:
-    dtype = torch.get_default_dtype()
-    short = str(dtype).removeprefix("torch.")
-    if isinstance(value, Tensor):
-        cast = ".float()" if dtype == torch.float32 else f".to({dtype})"
-        return f"Argument {name!r} is {describe(value)}, and the model computes in {short}: pass {name}{cast}."
-    numpy = ".to_numpy()" if hasattr(value, "to_numpy") else ""
-    made = f"torch.tensor({name}, dtype={dtype})" if isinstance(value, (list, tuple)) else ""
-    made = made or f"torch.as_tensor({name}{numpy}, dtype={dtype})"
-
-    return f"Argument {name!r} is {describe(value)}, and torch computes with tensors only: pass {made}."
-
-
 def constant_cure(error: Exception) -> str:
     """What may be wrong on the line itself, by what the exception says."""
     text = str(error).split("\n")[0]  # Pyro adds the shapes of all sites below
+    if told := _parameter(error) or _call(error, text) or _statement(error, text):
+        return told
     if isinstance(error, ArithmeticError) or "math domain error" in text:
         return "Python's math raises where torch gives infinity or nan: use torch's functions of tensors."
-    if re.search(r"numpy|ndarray", text):
+    if isinstance(error, AssertionError):
+        return (
+            "An assert about a latent ends the run wherever it does not hold. Give the latent a prior with that "
+            "support, or write pyro.factor('bound', torch.where(condition, 0.0, -torch.inf))."
+        )
+    if "Boolean value of Tensor" in text:
+        return "Python's if, and, or and max ask for one value: write torch.where(condition, a, b) for a tensor."
+    if _MORE_LISTS in text or re.search(r"'(list|tuple)' object", text):
+        return (
+            "A list and a tensor meet on this line: make the list a tensor, by torch.tensor([1.0, 2.0]) for numbers "
+            "and torch.stack([a, b]) for tensors."
+        )
+    if re.search(r"numpy|ndarray", text) and "has no len()" not in text:
         return (
             "Numpy and scipy cannot follow a latent, nor compute with one. Use torch's functions, such as torch.exp in "
             "the place of np.exp, and make constants tensors by torch.as_tensor."
@@ -233,40 +249,81 @@ def constant_cure(error: Exception) -> str:
     return ""
 
 
-# ---- what was got ----
+def _parameter(error: Exception) -> str:
+    """A parameter of a distribution that is neither a number nor a tensor, where that is why it could not be made."""
+    for name, values in frames_of(error):
+        made = values.get("self")
+        if name != "__init__" or not isinstance(made, Distribution):
+            continue
+        for parameter, value in values.items():
+            if parameter not in _parameters(made) or value is None or isinstance(value, (int, float, complex, Tensor)):
+                continue
+            code = f"float({parameter})" if isinstance(value, np.generic) else tensor_code(value, parameter)
+            if isinstance(value, (list, tuple)) and all(isinstance(each, Tensor) for each in value):
+                code = f"torch.stack({parameter})"  # keeps the gradients, which torch.tensor would not
+            write = f" Write {code}." if code else ""
+            got = f"{parameter} = {describe(value)}"
+            return f"{type(made).__name__} has {got}, which is neither a number nor a tensor.{write}"
+
+    return ""
 
 
-def describe(value: Any) -> str:
-    """A value in words: its kind, and its shape or length.
+def _parameters(fn: Distribution) -> set[str]:
+    allowed = getattr(type(fn), "arg_constraints", None)
 
-    Example:
-        >>> describe(torch.zeros(2, 3)), describe(np.zeros(4)), describe([1, 2])
-        ('torch.float32 (2, 3)', 'a numpy array float64 (4,)', 'a list of 2')
-    """
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)}"
-    if isinstance(value, np.ndarray):
-        return f"a numpy array {value.dtype} {value.shape}"
-    if type(value).__module__.partition(".")[0] == "pandas":
-        return f"a pandas {type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
-    if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {len(value)}"
-
-    return type(value).__name__
+    # Some compute theirs from what was given, and were given nothing yet.
+    return {*inspect.signature(type(fn).__init__).parameters} & {*(allowed if isinstance(allowed, dict) else ()), "v"}
 
 
-def _as_tensor(value: Any) -> Tensor | None:
-    """The same numbers as a tensor of the default type; None where it is one already, or none can be made."""
-    dtype = torch.get_default_dtype()
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.dtype != dtype and not value.is_complex() else None
-    if isinstance(value, (str, bytes, Mapping, int, float)) or value is None:
-        return None
-    try:
-        array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
-        return torch.as_tensor(array.astype(float), dtype=dtype) if array.dtype.kind in "biuf" else None
-    except (TypeError, ValueError, RuntimeError):
-        return None
+def _call(error: Exception, text: str) -> str:
+    """What a distribution, or a method of one, takes, where it was called otherwise."""
+    made = re.search(r"(\w+)\.__init__\(\) (missing|got|takes)", text)
+    kind = getattr(distributions, made[1], None) if made else None
+    if made and made[1] == "SubsampleMessenger":
+        return f"pyro.plate takes {signature_of(pyro.plate)}."
+    if isinstance(kind, type):
+        names = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "validate_args")]
+        return f"{made[1] if made else ''} takes ({', '.join(names)})."
+    if "reinterpreted_batch_ndims" in text:
+        return (
+            ".to_event(n) takes n dimensions on the right of the batch shape, and there are fewer. Leave it out for a "
+            "single number, or give the distribution its shape first, by .expand([3])."
+        )
+    if "'int' object is not iterable" in text and any(name == "expand" for name, _ in frames_of(error)):
+        return ".expand takes a shape: write .expand([3])."
+
+    return ""
+
+
+def _statement(error: Exception, text: str) -> str:
+    """What is wrong with a statement of Pyro's that failed before it had a site, or with where it runs."""
+    if "sample() missing" in text and "'fn'" in text:
+        return "The name comes first: write pyro.sample('x', distribution)."
+    if _NO_GPU.search(text):
+        return 'This torch has no GPU to compute on: leave device="cuda" out, or use a machine with one.'
+    for name, values in frames_of(error):
+        if name == "deterministic" and "value" in values and "name" in values:
+            site, value = values["name"], values["value"]
+            return (
+                f"pyro.deterministic({site!r}, ...) got {describe(value)}, and keeps tensors only. Write "
+                f"torch.as_tensor(value), or leave out what is no number."
+            )
+        if isinstance(error, KeyError) and name == "get_param" and error.args:
+            which = error.args[0]
+            return (
+                f"No parameter {which!r} was trained or loaded before: give it a value, pyro.param({which!r}, "
+                "torch.tensor(1.0)), or make it a latent by pyro.sample."
+            )
+        size = values.get("size")
+        if (
+            isinstance(error, TypeError)
+            and isinstance(size, Tensor)
+            and size.numel() != 1
+            and "subsample_size" in values
+        ):
+            return f"The size of a plate is a number, got {describe(size)}. Write len(y) for its rows."
+
+    return ""
 
 
 def _is_tensor(value: Any) -> bool:

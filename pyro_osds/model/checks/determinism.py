@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_osds.model.foreign.state import State
 from pyro_osds.model.pyro_internals import is_numerical
+from pyro_osds.runtime.resume import seed_refusal, sets_seed
 from pyro_osds.runtime.source import user_line
 from pyro_osds.runtime.torch_internals import BatchNorm, NormLayer
 
@@ -71,9 +72,12 @@ def _check_after(row: Tensor, other: Tensor, terms: Callable[[Tensor], Mapping[s
 
 
 def _check_at(row: Tensor, terms: Callable[[Tensor], Mapping[str, Tensor]], state: State | None) -> None:
+    kept: list[Mapping[str, Tensor]] = []
     try:
         with _RandomOperations() as watched:
-            first, second = terms(row), terms(row)
+            if sets_seed(lambda: kept.append(terms(row))):
+                raise ValueError(seed_refusal("The model"))
+            first, second = kept[0], terms(row)
             changes = state is not None and state.changed()
             # A counter, or a list that grows, may make a difference later.
             later = [terms(row) for _ in range(_MORE_RUNS)] if changes else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,20 +15,19 @@ from pyro.distributions import Distribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 
-from pyro_osds.model.checks.cures import (
-    Attempt,
-    Reached,
-    argument_cure,
-    constant_cure,
-    cure,
-    describe,
-    misfit_sentence,
-    trying,
-)
+from pyro_osds.model.checks.cures import Reached, constant_cure, cure, misfit_sentence
+from pyro_osds.model.checks.data import Attempt, argument_cure, describe, trying
 from pyro_osds.runtime.arguments import misfit
+from pyro_osds.runtime.options import nearest
 from pyro_osds.runtime.source import first_line, is_refusal, own_line, user_line
 
 _EXPLAINED = ("builtins", "torch", "numpy", "pandas", "pyro")
+_SHAPE = (
+    "Site {!r} has a sample shape at {}, which no density knows. Write .expand({}).to_event(1) after the distribution, "
+    "or put the site into a pyro.plate."
+)
+_SAMPLE_OPTIONS = ("obs", "obs_mask", "infer")
+_DATA = ("observed", "value", "data", "y", "observation", "observations", "target", "given")
 _VALUES = re.compile(r"Boolean value of Tensor|one element tensors|single element|converted to (a )?Python|to an index")
 
 
@@ -45,6 +45,8 @@ def check_site(msg: Mapping[str, Any]) -> None:
             "pyro.sample('x', distribution)."
         )
     if isinstance(fn, (TorchDistributionMixin, Distribution)):
+        if msg["args"] or msg["kwargs"]:
+            _refuse_extra(msg)
         return
     if isinstance(fn, torch.distributions.Distribution):
         kind = type(fn).__name__
@@ -62,6 +64,26 @@ def check_site(msg: Mapping[str, Any]) -> None:
             f"Site {name!r} has {fn!r} ({type(fn).__name__}) at {user_line()}, where a distribution belongs. Write "
             f"pyro.sample({name!r}, pyro.distributions.Normal(0.0, 1.0)), for instance."
         )
+
+
+def _refuse_extra(msg: Mapping[str, Any]) -> None:
+    """Refuse what ``pyro.sample`` takes for arguments of the distribution's sampler, and is meant as data."""
+    name, kind = msg["name"], type(msg["fn"]).__name__
+    for value in msg["args"]:
+        if isinstance(value, tuple) and all(isinstance(size, int) for size in value):
+            raise TypeError(_SHAPE.format(name, user_line(), list(value)))
+        raise TypeError(
+            f"Site {name!r} has {describe(value)} after its distribution at {user_line()}. Observations have a name: "
+            f"write pyro.sample({name!r}, {kind}(...), obs=y)."
+        )
+    for option in msg["kwargs"]:
+        if option == "sample_shape":
+            raise TypeError(_SHAPE.format(name, user_line(), list(msg["kwargs"][option])))
+        if option in inspect.signature(msg["fn"].sample).parameters:
+            continue
+        told = "Data are obs=" if option in _DATA else "Leave it out"
+        told = nearest(option, _SAMPLE_OPTIONS).strip() or f"{told}; its options are {', '.join(_SAMPLE_OPTIONS)}."
+        raise TypeError(f"pyro.sample has no option {option!r}, at {user_line()} for site {name!r}. {told}")
 
 
 class SiteCheck(Messenger):
@@ -173,7 +195,7 @@ def later_failure(
             f"The model fails{on} where the discrete latents {names} take all their values at once, to be summed out: "
             f"{type(error).__name__}: {text}. {cure}"
         )
-    cure = argument_cure(args, kwargs, model, attempt) or constant_cure(error)
+    cure = argument_cure(args, kwargs, model, attempt, error) or constant_cure(error)
 
     return ValueError(
         f"The model runs once, but its log density has no value elsewhere, or no gradient{on}: {type(error).__name__}: "

@@ -28,7 +28,7 @@ def check_gradients(
     scored: Callable[[Tensor], tuple[Tensor, ...]],
     sites: Sequence[LatentSite],
     z: Tensor,
-) -> None:
+) -> set[str]:
     """Warn of a gradient that is not that of the log density; held against differences, at a few points, site by site.
 
     Arguments:
@@ -36,6 +36,9 @@ def check_gradients(
             precision.
         sites: The latents.
         z: A few points, ``(B, D)``.
+
+    Returns:
+        The latents whose gradient it is not.
 
     Warns:
         ModelWarning: If the gradient of a latent is missing or wrong at most of the points that tell.
@@ -46,20 +49,23 @@ def check_gradients(
     usable = (log_prior + log_likelihood).isfinite() & score.isfinite().all(-1)
     z, score = z[usable], score[usable]
     if not len(z):
-        return
+        return set()
     whole = LatentSite("", 0, z.shape[1], z.shape[1:], z.shape[1:], z.dtype)
     if not _is_wrong(scored, z, score, whole):
-        return
+        return set()
     wrong = [site.name for site in sites if _is_wrong(scored, z, score, site)]
     if wrong:
         how = f" at {losses.seen[0][1]} ({losses.seen[0][0]})" if losses.seen else ""
         warn(
             f"The gradient of the log density with respect to site {wrong[0]!r} is not that of its values: the latent "
             f"leaves torch on its way{how}. Training relies on it, so it may take long and end unreliable. Compute "
-            "with torch's functions instead, such as torch.exp(x) for math.exp(x) and x for x.item(); a function of "
-            "another package needs a torch.autograd.Function with its gradient.",
+            "with torch's functions instead, such as torch.exp(x) for math.exp(x) and x for x.item(), without "
+            ".detach() and torch.no_grad(); a function of another package needs a torch.autograd.Function with its "
+            "gradient.",
             ModelWarning,
         )
+
+    return set(wrong)
 
 
 def lost_gradients(densities: Sequence[Tensor], sites: Sequence[LatentSite]) -> list[str]:

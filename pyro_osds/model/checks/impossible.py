@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
+
+from pyro_osds.model.distributions.wrappers import unwrap
 
 
 def why_impossible(site: Mapping[str, Any]) -> str:
@@ -33,6 +36,11 @@ def why_impossible(site: Mapping[str, Any]) -> str:
             f"Not finite there: site {name!r}, whose values are too large for its density. Give it a prior with "
             "lighter tails, or a transform of its own."
         )
+    if isinstance(unwrap(fn), Delta):
+        return (
+            f"Not finite there: site {name!r} observes a Delta, which only data that are met exactly have. Give it a "
+            "width, such as Normal(x, 0.01), or write pyro.deterministic for a value that is computed."
+        )
     log_prob = site.get("log_prob")
     outside = log_prob is not None and bool((log_prob == -torch.inf).any())
     where = "whose values have no probability there" if outside else "which overflows there"
@@ -51,7 +59,10 @@ def _wrong_parameter(fn: Any) -> str:
         value = fn.__dict__.get(parameter)
         if not isinstance(value, Tensor) or getattr(constraint, "is_dependent", False):
             continue
-        valid = constraint.check(value)
+        try:
+            valid = constraint.check(value)
+        except (NotImplementedError, ValueError):  # what depends on other parameters
+            continue
         if not valid.all():
             first = value[~valid].reshape(-1)[0].item() if valid.shape == value.shape else "a value"
             return (

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent
+from torch.distributions import Bernoulli, Categorical, Independent
 
 from pyro_osds.model.distributions.missing import without_missing
 from pyro_osds.model.distributions.wrappers import unwrap
@@ -51,10 +51,29 @@ def impossible(trace: Any) -> dict[str, tuple[Any, ...]]:
         if wrong.any():
             entries = torch.broadcast_to(value, (*wrong.shape, *value.shape[wrong.dim() :]))[wrong]
             place = tuple(wrong.nonzero()[0].tolist())
-            flat = entries.reshape(-1)
-            shown = flat[(~flat.isfinite()).nonzero()[0, 0]] if (~flat.isfinite()).any() else flat[0]
-            found[name] = shown.item(), place, int(wrong.sum()), wrong.numel(), why, *_whole(site["fn"])
+            found[name] = (
+                _shown(site["fn"], entries).item(),
+                place,
+                int(wrong.sum()),
+                wrong.numel(),
+                why,
+                *_whole(site["fn"]),
+            )
     return found
+
+
+def _shown(fn: Any, entries: Tensor) -> Tensor:
+    """The number to show of events that cannot be: one that is not finite, or is outside, or the first."""
+    inner = fn.support
+    while hasattr(inner, "base_constraint"):
+        inner = inner.base_constraint
+    flat = entries.reshape(-1)
+    bad = ~flat.isfinite()
+    if not bad.any() and not inner.event_dim:
+        inside = inner.check(entries)
+        bad = ~inside.reshape(-1) if inside.shape == entries.shape else bad
+
+    return flat[bad.nonzero()[0, 0]] if bad.any() else flat[0]
 
 
 def _whole(fn: Any) -> tuple[str, ...]:
@@ -92,6 +111,9 @@ def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str]:
 
     if inside.all():
         return _on_bound(fn, value, inside.shape), "on a bound of its support, where its density is zero or infinite"
+
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
 
     return ~inside, f"outside its support {support}"
 
@@ -175,6 +197,27 @@ def rounded_counts(trace: Any) -> list[str]:
             notes.append(
                 f"Observed site {name!r} holds counts up to {largest:.10g} in {dtype}, "
                 f"which has not every whole number above {bound}: they may be rounded. Pass them in torch.float64."
+            )
+
+    return notes
+
+
+def one_hot(trace: Any) -> list[str]:
+    """Sentences on indicators of categories that are observed as if each were a label."""
+    notes = []
+    for name, site in observed_sites(trace).items():
+        fn, value = unwrap(site["fn"]), torch.as_tensor(site["value"])
+        if (
+            not isinstance(fn, Categorical)
+            or value.dim() < 2
+            or value.shape[-1] != fn.param_shape[-1]
+            or len(value) < 3
+        ):
+            continue
+        if fn.param_shape[-1] > 2 and bool((((value == 0) | (value == 1)).all() & (value.sum(-1) == 1)).all()):
+            notes.append(
+                f"The observation of site {name!r} has the shape {tuple(value.shape)} with a single 1 in each row, and "
+                "its Categorical takes every entry for a label. Pass y.argmax(-1), or use OneHotCategorical."
             )
 
     return notes

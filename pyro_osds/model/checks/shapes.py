@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_osds.model.distributions.latents import UnsupportedSiteError
 from pyro_osds.model.distributions.missing import without_missing
 from pyro_osds.model.distributions.supports import UnknownSupportError
+from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.pyro_internals import Subsample
 from pyro_osds.model.run import is_deterministic
 from pyro_osds.runtime.source import failed_message, first_line
@@ -39,7 +40,8 @@ def check_shapes(trace: Any) -> None:
             np.broadcast_shapes(value, fn.batch_shape + fn.event_shape)
         except ValueError:
             raise UnsupportedSiteError(_not_fitting(name, site, value)) from None
-        if _is_outer(value[: len(value) - event_dim], tuple(fn.batch_shape)):
+        batch = value[: len(value) - event_dim]
+        if _is_outer(batch, tuple(fn.batch_shape)) or _is_outer(batch, _own_batch(site)):
             raise UnsupportedSiteError(_not_fitting(name, site, value))
 
 
@@ -149,6 +151,17 @@ def repeated(trace: Any) -> list[str]:
             continue
         value, plates = site["value"].shape, _plates(site)
         batch = value[: max(0, len(value) - len(site["fn"].event_shape))]
+        shape = tuple(site["fn"].batch_shape)
+        free = set(range(-len(shape), 0)) - {frame.dim for frame in plates}
+        loose = [dim for dim in sorted(free) if shape[dim] > 1 and (len(batch) < -dim or batch[dim] == 1)]
+        # A single number for many is a way to pull them all towards it.
+        if loose and site["value"].numel() > 1:
+            times = torch.Size([shape[dim] for dim in loose]).numel()
+            notes.append(
+                f"The observation of site {name!r} has the shape {tuple(value)}, and its distribution the batch shape "
+                f"{shape}, whose dimension {loose[0]} is in no plate: each value counts {times} times. If that is "
+                "meant, put it into a pyro.plate; else correct the shape of what the distribution is made of."
+            )
         times = [frame.size for frame in plates if len(batch) < -frame.dim or batch[frame.dim] == 1]
         size = torch.Size(times).numel()
         if size > 1:
@@ -189,6 +202,24 @@ def _is_observed(site: Any) -> bool:
     return is_sampled and site["is_observed"] and isinstance(site["value"], Tensor) and not is_deterministic(site)
 
 
+def _own_batch(site: Any) -> tuple[int, ...]:
+    """The batch shape that a distribution had before its plates expanded it, read off parameters without strides.
+
+    A column of covariates in a plate of rows makes a distribution for each pair of rows.
+    """
+    fn, plates = unwrap(site["fn"]), {frame.dim for frame in _plates(site)}
+    batch, shift = list(site["fn"].batch_shape), len(site["fn"].event_shape) - len(fn.event_shape)
+    parts = [part for part in vars(fn).values() if isinstance(part, Tensor) and part.dim() >= len(batch) + shift]
+    if len(batch) <= len(plates) or not parts:
+        return tuple(batch)
+    for dim in plates & set(range(-len(batch), 0)):
+        # Event dimensions of the parameters stand on the right; only where there are none it is known which is which.
+        if all(part.dim() == len(batch) + shift and part.stride(dim - shift) == 0 for part in parts):
+            batch[dim] = 1
+
+    return tuple(batch)
+
+
 def _plates(site: Any) -> list[Any]:
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
@@ -209,7 +240,7 @@ def _not_fitting(name: str, site: Any, value: tuple[int, ...]) -> str:
 
     return (
         f"The observation of site {name!r} has the shape {value}, and its distribution {type(fn).__name__} the batch "
-        f"shape {tuple(fn.batch_shape)} and the event shape {tuple(fn.event_shape)}{where}: they do not fit. Values "
-        "need the batch shape and then the event shape; reshape the observation (squeeze or transpose it), or correct "
-        "the plate's size or the distribution's .to_event()."
+        f"shape {_own_batch(site)} and the event shape {tuple(fn.event_shape)}{where}: they do not fit. Values "
+        "need the batch shape and then the event shape; reshape the observation (squeeze or transpose it), or what the "
+        "distribution is made of, or correct the plate's size or the distribution's .to_event()."
     )

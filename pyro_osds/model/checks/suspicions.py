@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from pyro_osds.model.checks.observations import forgotten, rounded_counts, scaled
+from pyro_osds.model.checks.observations import forgotten, one_hot, rounded_counts, scaled
 from pyro_osds.model.checks.shapes import repeated
 from pyro_osds.model.run import is_deterministic, is_missing_part
 from pyro_osds.model.sites import LatentSite
@@ -26,7 +26,7 @@ def suspicions(
     Returns:
         All sentences, and those of them that tell of a mistake, against which a verdict speaks.
     """
-    counts, nodes = [*rounded_counts(trace), *repeated(trace)], trace.nodes
+    counts, nodes = [*rounded_counts(trace), *repeated(trace), *one_hot(trace)], trace.nodes
     some = [site.name for site in sites if site.stop > site.start]
     # What is imputed has its prior, unless more is observed of it.
     names = [n for n in some if not (is_deterministic(nodes[n]) or is_missing_part(nodes[n], nodes))]

@@ -11,7 +11,7 @@ and what was eliminated given it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import pyro
 import torch
@@ -20,6 +20,7 @@ from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_osds.choices import Temperature
 from pyro_osds.model.discrete.assignments import (
     all_indices,
     discrete_of,
@@ -37,7 +38,7 @@ from pyro_osds.model.vmap import vmappable_pyro
 from pyro_osds.runtime.source import first_line
 from pyro_osds.stats.thresholds import MAX_JOINT
 
-TEMPERATURES = (0, 1)
+TEMPERATURES: tuple[Temperature, ...] = get_args(Temperature)
 
 
 def decode(
