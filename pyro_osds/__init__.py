@@ -2,6 +2,7 @@
 
 import logging
 
+from pyro_osds.any_fit import evidence_from_samples
 from pyro_osds.kernel import OSDSKernel
 from pyro_osds.many import FitManyError, fit_many
 from pyro_osds.osds import OSDS
@@ -45,6 +46,7 @@ __all__ = [
     "WeightedDraws",
     "__version__",
     "compare_evidence",
+    "evidence_from_samples",
     "fit_many",
     "plot_evidence",
     "plot_fit",

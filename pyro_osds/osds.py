@@ -18,9 +18,10 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from pyro_osds.explore.given.reading import by_draw, check_alone, given_or_none
 from pyro_osds.fit import AnyTrainer, Fit
 from pyro_osds.flow.leap import is_bijective
-from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors, reference_draws
+from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors
 from pyro_osds.posterior.guide import FlowGuide
 from pyro_osds.posterior.neutra import FlowReparam
 from pyro_osds.posterior.verdict import Evidence
@@ -71,6 +72,9 @@ class OSDS:
         disable_progbar: Whether to hide the progress bar.
 
     Other Arguments:
+        initial_samples: Draws of the posterior from another sampler, in the place of exploration: a dictionary of
+            tensors or arrays by site, ``(draws, *shape)`` or ``(chains, draws, *shape)``, as ``mcmc.get_samples()``
+            gives them; InferenceData; for :meth:`from_log_prob` a tensor ``(draws, D)``. See docs/any_fit.md.
         initial_params: Unconstrained values by site, of one point or with a leading dimension for several
             (:meth:`from_log_prob`: a tensor ``(D,)`` or ``(S, D)``), to look around first where the prior cannot be
             sampled.
@@ -160,6 +164,7 @@ class OSDS:
         num_chains: int = 4,
         num_steps: int = 1,
         disable_progbar: bool = False,
+        initial_samples: Any = None,
         initial_params: Mapping[str, Tensor] | Tensor | None = None,
         init_strategy: Callable[..., Any] = init_to_uniform,
         max_plate_nesting: int | None = None,
@@ -199,6 +204,8 @@ class OSDS:
         )
         # The names of settings are those of the arguments: they are said in the signature, and once in Settings.
         self.settings = Settings(**{name: given[name] for name in Settings.names()})
+        check_alone(initial_samples, warm_start, initial_params if potential_fn is None else None)
+        self._initial_samples = initial_samples
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
         self._fit: Fit | None = None
@@ -665,7 +672,7 @@ class OSDS:
         draws, leap, target = self.fit.draws, self.fit.leap, self.fit.target
         if not is_bijective(leap):
             raise ValueError("check_against needs the density of the flow at given points: use network='coupling'.")
-        every = reference_draws(samples)
+        every = by_draw(samples, target.unordered)
         number = max(len(value) for value in every.values()) if every else 0
         thinned = {name: value[:: math.ceil(number / max_draws)] for name, value in every.items()}
         z = target.from_samples(thinned)
@@ -680,6 +687,22 @@ class OSDS:
         own = weigh(leap, target, max(_MIN_CHECK_DRAWS, len(draws.z)))
 
         return compare_with_reference(own.log_weight, log_weight, parameter_errors(self.get_samples(), every))
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How the flow and ``initial_samples`` agree, as :meth:`check_against` tells it; None where none were given.
+
+        Example:
+            >>> import pyro
+            >>> pyro.set_rng_seed(0)
+            >>> drawn = torch.randn(1000, 2)
+            >>> log_prob_fn = lambda z: -0.5 * z.square().sum(-1)
+            >>> osds = OSDS.from_log_prob(log_prob_fn, 2, initial_samples=drawn, disable_progbar=True)
+            >>> osds.run()
+            >>> osds.agreement.agrees, f"{osds.log_evidence:.2f}"  # exact: log(2 pi) = 1.84
+            (True, '1.84')
+        """
+        return self.fit.agreement()
 
     def posterior_predictive(
         self, *args: Any, num_draws: int | None = None, infer_discrete: bool = False, **kwargs: Any
@@ -980,7 +1003,9 @@ class OSDS:
         target = self._problem.target(args, kwargs)
         self._tell_names(target)
         before = self._fit if self.settings.warm_start else None
-        explore = partial(Fit.warm, before) if before is not None else partial(Fit.explored, settings=self.settings)
+        drawn = given_or_none(self._initial_samples, as_target(target))
+        fresh = partial(Fit.explored, settings=self.settings, drawn=drawn)
+        explore = partial(Fit.warm, before) if before is not None else fresh
         try:
             starts = self._problem.starts(target)
             self._fit = from_first(

@@ -22,7 +22,7 @@ from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import MAX_COMPONENTS
 from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.ordering import find_exchanges, ordered
-from pyro_osds.explore.particles import Exploration
+from pyro_osds.explore.particles import Exploration, GivenDraws
 from pyro_osds.explore.paths import AnnealingPath, PriorPath, ReferencePath
 from pyro_osds.explore.propriety import Endless, find_endless
 from pyro_osds.explore.reference import throw, wide_reference
@@ -90,6 +90,7 @@ class Survey:
         progress: How far an exploration had come that was stopped; empty for one that came to its end.
         search: What was found by ascents and probes, and what of it annealing had lost; None where nobody looked.
         plan: What the density was counted to cost, and the particles that it was given, in words.
+        given: Draws from elsewhere that took the place of the way from the prior, in the target's coordinates, if any.
     """
 
     target: Any
@@ -103,6 +104,7 @@ class Survey:
     progress: str = ""
     search: Search | None = None
     plan: str = ""
+    given: GivenDraws | None = None
 
     def __post_init__(self) -> None:
         # Files of earlier versions hold the coordinates alone.
@@ -169,14 +171,14 @@ def survey(
     way, spread, exploration = _fast(target, num_particles, num_replicates, starts, journal)
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
-    given, (target, exploration, modes) = target, _in_one_order(target, exploration)
+    given, (target, exploration, modes) = target, in_one_order(target, exploration)
     around = turned(target, exploration.z, exploration.log_prob)
     if around is not None:
         # Particles do not walk over a cut: where it lay among them, both what they are and what they tell is wrong.
         given, starts = around, None if starts is None else around.to_ordered(starts)
         way, spread, exploration = _fast(given, num_particles, num_replicates, starts, journal)
         num_evaluations += exploration.num_evaluations
-        target, exploration, modes = _in_one_order(given, exploration)
+        target, exploration, modes = in_one_order(given, exploration)
     more, pace = _affordable(given, exploration) if modes.parted > MANY_PARTED and given.vectorized else (0, _SLOWLY)
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
@@ -192,8 +194,8 @@ def survey(
         )
         num_evaluations += exploration.num_evaluations
         exploration = replace(exploration, start=exploration.start if spread is None else spread)
-        target, exploration, modes = _in_one_order(given, exploration)
-    target, exploration = _choose_coordinates(target, exploration)
+        target, exploration, modes = in_one_order(given, exploration)
+    target, exploration = choose_coordinates(target, exploration)
     journal.reached = target, exploration, None
     # Of more modes than can be counted none is worth another way, but where it costs next to nothing.
     if modes.count <= MAX_COMPONENTS or given.num_terms <= _CHEAP_TERMS:
@@ -205,7 +207,7 @@ def survey(
     if has_many_dimensions(target, exploration) and modes.parted <= MANY_PARTED:
         base = journal.part(partial(variational_base, target, base))
         journal.reached = target, exploration, base
-        exploration = _explore_from(target, base, exploration, num_particles, num_replicates, journal)
+        exploration = explore_from_base(target, base, exploration, num_particles, num_replicates, journal)
         num_evaluations += exploration.num_evaluations
         ways = _MAX_WAYS
     while exploration.num_temperatures > SHORT_WAY and ways < _MAX_WAYS and modes.parted <= MANY_PARTED:
@@ -286,17 +288,26 @@ class _Whitened(TargetWrapper):
         return self.target.log_prob(self._base.from_whitened(z)) + self._base.log_abs_det
 
 
-def _explore_from(
+def explore_from_base(
     target: Target, base: Base, before: Exploration, num_particles: int, num_replicates: int, journal: Journal
 ) -> Exploration:
-    """The short way from a base, in its coordinates: there, few particles suffice for the scale of the moves."""
+    """The short way from a base, in its coordinates: there, few particles suffice for the scale of the moves.
+
+    Arguments:
+        target: The target.
+        base: Where particles start.
+        before: What was explored before; where its way began is kept.
+        num_particles: Particles on each replicate.
+        num_replicates: Independent repeats.
+        journal: Where each temperature is noted.
+    """
     path = ReferencePath.from_density(_Whitened(target, base), base.density)
     found = explore(path, num_particles, num_replicates, phase="Explore again", journal=journal)
 
     return replace(found, z=base.from_whitened(found.z), log_prob=found.log_prob - base.log_abs_det, start=before.start)
 
 
-def _in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Exploration, Modes]:
+def in_one_order(target: Target, exploration: Exploration) -> tuple[Any, Exploration, Modes]:
     """Particles in all orders of exchangeable components or, where valleys lie between those, components in order."""
     z = exploration.z
     exchanges = find_exchanges(target, z, exploration.log_prob) if target.vectorized else []
@@ -339,7 +350,7 @@ def _with_lost_modes(
     return exploration if lower else replace(again, start=exploration.start, passed=exploration.passed)
 
 
-def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Target, Exploration]:
+def choose_coordinates(target: Target, exploration: Exploration) -> tuple[Target, Exploration]:
     r"""Standardise location-scale sites if the particles are then closer to a Gaussian.
 
     The divergence to the best Gaussian is, up to a constant that all coordinates :math:`u` share,

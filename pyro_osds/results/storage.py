@@ -18,7 +18,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.ordering import Exchange
-from pyro_osds.explore.particles import Exploration
+from pyro_osds.explore.particles import Exploration, GivenDraws
 from pyro_osds.explore.propriety import Endless
 from pyro_osds.explore.search.coverage import Coverage
 from pyro_osds.explore.search.parts import Part
@@ -47,6 +47,7 @@ _RECORDS: dict[str, Any] = {
         Exploration,
         FlowDraws,
         FlowSize,
+        GivenDraws,
         Modes,
         Part,
         PosteriorDraws,
