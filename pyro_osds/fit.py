@@ -190,6 +190,9 @@ class Fit(FitDraws):
             self._explore_on(deadline, kept=now() - start)
             deadline, start = self._deadline, now()
             self._run_once()
+        agreement = self.agreement()
+        if agreement is not None and not self.is_interrupted:
+            self.run_report += (f"initial_samples: {agreement.sentence}",)
 
     def _run_once(self) -> None:
         start, self._held = now(), None

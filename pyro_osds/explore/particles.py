@@ -73,7 +73,7 @@ class GivenDraws:
 
     Arguments:
         z: Draws, ``(num_chains * S, D)``.
-        num_chains: Chains; one where nobody said.
+        num_chains: Chains, or blocks of draws that nobody has grouped by chain.
         total: How many draws there were before they were thinned.
         ignored: Names that came with them and are no latent sites.
         missed: Parts of the posterior that search found, and the draws lack, each with the share that is lacking.

@@ -1,7 +1,8 @@
 r"""Bridge sampling: the log evidence from draws of the posterior and draws of a proposal, each seen from the other.
 
 With log weights :math:`\log w = \log \gamma - \log q` at :math:`N_1` draws of the posterior and at :math:`N_2` draws of
-the proposal, and shares :math:`s_i = N_i / (N_1 + N_2)`, the optimal bridge is the fixed point of
+the proposal, and shares :math:`s_i = N_i / (N_1 + N_2)`, but a quarter at least for the first, the bridge is the fixed
+point of
 
 .. math::
     \hat Z = \frac{\frac1{N_2} \sum_q w / (s_1 w + s_2 \hat Z)}{\frac1{N_1} \sum_p 1 / (s_1 w + s_2 \hat Z)}.
@@ -25,6 +26,9 @@ from pyro_osds.stats.chains import MAX_LENGTH
 
 # The iteration contracts; from the first guess it takes some five steps, and a tenth of a millionth of a nat is enough.
 _NUM_ITERATIONS, _SAME = 500, 1e-8
+# Share that draws of the posterior have in the bridge at least. With less of it, chains that hardly mix would have no
+# say, and what is left would be the proposal's own mean weight, which it is to be a check of.
+_LEAST_SHARE = 0.25
 
 
 def bridge_estimate(posterior_log_weight: Tensor, proposal_log_weight: Tensor) -> tuple[float, float]:
@@ -49,7 +53,7 @@ def bridge_estimate(posterior_log_weight: Tensor, proposal_log_weight: Tensor) -
     shift = usable.median()
     theirs, ours = theirs - shift, ours - shift
     number = effective_number(theirs.clamp(*_bounds(usable - shift)))
-    share = number / (number + len(ours))
+    share = max(number / (number + len(ours)), _LEAST_SHARE)
     log_s1, log_s2 = math.log(share), math.log1p(-share)
     log_z = 0.0
     for _ in range(_NUM_ITERATIONS):

@@ -139,8 +139,12 @@ def given_draws(samples: Any, target: Target, what: str = "initial_samples") -> 
         _check_numbers(name, value, what)
     known = (*shapes, *target.discrete_sites)
     ignored = tuple(name for name in every if name not in known)
-    total, num_chains = next(iter(lengths.values())), max(chains, 1)
-    kept = torch.arange(total).view(num_chains, -1)[:, :: _stride(total, target.dim)].reshape(-1)
+    total = next(iter(lengths.values()))
+    # Of draws that nobody has grouped the quarters are likely to be the chains, and are blocks of one if they are not.
+    num_chains = chains if chains > 1 else min(_NUM_BLOCKS, total)
+    length = total // num_chains
+    index = torch.arange(total - num_chains * length, total).view(num_chains, length)
+    kept = index[:, :: _stride(total, target.dim)].reshape(-1)
     chosen = {name: value[kept] for name, value in values.items()}
     z = target.from_samples(chosen)
     _check_round_trip(chosen, z, target, what)
@@ -201,7 +205,9 @@ def check_alone(initial_samples: Any, warm_start: bool, initial_params: Any) -> 
         )
 
 
-MAX_DRAWS, MAX_PER_DIM = 2000, 20
+# Parts that ungrouped draws are taken for.
+_NUM_BLOCKS = 4
+MAX_DRAWS, MAX_PER_DIM = 1000, 20
 """Draws that are looked at, evenly spread: with more of them a base is no better; of each dimension so many at "
 "least."""
 
@@ -261,11 +267,11 @@ def _check_round_trip(values: Mapping[str, Tensor], z: Tensor, target: Target, w
     sample = torch.arange(0, len(z), max(1, len(z) // 256))
     back = target.constrain(z[sample])
     for name, value in values.items():
-        given, again = value[sample].double().flatten(1), back[name].detach().cpu().double().flatten(1)
-        given = given.to(again)
+        given, again = (x.detach().cpu().double().reshape(len(sample), -1) for x in (value[sample], back[name]))
         away = (given - again).abs()
-        if "angle" in target.supports.get(name, "") or "circle" in target.supports.get(name, ""):
-            away = torch.sin(0.5 * away).abs()
+        if target.supports.get(name) == "Real":
+            # An angle is the same after any number of turns; what is no angle comes back as it was.
+            away = torch.minimum(away, 2.0 * torch.sin(0.5 * away).abs())
         scale = torch.maximum(given.abs(), given.std(0, keepdim=True).nan_to_num(0.0)).clamp(min=_SAME_VALUE)
         wrong = ~(away <= _SAME_VALUE * scale) & ~(away <= _SAME_VALUE)
         if wrong.any():
