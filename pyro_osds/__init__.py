@@ -22,6 +22,7 @@ from pyro_osds.runtime.warnings import (
     UnreliableEvidenceWarning,
     VectorizationWarning,
 )
+from pyro_osds.runtime.watch.callback import RunProgress
 from pyro_osds.stats.weights import WeightedDraws
 from pyro_osds.version import __version__
 
@@ -40,6 +41,7 @@ __all__ = [
     "OSDSKernel",
     "ModelWarning",
     "OSDSWarning",
+    "RunProgress",
     "TrainingWarning",
     "UnreliableEvidenceWarning",
     "VectorizationWarning",

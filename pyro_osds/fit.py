@@ -33,7 +33,9 @@ from pyro_osds.posterior.no_latents import PointRecipe
 from pyro_osds.posterior.objections import hopeless_objections
 from pyro_osds.posterior.pace import reserve, seconds_per_draw
 from pyro_osds.runtime.clock import OutOfTimeError, now, time_limit
+from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
+from pyro_osds.runtime.watch.callback import is_watched, keep_place, tell
 from pyro_osds.settings import Settings
 from pyro_osds.target import as_target
 from pyro_osds.train.recipe import Recipe
@@ -178,6 +180,38 @@ class Fit(FitDraws):
 
     # ---- training ----
 
+    def begin(self) -> None:
+        """Tell whoever watches of the exploration, and run."""
+        found = self.recipe.found
+        if found is not None and self.stopped is None:
+            explored = found.exploration
+            try:
+                tell("exploration", 0, math.nan, explored.log_evidence, explored.std_error)
+                keep_place(True)
+            except KeyboardInterrupt:
+                self._deadline = -math.inf
+        self.run()
+        keep_place(self.is_interrupted)
+
+    def _tell(self, stage: str, draws: PosteriorDraws) -> None:
+        """Tell whoever watches of a stage; one that stops a run with more to do leaves the place to go on from."""
+        if not is_watched():
+            return
+        evidence, began = draws.evidence, self.stages.random
+        is_over = evidence.is_settled or self.recipe.is_paused
+        self.stages.random = began if is_over else random_state()
+        try:
+            if not self.recipe.is_paused:
+                keep_place(not is_over)
+            iterations, name = len(self.trainer.history.loss), "exploration anew" if stage == "exploration" else stage
+            numbers = evidence.elbo, evidence.log_evidence, evidence.std_error
+            tell(name, iterations, *numbers, evidence.reliable)
+        except KeyboardInterrupt:
+            if is_over:
+                return
+            raise
+        self.stages.random = began
+
     def run(self) -> None:
         """Train, draw, judge, and climb further stages while the verdict is bad; what was cut short goes on.
 
@@ -209,8 +243,11 @@ class Fit(FitDraws):
         _log.info("training: %s, %.1f s", self.trainer.history.headline, self.seconds["training_time"])
         if self.recipe.can_escalate and self.settings.escalate:
             self._escalate(cast("Recipe", self.recipe))
-        elif self._deadline < math.inf:
-            self.is_interrupted |= not self.draws.is_whole
+        else:
+            if self._deadline < math.inf:
+                self.is_interrupted |= not self.draws.is_whole
+            if is_watched():
+                self._tell("flow", self.draws)
         self.is_interrupted |= self.stopped is not None
         # What is asked for afterwards has all the time that it takes.
         self._deadline, self._per_draw = math.inf, 0.0
@@ -251,6 +288,7 @@ class Fit(FitDraws):
             self.run_report += (report,)
             _log.info("stage: %s", report)
             self.keep(draws)
+            self._tell(report.partition(":")[0], draws)
 
         improper, chains = self.model_target.improper_sites, (self.settings.num_chains, self.settings.num_samples)
         num_particles, parts = particles_for(math.prod(chains)), recipe.found.parts
@@ -264,6 +302,10 @@ class Fit(FitDraws):
 
         start = now()
         self.run_report = self.start_report
+        if self.stages.random is not None:
+            # Where the stage that was cut short, or the next one, begins.
+            set_random_state(self.stages.random)
+            self.stages.random = None
         can_explore = is_affordable(self.given, recipe.found.exploration, NUM_REPLICATES * num_particles)
         # No stage cures a density without an integral.
         is_hopeless = bool(hopeless_objections(self.leap, self.model_target, recipe.found))

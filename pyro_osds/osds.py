@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -47,6 +49,8 @@ from pyro_osds.runtime.parallel import from_first, together
 from pyro_osds.runtime.progress import progress_bar, run_bar
 from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.runtime.warnings import ModelWarning, OSDSWarning, UnreliableEvidenceWarning, warn
+from pyro_osds.runtime.watch.callback import RunProgress, keep_place, watched
+from pyro_osds.runtime.watch.seed import own_numbers
 from pyro_osds.settings import Settings
 from pyro_osds.stats.thresholds import TARGET_STD_ERROR
 from pyro_osds.stats.weights import WeightedDraws, weigh
@@ -108,6 +112,12 @@ class OSDS:
             little; see docs/saving.md. Where that flow is far off, the run explores anew; :attr:`run_report` says why.
         distributed: Whether processes started by ``torchrun`` share out training and drawing; see docs/many.md. All of
             them then call the same methods with the same arguments.
+        seed: Random numbers of its own for :meth:`run`, :meth:`step` and :meth:`resume`, those of
+            ``pyro.set_rng_seed(seed)``; the numbers of the process stay as they are.
+        callback: Called with a :class:`RunProgress` after exploration, each round of training and each stage. If it
+            returns True the run stops as by Ctrl-C, and :meth:`resume` goes on; if it fails, too.
+        checkpoint: A file that is written after exploration and each stage, and every minute of training;
+            ``OSDS.load(checkpoint, model, ...).resume()`` gives what the run would have given.
         potential_fn: Instead of a model: minus a log density, of a dictionary of unconstrained values by site, as
             ``HMC`` takes it. ``initial_params`` then says which sites there are.
         vectorize: ``"auto"``, ``"vmap"`` or ``"loop"``: whether densities come in batches; see docs/models.md.
@@ -155,6 +165,10 @@ class OSDS:
         True
     """
 
+    # Pickles of earlier versions have neither.
+    _initial_samples: Any = None
+    _random: Mapping[str, Any] = MappingProxyType({})
+
     @explains_options("OSDS")
     def __init__(
         self,
@@ -186,6 +200,9 @@ class OSDS:
         hidden_features: int | None = None,
         warm_start: bool = False,
         distributed: bool = False,
+        seed: int | None = None,
+        callback: Callable[[RunProgress], Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         vectorize: str = "auto",
         capture: str | bool = "auto",
@@ -206,6 +223,7 @@ class OSDS:
         self.settings = Settings(**{name: given[name] for name in Settings.names()})
         check_alone(initial_samples, warm_start, initial_params if potential_fn is None else None)
         self._initial_samples = initial_samples
+        self._random = {}
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
         self._fit: Fit | None = None
@@ -268,10 +286,11 @@ class OSDS:
         """
         seconds = self.settings.max_time
         deadline = math.inf if seconds is None else now() + seconds
-        with together(self.settings.distributed):
+        self._random = {}
+        with self._around_a_run():
             with run_bar(self.settings.disable_progbar) as result:
                 self._set_up(args, kwargs, deadline=deadline)
-                self.fit.run()
+                self.fit.begin()
                 result += self.evidence.headline
             for reason in self.evidence.all_reasons:
                 warn(reason, UnreliableEvidenceWarning)
@@ -307,8 +326,9 @@ class OSDS:
         seconds = replace(self.settings, max_time=max_time).max_time
         if not self.fit.is_interrupted:
             raise RuntimeError("The last run came to its end by itself: there is nothing to resume. Use run or step.")
-        with together(self.settings.distributed):
+        with self._around_a_run():
             self.fit.resume(math.inf if seconds is None else now() + seconds)
+            keep_place(self.is_interrupted)
             for reason in self.evidence.all_reasons:
                 warn(reason, UnreliableEvidenceWarning)
 
@@ -334,7 +354,7 @@ class OSDS:
             >>> abs(osds.step()) < 1.0, abs(osds.evaluate_loss()) < 1.0  # exact: 0
             (True, True)
         """
-        with together(self.settings.distributed):
+        with together(self.settings.distributed), self._own_numbers():
             with run_bar(self.settings.disable_progbar or self.is_trained_on(*args, **kwargs)):
                 self._set_up(args, kwargs, keep=True)
 
@@ -867,16 +887,24 @@ class OSDS:
             RuntimeError: Before the first ``run`` or ``step``.
             FileNotFoundError: If its directory does not exist.
         """
-        place, fitted = check_place(path), self.fit
+        self._write(check_place(path))
+
+    def _write(self, place: Path, resumable: bool | None = None) -> None:
+        """Write the file, of a fit that has more to do if ``resumable`` says so."""
+        fitted = self.fit
+        state = fitted.state()
+        if resumable is not None:
+            state["is_interrupted"] = resumable
         exploration = fitted.recipe.found.exploration if fitted.recipe.found else None
         z = torch.zeros(1, 0, dtype=fitted.given.dtype) if exploration is None else exploration.z
         content = {
-            "settings": self.settings.as_dict() | {"optim": None, "distributed": False},
+            "settings": self.settings.as_dict()
+            | {"optim": None, "distributed": False, "callback": None, "checkpoint": None},
             "optim": "" if self.settings.optim is None else type(self.settings.optim).__name__,
             "source": self._problem.description(),
             "identity": identity(fitted.given, fitted.target, z, self._args, self._kwargs),
-            "fit": fitted.state(),
-            "random": random_state(),
+            "fit": state,
+            "random": self._random or random_state(),
         }
         write(place, content)
 
@@ -922,7 +950,10 @@ class OSDS:
             osds._fit = Fit.restored(target, osds.settings, unpack(content["fit"], target.device))
             check_density(unpack(content["identity"], target.device), osds._fit.target)
         osds._args, osds._kwargs = kept_arguments(args), kept_arguments(kwargs)
-        set_random_state(content["random"])
+        if osds.settings.seed is None:
+            set_random_state(content["random"])
+        else:
+            osds._random = content["random"]
 
         return osds
 
@@ -932,9 +963,8 @@ class OSDS:
         source, settings = content["source"], content["settings"]
         if isinstance(model, OSDS):
             osds = copy.copy(model)
-            osds.settings = Settings(
-                **settings | {"optim": model.settings.optim, "distributed": model.settings.distributed}
-            )
+            names = ("optim", "distributed", "callback", "checkpoint")
+            osds.settings = Settings(**settings | {name: getattr(model.settings, name) for name in names})
             return osds
         if content.get("optim"):
             raise ValueError(
@@ -955,6 +985,24 @@ class OSDS:
         return cls(**{source["kind"]: model}, **options)
 
     # ---- assembly ----
+
+    @contextlib.contextmanager
+    def _around_a_run(self) -> Iterator[None]:
+        """Random numbers of its own, whoever watches, and the other processes."""
+        path, callback = self.settings.checkpoint, self.settings.callback
+        save = None if path is None else partial(self._write, check_place(path))
+        with self._own_numbers(), watched(callback, save), together(self.settings.distributed):
+            yield
+
+    @contextlib.contextmanager
+    def _own_numbers(self) -> Iterator[None]:
+        """The random numbers of ``seed``, from where they were left."""
+        after = self._random
+        try:
+            with own_numbers(self.settings.seed, self._random) as after:
+                yield
+        finally:
+            self._random = after
 
     @property
     def fit(self) -> Fit:
