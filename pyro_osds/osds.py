@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -29,6 +29,7 @@ from pyro_osds.posterior.neutra import FlowReparam
 from pyro_osds.posterior.verdict import Evidence
 from pyro_osds.problem import DensityProblem, problem_of
 from pyro_osds.results.fingerprint import check_arguments, check_density, check_model, identity
+from pyro_osds.results.frame import to_dataframe
 from pyro_osds.results.groups import Groups, export
 from pyro_osds.results.storage import check_place, read, unpack, write
 from pyro_osds.results.summary import one_line, summary_card
@@ -36,6 +37,7 @@ from pyro_osds.runtime.arguments import (
     check_counts,
     check_mapping,
     check_share,
+    check_switches,
     kept_arguments,
     named_arguments,
     same_arguments,
@@ -55,6 +57,9 @@ from pyro_osds.settings import Settings
 from pyro_osds.stats.thresholds import TARGET_STD_ERROR
 from pyro_osds.stats.weights import WeightedDraws, weigh
 from pyro_osds.target import FunctionTarget, NotFiniteError, as_target, finite_log_prob, in_chunks
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Draws of the flow that reference draws are held against, at least: as many as a verdict takes.
 _MIN_CHECK_DRAWS = 4096
@@ -587,7 +592,7 @@ class OSDS:
         return self.backend
 
     @explains_options("draw")
-    def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
+    def draw(self, num_draws: int, num_steps: int | None = None, equal_weight: bool = False) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.
 
         Memory beyond that of the draws themselves does not grow with their number. Ctrl-C loses these draws and
@@ -599,6 +604,8 @@ class OSDS:
                 another number is asked for, a copy of the flow learns it, which takes seconds; with
                 ``recipe="distill"`` the flow knows all numbers up to ``num_time_steps``. Weights are exact for any
                 number, since every step is a bijection; not so with ``network="velocity"``.
+            equal_weight: Whether to resample them to equal weights, for whatever takes no weights. Some then come
+                several times: ``num_distinct`` of the draws says how many differ.
 
         Returns:
             The draws with their exact weights.
@@ -607,9 +614,11 @@ class OSDS:
             ValueError: If ``num_draws`` is not positive or ``num_steps`` is no power of two.
         """
         check_counts({"num_draws": num_draws})
-
+        check_switches({"equal_weight": equal_weight})
         with together(self.settings.distributed):
-            return self.fit.draw(num_draws, self.settings.num_steps if num_steps is None else num_steps)
+            draws = self.fit.draw(num_draws, self.settings.num_steps if num_steps is None else num_steps)
+
+        return draws.resampled() if equal_weight else draws
 
     @explains_options("draw_batches")
     def draw_batches(
@@ -865,6 +874,25 @@ class OSDS:
         constant = self._problem.constant_data(self.fit.model_target)
 
         return export(self.fit, groups, source, {**constant, **(constant_data or {})}, dims, coords)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The posterior draws as a table, a row each: chain, draw, and a column for each number at each site.
+
+        Raises:
+            ImportError: Without pandas.
+
+        Example:
+            >>> import pyro
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), dim=2, disable_progbar=True)
+            >>> osds.run()
+            >>> osds.to_dataframe().columns.tolist()
+            ['chain', 'draw', 'z[0]', 'z[1]']
+            >>> draws = osds.draw(1000, equal_weight=True)
+            >>> len(draws), draws.num_distinct <= 1000
+            (1000, True)
+        """
+        return to_dataframe(self.fit.samples)
 
     @property
     def kernel(self) -> Any:
