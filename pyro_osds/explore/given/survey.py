@@ -72,6 +72,7 @@ def survey_of_draws(
     """
     journal = journal or Journal()
     target, before = as_target(target), as_target(target)
+    given = replace(given, z=given.z.to(dtype=target.dtype, device=target.device))
     check_number(given)
     spread = journal.part(lambda: _spread_widely(target, given, num_particles * num_replicates))
     log_prob = journal.part(lambda: _densities(target, given.z))
