@@ -309,3 +309,41 @@ def test_a_fit_of_draws_is_saved_and_loaded(tmp_path):
     again = OSDS.load(tmp_path / "fit.pt", normal, Y)
     assert again.evidence == osds.evidence and again.agreement.agrees
     torch.testing.assert_close(again.get_samples()["mu"], osds.get_samples()["mu"])
+
+
+def test_factors_of_correlations_have_rows_of_length_one():
+    def correlated():
+        pyro.sample("L", dist.LKJCholesky(3, 2.0))
+
+    target = OSDS(correlated)._problem.target((), {})
+    pyro.set_rng_seed(0)
+    drawn = dist.LKJCholesky(3, 2.0).sample((40,))
+    assert given_draws({"L": drawn}, target).z.isfinite().all()
+    with pytest.raises(ValueError, match=r"\['L'\] holds 0.9 at draw 0.*rows of length one"):
+        given_draws({"L": 0.9 * drawn}, target)
+
+
+def test_draws_in_one_labelling_stand_for_all():
+    # Two components that may trade places: the log evidence by a sum over a grid of both means.
+    torch.manual_seed(0)
+    y = torch.cat([torch.randn(20) - 3.0, torch.randn(20) + 3.0])
+
+    def mixture():
+        with pyro.plate("k", 2):
+            loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+        with pyro.plate("n", len(y)):
+            kind = pyro.sample("kind", dist.Categorical(torch.tensor([0.5, 0.5])))
+            pyro.sample("y", dist.Normal(loc[kind], 1.0), obs=y)
+
+    grid = torch.linspace(-8.0, 8.0, 801, dtype=torch.float64)
+    single = torch.distributions.Normal(grid[:, None], 1.0).log_prob(y.double())
+    total = torch.logaddexp(single[:, None], single[None]).sum(-1) - len(y) * math.log(2)
+    prior = torch.distributions.Normal(0.0, 5.0).log_prob(grid)
+    exact = torch.logsumexp((total + prior[:, None] + prior).flatten(), 0).item() + 2 * math.log(0.02)
+    precision = 20 + 1 / 25
+    centre = torch.stack([y[:20].sum(), y[20:].sum()]) / precision
+    target = OSDS(mixture)._problem.target((), {})
+    drawn = given_draws({"loc": centre + torch.randn(800, 2) / math.sqrt(precision)}, target)
+    found = survey_of_draws(target, drawn)
+    assert abs(found.exploration.log_evidence - exact) < 4.5 * found.exploration.std_error + 0.03
+    assert not found.given.missed
