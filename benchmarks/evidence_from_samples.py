@@ -1,11 +1,10 @@
-"""Twenty known evidences from draws of NUTS: from a flow, by bridge sampling, and by the learned harmonic mean.
+"""Twenty known evidences from draws of NUTS: from a flow, and by bridge sampling.
 
     python benchmarks/evidence_from_samples.py [--only NAME ...] [--chains 4] [--draws 150] [--warmup 150]
                                                [--cache DIR] [--out FILE] [--report]
 
 Draws are made by Pyro's NUTS on the model's recorded density, and kept in DIR; all methods get the same ones. Seconds
-are those of the processor (one thread), after the draws. `harmonic` is used where it is installed.
-Each line of FILE is a case; cases that it has are not repeated. `--report` writes the table to docs/any_fit.md.
+are those of the processor (one thread), after the draws. Each line of FILE is a case; cases that it has are not repeated. `--report` writes the table to docs/any_fit.md.
 """
 
 import argparse
@@ -84,7 +83,7 @@ def nuts_draws(target: ModelTarget, num_chains: int, num_draws: int, warmup: int
     return torch.stack(chains)
 
 
-# ---- the other methods ----
+# ---- the other method ----
 
 
 def bridge_sampling(target: ModelTarget, z: Tensor) -> Numbers:
@@ -108,26 +107,6 @@ def bridge_sampling(target: ModelTarget, z: Tensor) -> Numbers:
     error = torch.stack([f.std() / f.mean() / len(f) ** 0.5, chains.std() / g.mean() / len(z) ** 0.5]).norm()
 
     return (ratio.log() + shift).item(), error.item()
-
-
-def harmonic_mean(target: ModelTarget, z: Tensor) -> Numbers | None:
-    """The learned harmonic mean, with a flow of its own defaults; None where the package is not installed."""
-    try:
-        import harmonic
-    except ImportError:
-        return None
-    with torch.no_grad():
-        log_prob = target.log_prob(z.flatten(0, 1)).view(z.shape[:2])
-    chains = harmonic.Chains(z.shape[2])
-    chains.add_chains_3d(z.numpy(), log_prob.numpy())
-    train, test = harmonic.utils.split_data(chains, training_proportion=0.5)
-    model = harmonic.model.RealNVPModel(z.shape[2], standardize=True, temperature=0.8)
-    model.fit(train.samples, epochs=20, verbose=False)
-    evidence = harmonic.Evidence(test.nchains, model)
-    evidence.add_chains(test)
-    low, high = evidence.compute_ln_inv_evidence_errors()
-
-    return -evidence.ln_evidence_inv.item(), 0.5 * (abs(low) + abs(high)).item()
 
 
 # ---- runs and report ----
@@ -167,8 +146,6 @@ def run(name: str, model: Callable[[], Any], exact: float, exact_se: float, opti
     }
     found, record["bridge_seconds"] = timed(lambda: bridge_sampling(target, z))
     record["bridge"] = list(found)
-    found, record["harmonic_seconds"] = timed(lambda: harmonic_mean(target, z))
-    record["harmonic"] = found and list(found)
 
     return record
 
@@ -181,8 +158,6 @@ def read(path: Path) -> dict[str, dict]:
 
 def report(records: dict[str, dict]) -> str:
     def cell(record: dict, method: str) -> str:
-        if not record[method]:
-            return ""
         estimate, error = record[method]
         return f"{estimate - record['exact']:+.4f} +- {error:.4f}"
 
@@ -195,12 +170,10 @@ def report(records: dict[str, dict]) -> str:
             "reliable" if record["reliable"] else "not reliable",
             f"{record['seconds']:.1f}",
             cell(record, "bridge"),
-            *((cell(record, "harmonic"), f"{record['harmonic_seconds']:.0f}") if with_harmonic(records) else ()),
         )
         for name, record in records.items()
     ]
     header = ["posterior", "D", "log evidence", "OSDS: error", "verdict", "s", "bridge sampling: error"]
-    header += ["harmonic: error", "s"] if with_harmonic(records) else []
     errors = [abs(record["osds"][0] - record["exact"]) for record in records.values()]
     within = sum(error <= 0.02 for error in errors)
     others = [abs(record["bridge"][0] - record["exact"]) <= 0.02 for record in records.values()]
@@ -211,11 +184,7 @@ def report(records: dict[str, dict]) -> str:
         f"{max(seconds):.1f} at most. Draws: {' x '.join(map(str, next(iter(records.values()))['draws']))}."
     )
 
-    return f"{summary}\n\n{table(header, rows, 'lrrrlrr' + 'rr' * with_harmonic(records))}"
-
-
-def with_harmonic(records: dict[str, dict]) -> bool:
-    return any(record["harmonic"] for record in records.values())
+    return f"{summary}\n\n{table(header, rows, 'lrrrlrr')}"
 
 
 def main() -> None:
