@@ -4,7 +4,8 @@
                                                [--cache DIR] [--out FILE] [--report]
 
 Draws are made by Pyro's NUTS on the model's recorded density, and kept in DIR; all methods get the same ones. Seconds
-are those of the processor (one thread), after the draws. Each line of FILE is a case; cases that it has are not repeated. `--report` writes the table to docs/any_fit.md.
+are those of the processor (one thread), after the draws. Each line of FILE is a case; cases that it
+has are not repeated. `--report` writes the table to docs/any_fit.md.
 """
 
 import argparse
