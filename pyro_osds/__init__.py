@@ -2,6 +2,7 @@
 
 import logging
 
+from pyro_osds.any_fit import evidence_from_samples
 from pyro_osds.kernel import OSDSKernel
 from pyro_osds.many import FitManyError, fit_many
 from pyro_osds.osds import OSDS
@@ -21,6 +22,7 @@ from pyro_osds.runtime.warnings import (
     UnreliableEvidenceWarning,
     VectorizationWarning,
 )
+from pyro_osds.runtime.watch.callback import RunProgress
 from pyro_osds.stats.weights import WeightedDraws
 from pyro_osds.version import __version__
 
@@ -39,12 +41,14 @@ __all__ = [
     "OSDSKernel",
     "ModelWarning",
     "OSDSWarning",
+    "RunProgress",
     "TrainingWarning",
     "UnreliableEvidenceWarning",
     "VectorizationWarning",
     "WeightedDraws",
     "__version__",
     "compare_evidence",
+    "evidence_from_samples",
     "fit_many",
     "plot_evidence",
     "plot_fit",

@@ -9,8 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
+    import os
+
     from pyro.optim import PyroOptim
     from torch import Tensor
+
+    from pyro_osds.runtime.watch.callback import RunProgress
 
 Correction: TypeAlias = Literal["imh", "psis", "none"]
 RecipeName: TypeAlias = Literal["auto", "calibrate", "cover", "distill"]
@@ -47,6 +51,10 @@ class _Options(TypedDict, total=False):
     hidden_features: int | None
     warm_start: bool
     distributed: bool
+    seed: int | None
+    callback: Callable[[RunProgress], Any] | None
+    checkpoint: str | os.PathLike[str] | None
+    initial_samples: Any
     vectorize: Vectorize
     capture: Capture
 

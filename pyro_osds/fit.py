@@ -13,32 +13,25 @@ from typing import Any, cast
 from torch import Tensor
 
 from pyro_osds.explore.journal import Journal
+from pyro_osds.explore.particles import GivenDraws
 from pyro_osds.explore.stopped import survey_in_time
 from pyro_osds.explore.survey import Survey
 from pyro_osds.explore.warm_start import FarOffError, survey_from
-from pyro_osds.fit_stages import escalation_of, source_of
-from pyro_osds.fit_state import log_choices, restored, state_of
+from pyro_osds.fit_draws import AnyLeap, AnyTrainer, FitDraws
+from pyro_osds.fit_stages import escalation_of
+from pyro_osds.fit_state import given_report, log_choices, restored, state_of
 from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.escalation import Stages
-from pyro_osds.posterior.evidence import EvidenceCheck, Reason
-from pyro_osds.posterior.no_latents import PointLeap, PointRecipe, PointTrainer
-from pyro_osds.posterior.objections import objections
-from pyro_osds.posterior.pace import draw_in_time, reserve, seconds_per_draw
-from pyro_osds.posterior.readings import by_chain, by_draw
-from pyro_osds.posterior.source import DrawSource
-from pyro_osds.runtime.arguments import check_powers_of_two
+from pyro_osds.posterior.no_latents import PointRecipe
+from pyro_osds.posterior.pace import reserve, seconds_per_draw
 from pyro_osds.runtime.clock import OutOfTimeError, now, time_limit
+from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
+from pyro_osds.runtime.watch.callback import is_watched, keep_place, tell
 from pyro_osds.settings import Settings
-from pyro_osds.stats.weights import WeightedDraws, weigh
 from pyro_osds.target import as_target
 from pyro_osds.train.recipe import Recipe
-from pyro_osds.train.trainer import Trainer
-from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
-
-AnyLeap = Leap | VelocityLeap | PointLeap
-AnyTrainer = Trainer | VelocityTrainer | PointTrainer
 
 EXPLORING_SHARE = 0.5
 """Of the time of a run, what exploration may take: with less, a base is bad; with more, no training makes up for it."""
@@ -46,7 +39,7 @@ EXPLORING_SHARE = 0.5
 _log = logging.getLogger(__name__)
 
 
-class Fit:
+class Fit(FitDraws):
     """A posterior that was explored, and is trained, drawn from and judged when it is asked to.
 
     Arguments:
@@ -56,6 +49,7 @@ class Fit:
         starts: Unconstrained points to look around first, ``(S, D)``.
         deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run ends, with what it has.
         stopped: The journal of an exploration that was stopped before its end.
+        drawn: Draws from elsewhere, in the target's coordinates, that take the place of the way from the prior.
 
     Example:
         >>> import torch
@@ -76,10 +70,12 @@ class Fit:
         starts: Tensor | None = None,
         deadline: float = math.inf,
         stopped: Journal | None = None,
+        drawn: GivenDraws | None = None,
     ) -> None:
         self.settings = settings
         self.given = target = as_target(target)
-        self.starts = starts
+        self.starts, self.drawn = starts, drawn
+        self._held = None
         self.recipe: Recipe | PointRecipe
         self._deadline, self._per_draw = deadline, 0.0
         self.stopped = stopped
@@ -114,6 +110,7 @@ class Fit:
         deadline: float = math.inf,
         journal: Journal | None = None,
         kept: float | None = None,
+        drawn: GivenDraws | None = None,
     ) -> Fit:
         """A fit of a posterior that is explored now; an exploration that is stopped leaves what it has found.
 
@@ -124,16 +121,19 @@ class Fit:
             deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run ends, with what it has.
             journal: What an exploration noted that was stopped, to go on with.
             kept: Seconds to keep for what follows; default: a share of the time that there is.
+            drawn: Draws from elsewhere to look at instead.
         """
         start, found, stopped, target, journal = now(), None, "", as_target(target), journal or Journal()
         if target.dim > 0:
             num_particles = settings.particles(target)
             limit = start + EXPLORING_SHARE * (deadline - start) if kept is None else deadline - kept
             last = math.inf if kept is None else deadline
-            found, stopped = survey_in_time(target, num_particles, starts, journal, limit, settings.distributed, last)
+            shared = settings.distributed
+            found, stopped = survey_in_time(target, num_particles, starts, journal, limit, shared, last, drawn)
         deadline = -math.inf if stopped == "Ctrl-C" else deadline
-        fit = cls(target, settings, found, starts, deadline, journal if stopped else None)
+        fit = cls(target, settings, found, starts, deadline, journal if stopped else None, drawn)
         fit.start_report = (f"exploration: stopped by {stopped}, {found.progress}",) if found and stopped else ()
+        fit.start_report = (*given_report(found), *fit.start_report)
         fit.seconds["exploration_time"] = now() - start
         log_choices(fit)
 
@@ -173,6 +173,37 @@ class Fit:
 
     # ---- training ----
 
+    def begin(self) -> None:
+        """Tell whoever watches of the exploration, and run."""
+        found = self.recipe.found
+        if found is not None and self.stopped is None:
+            explored = found.exploration
+            try:
+                tell("exploration", 0, math.nan, explored.log_evidence, explored.std_error)
+                keep_place(True)
+            except KeyboardInterrupt:
+                self._deadline = -math.inf
+        self.run()
+        keep_place(self.is_interrupted)
+
+    def _tell(self, stage: str, draws: PosteriorDraws) -> None:
+        """Tell whoever watches of a stage; one that stops a run with more to do leaves the place to go on from."""
+        if not is_watched():
+            return
+        evidence, began = draws.evidence, self.stages.random
+        is_over = evidence.is_settled or self.recipe.is_paused
+        self.stages.random = began if is_over else random_state()
+        try:
+            if not self.recipe.is_paused:
+                keep_place(not is_over)
+            numbers = evidence.elbo, evidence.log_evidence, evidence.std_error
+            tell(stage, len(self.trainer.history.loss), *numbers, evidence.reliable)
+        except KeyboardInterrupt:
+            if is_over:
+                return
+            raise
+        self.stages.random = began
+
     def run(self) -> None:
         """Train, draw, judge, and climb further stages while the verdict is bad; what was cut short goes on.
 
@@ -185,9 +216,12 @@ class Fit:
             self._explore_on(deadline, kept=now() - start)
             deadline, start = self._deadline, now()
             self._run_once()
+        agreement = self.agreement()
+        if agreement is not None and not self.is_interrupted:
+            self.run_report += (f"initial_samples: {agreement.sentence}",)
 
     def _run_once(self) -> None:
-        start = now()
+        start, self._held = now(), None
         if self._deadline < math.inf and self.recipe.found is not None:
             self._per_draw = seconds_per_draw(self.leap, self.target)
         num_draws, left = self.settings.num_chains * self.settings.num_samples, self._deadline - now()
@@ -201,8 +235,11 @@ class Fit:
         _log.info("training: %s, %.1f s", self.trainer.history.headline, self.seconds["training_time"])
         if self.recipe.can_escalate and self.settings.escalate:
             self._escalate(cast("Recipe", self.recipe))
-        elif self._deadline < math.inf:
-            self.is_interrupted |= not self.draws.is_whole
+        else:
+            if self._deadline < math.inf:
+                self.is_interrupted |= not self.draws.is_whole
+            if is_watched():
+                self._tell("flow", self.draws)
         self.is_interrupted |= self.stopped is not None
         # What is asked for afterwards has all the time that it takes.
         self._deadline, self._per_draw = math.inf, 0.0
@@ -221,14 +258,14 @@ class Fit:
 
     def _explore_on(self, deadline: float, kept: float | None = None) -> None:
         """Take up an exploration that was stopped, and begin with training again."""
-        again = Fit.explored(self.given, self.settings, self.starts, deadline, self.stopped, kept)
+        again = Fit.explored(self.given, self.settings, self.starts, deadline, self.stopped, kept, self.drawn)
         for name, seconds in self.seconds.items():
             again.seconds[name] += seconds
         self.__dict__ = again.__dict__
 
     def step(self) -> float:
         """One optimiser step; the loss, nats. A run that was cut short stays so."""
-        self._draws, self.forgotten, self.few_steps = None, None, {}
+        self._draws, self.forgotten, self.few_steps, self._held = None, None, {}, None
         if self.is_interrupted:
             self.recipe.stay()
             self.stages, self.stopped, self.is_interrupted = Stages(), None, False
@@ -243,9 +280,14 @@ class Fit:
             self.run_report += (report,)
             _log.info("stage: %s", report)
             self.keep(draws)
+            self._tell(report.partition(":")[0], draws)
 
         start = now()
         self.run_report = self.start_report
+        if self.stages.random is not None:
+            # Where the stage that was cut short, or the next one, begins.
+            set_random_state(self.stages.random)
+            self.stages.random = None
         # What is judged of a training that was cut short is judged for now only.
         stages = Stages() if recipe.is_paused else self.stages
         escalation, is_hopeless = escalation_of(self, recipe, self._judge, self._deadline, stages)
@@ -279,120 +321,3 @@ class Fit:
 
     def __setstate__(self, stored: dict[str, Any]) -> None:
         self.__dict__ = Fit.restored(stored["target"], stored["settings"], stored["state"]).__dict__
-
-    # ---- draws ----
-
-    @property
-    def draws(self) -> PosteriorDraws:
-        """The posterior draws of the present weights, made when first asked for."""
-        self.ensure_judged()
-        assert self._draws is not None
-
-        return self._draws
-
-    def ensure_judged(self) -> None:
-        """Draw from the present weights, and judge, unless that was done."""
-        if self._draws is None:
-            start, source = now(), source_of(self, self.forgotten)
-            if source is not None and self.forgotten is not None:
-                self.keep(source.anew(self.forgotten))
-            else:
-                self.keep(self._judge(self.settle()))
-            self.seconds["sampling_time"] = now() - start
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether there are posterior draws, and a verdict on them."""
-        return self._draws is not None
-
-    def settle(self) -> AnyLeap:
-        """The leap with the present weights; one that was stepped by hand takes the average of its weights."""
-        if self._draws is None:
-            self.leap = self.trainer.leap if self.trainer.history.elbo else self.trainer.averaged()
-
-        return self.leap
-
-    def forget_draws(self) -> None:
-        """Make fresh draws when next asked for, from where those came from that there are."""
-        self.forgotten = self.forgotten if self._draws is None else self._draws if self._draws.source else None
-        self._draws = None
-
-    @property
-    def source(self) -> DrawSource | None:
-        """Where the posterior draws come from, if that is not the flow."""
-        return source_of(self, self._draws or self.forgotten)
-
-    @property
-    def samples(self) -> dict[str, Tensor]:
-        """Constrained posterior draws, ``{site: (num_chains, num_samples, *shape)}``; made when first asked for."""
-        self.ensure_judged()
-
-        return self._samples
-
-    def leap_in(self, num_steps: int) -> AnyLeap:
-        """The trained leap in so many steps; a copy of the flow learns them when they are first asked for."""
-        check_powers_of_two({"num_steps": num_steps})
-        self.ensure_judged()
-        if num_steps == self.settings.num_steps:
-            return self.leap
-        if num_steps not in self.few_steps:
-            self.few_steps[num_steps] = self.recipe.with_steps(num_steps)
-
-        return self.few_steps[num_steps]
-
-    def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
-        """Fresh weighted draws, which become no part of the fit.
-
-        Arguments:
-            num_draws: How many.
-            num_steps: Of the leap in so many steps, a power of two; default: from where the posterior draws come from.
-        """
-        source = self.source if num_steps is None else None
-        if source is not None:
-            draws = source.more(num_draws)
-        else:
-            draws = weigh(self.leap_in(num_steps or self.settings.num_steps), self.target, num_draws)
-
-        return WeightedDraws(self.constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
-
-    def keep(self, draws: PosteriorDraws) -> None:
-        """Make these the posterior draws."""
-        if draws is self._draws:
-            return
-        self._draws, self.forgotten = draws.after_search(self.recipe.found), None
-        self._samples = by_chain(self.constrain(draws.z), self.settings.num_chains)
-
-    def _judge(self, leap: AnyLeap) -> PosteriorDraws:
-        """Draws of a leap and the verdict on its weights."""
-        settings, found = self.settings, self.recipe.found
-
-        return draw_in_time(
-            leap,
-            self.target,
-            settings.num_chains,
-            settings.num_samples,
-            settings.enough(self.target.dim),
-            self._deadline if found else math.inf,
-            self._per_draw,
-            correction=settings.correction,
-            check=EvidenceCheck(found.exploration.log_evidence, found.exploration.std_error) if found else None,
-            improper_sites=self.model_target.improper_sites,
-            reasons=self._objections(),
-            parts=found.parts if found else (),
-            particles=found.exploration.z if found else None,
-        )
-
-    def _objections(self) -> tuple[Reason, ...]:
-        """What speaks against draws and evidence, whatever their weights."""
-        return objections(self.leap, self.target, self.given, self.recipe.found)
-
-    # ---- from the sampler's coordinates to the user's sites ----
-
-    @property
-    def model_target(self) -> Any:
-        """The target in the coordinates that the model's sites have."""
-        return self.target.unordered
-
-    def constrain(self, z: Tensor) -> dict[str, Tensor]:
-        """Draws by site, ``(B, D)`` to ``{site: (B, *shape)}``."""
-        return by_draw(self.model_target.constrain, self.model_target, self.target.to_target(z))

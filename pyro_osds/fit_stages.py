@@ -10,7 +10,7 @@ from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior.annealed import AnnealedSMC
 from pyro_osds.posterior.draws import PosteriorDraws, refined_posterior
 from pyro_osds.posterior.escalation import Escalation, Stages
-from pyro_osds.posterior.objections import hopeless_objections, objections
+from pyro_osds.posterior.objections import hopeless_objections
 from pyro_osds.posterior.source import DrawSource
 from pyro_osds.train.recipe import Recipe
 
@@ -35,7 +35,7 @@ def annealed_smc(fit: Any, deadline: float = math.inf) -> AnnealedSMC:
         settings.target_std_error,
         deadline,
         fit.model_target.improper_sites,
-        lambda: objections(fit.leap, fit.target, fit.given, fit.recipe.found),
+        fit.objections,
     )
 
 
@@ -66,10 +66,8 @@ def escalation_of(fit: Any, recipe: Recipe, judge: Judge, deadline: float, stage
     chains, found = (fit.settings.num_chains, fit.settings.num_samples), recipe.found
 
     def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
-        speaking = objections(fit.leap, fit.target, fit.given, found)
-        return refined_posterior(
-            leap, fit.target, *chains, judged, fit.model_target.improper_sites, speaking, found.parts
-        )
+        improper = fit.model_target.improper_sites
+        return refined_posterior(leap, fit.target, *chains, judged, improper, fit.objections(), found.parts)
 
     # No stage cures a density without an integral.
     is_hopeless = bool(hopeless_objections(fit.leap, fit.model_target, found))

@@ -31,6 +31,7 @@ def state_of(fit: Any) -> dict[str, Any]:
     return {
         "coordinates": coordinates_of(fit.target),
         "starts": fit.starts,
+        "drawn": fit.drawn,
         "recipe": fit.recipe.state(),
         "is_averaged": fit.leap is not fit.trainer.leap,
         "draws": fit.draws if fit.is_judged else None,
@@ -57,7 +58,7 @@ def restored(kind: type, target: Target, settings: Any, state: dict[str, Any]) -
     seen = in_coordinates(target, state["coordinates"])
     with torch.random.fork_rng():  # networks that are built draw weights that are replaced at once
         found = replace(state["recipe"]["plan"].found, target=seen) if target.dim else None
-        fit = kind(target, settings, found, state.get("starts"))
+        fit = kind(target, settings, found, state.get("starts"), drawn=state.get("drawn"))
         fit.recipe.restore(state["recipe"])
     _restore(fit, state, seen)
     if state["draws"] is not None:
@@ -88,6 +89,21 @@ def _restore(fit: Any, state: dict[str, Any], target: Target) -> None:
     fit.stopped = Journal(state["exploration_began"]) if state.get("exploration_began") else None
     fit.start_report, fit.run_report = state["start_report"], state["run_report"]
     fit.seconds = dict(state["seconds"])
+
+
+def given_report(found: Any) -> tuple[str, ...]:
+    """What was made of draws that were given in the place of an exploration, a sentence each.
+
+    Arguments:
+        found: What the survey found, or None.
+    """
+    given = found.given if found else None
+    if given is None:
+        return ()
+    names = ", ".join(map(repr, given.ignored))
+    ignored = (f"initial_samples: {names} ignored, no continuous latent of the model",) if given.ignored else ()
+
+    return (f"initial_samples: {found.plan}", *(f"initial_samples: {note}" for note in given.notes), *ignored)
 
 
 def log_choices(fit: Any) -> None:

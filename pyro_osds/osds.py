@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,14 +30,16 @@ from pyro_osds.choices import (
     Vectorize,
     Volume,
 )
+from pyro_osds.explore.given.reading import by_draw, check_alone, given_or_none
 from pyro_osds.fit import AnyTrainer, Fit
 from pyro_osds.flow.leap import is_bijective
-from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors, reference_draws
+from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors
 from pyro_osds.posterior.guide import FlowGuide
 from pyro_osds.posterior.neutra import FlowReparam
 from pyro_osds.posterior.verdict import Evidence
 from pyro_osds.problem import DensityProblem, problem_of
 from pyro_osds.results.fingerprint import check_arguments, check_density, check_model, identity
+from pyro_osds.results.frame import to_dataframe
 from pyro_osds.results.groups import Groups, export
 from pyro_osds.results.storage import check_place, read, unpack, write
 from pyro_osds.results.summary import one_line, summary_card
@@ -43,6 +47,7 @@ from pyro_osds.runtime.arguments import (
     check_counts,
     check_mapping,
     check_share,
+    check_switches,
     kept_arguments,
     named_arguments,
     same_arguments,
@@ -56,6 +61,8 @@ from pyro_osds.runtime.parallel import from_first, together
 from pyro_osds.runtime.progress import progress_bar, run_bar
 from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.runtime.warnings import ModelWarning, OSDSWarning, UnreliableEvidenceWarning, warn
+from pyro_osds.runtime.watch.callback import RunProgress, keep_place, watched
+from pyro_osds.runtime.watch.seed import own_numbers
 from pyro_osds.runtime.workers import with_workers
 from pyro_osds.settings import Settings
 from pyro_osds.stats.thresholds import TARGET_STD_ERROR
@@ -63,6 +70,7 @@ from pyro_osds.stats.weights import WeightedDraws, weigh
 from pyro_osds.target import FunctionTarget, NotFiniteError, as_target, finite_log_prob, in_chunks
 
 if TYPE_CHECKING:
+    import pandas as pd
     from typing_extensions import Unpack
 
     from pyro_osds.results.inference_data import InferenceData
@@ -87,6 +95,9 @@ class OSDS:
         disable_progbar: Whether to hide the progress bar.
 
     Other Arguments:
+        initial_samples: Draws of the posterior from another sampler, in the place of exploration: a dictionary of
+            tensors or arrays by site, ``(draws, *shape)`` or ``(chains, draws, *shape)``, as ``mcmc.get_samples()``
+            gives them; InferenceData; for :meth:`from_log_prob` a tensor ``(draws, D)``. See docs/any_fit.md.
         initial_params: Unconstrained values by site, of one point or with a leading dimension for several
             (:meth:`from_log_prob`: a tensor ``(D,)`` or ``(S, D)``), to look around first where the prior cannot be
             sampled.
@@ -120,6 +131,12 @@ class OSDS:
             little; see docs/saving.md. Where that flow is far off, the run explores anew; :attr:`run_report` says why.
         distributed: Whether processes started by ``torchrun`` share out training and drawing; see docs/many.md. All of
             them then call the same methods with the same arguments.
+        seed: Random numbers of its own for :meth:`run`, :meth:`step` and :meth:`resume`, those of
+            ``pyro.set_rng_seed(seed)``; the numbers of the process stay as they are.
+        callback: Called with a :class:`RunProgress` after exploration, each round of training and each stage. If it
+            returns True the run stops as by Ctrl-C, and :meth:`resume` goes on; if it fails, too.
+        checkpoint: A file that is written after exploration and each stage, and every minute of training;
+            ``OSDS.load(checkpoint, model, ...).resume()`` gives what the run would have given.
         potential_fn: Instead of a model: minus a log density, of a dictionary of unconstrained values by site, as
             ``HMC`` takes it. ``initial_params`` then says which sites there are.
         vectorize: ``"auto"``, ``"vmap"`` or ``"loop"``: whether densities come in batches; see docs/models.md.
@@ -167,6 +184,10 @@ class OSDS:
         True
     """
 
+    # Pickles of earlier versions have neither.
+    _initial_samples: Any = None
+    _random: Mapping[str, Any] = MappingProxyType({})
+
     @explains_options("OSDS")
     def __init__(
         self,
@@ -176,6 +197,7 @@ class OSDS:
         num_chains: int = 4,
         num_steps: int = 1,
         disable_progbar: bool = False,
+        initial_samples: Any = None,
         initial_params: Mapping[str, Tensor] | Tensor | None = None,
         init_strategy: Callable[..., Any] = init_to_uniform,
         max_plate_nesting: int | None = None,
@@ -197,6 +219,9 @@ class OSDS:
         hidden_features: int | None = None,
         warm_start: bool = False,
         distributed: bool = False,
+        seed: int | None = None,
+        callback: Callable[[RunProgress], Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         vectorize: Vectorize = "auto",
         capture: Capture = "auto",
@@ -215,6 +240,9 @@ class OSDS:
         )
         # The names of settings are those of the arguments: they are said in the signature, and once in Settings.
         self.settings = Settings(**{name: given[name] for name in Settings.names()})
+        check_alone(initial_samples, warm_start, initial_params if potential_fn is None else None)
+        self._initial_samples = initial_samples
+        self._random = {}
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
         self._fit: Fit | None = None
@@ -277,10 +305,11 @@ class OSDS:
         """
         seconds = self.settings.max_time
         deadline = math.inf if seconds is None else now() + seconds
-        with together(self.settings.distributed), with_workers():
+        self._random = {}
+        with self._around_a_run():
             with run_bar(self.settings.disable_progbar) as result:
                 self._set_up(args, kwargs, deadline=deadline)
-                self.fit.run()
+                self.fit.begin()
                 result += self.evidence.headline
             for reason in self.evidence.all_reasons:
                 warn(reason, UnreliableEvidenceWarning)
@@ -316,8 +345,9 @@ class OSDS:
         seconds = replace(self.settings, max_time=max_time).max_time
         if not self.fit.is_interrupted:
             raise RuntimeError("The last run came to its end by itself: there is nothing to resume. Use run or step.")
-        with together(self.settings.distributed), with_workers():
+        with self._around_a_run():
             self.fit.resume(math.inf if seconds is None else now() + seconds)
+            keep_place(self.is_interrupted)
             for reason in self.evidence.all_reasons:
                 warn(reason, UnreliableEvidenceWarning)
 
@@ -343,7 +373,7 @@ class OSDS:
             >>> abs(osds.step()) < 1.0, abs(osds.evaluate_loss()) < 1.0  # exact: 0
             (True, True)
         """
-        with together(self.settings.distributed), with_workers():
+        with together(self.settings.distributed), with_workers(), self._own_numbers():
             with run_bar(self.settings.disable_progbar or self.is_trained_on(*args, **kwargs)):
                 self._set_up(args, kwargs, keep=True)
 
@@ -592,7 +622,7 @@ class OSDS:
         return self.backend
 
     @explains_options("draw")
-    def draw(self, num_draws: int, num_steps: int | None = None) -> WeightedDraws:
+    def draw(self, num_draws: int, num_steps: int | None = None, equal_weight: bool = False) -> WeightedDraws:
         """Fresh weighted draws: one network evaluation each, no retraining.
 
         Where annealed SMC gave the result, they are fresh draws of annealed SMC, each weighing as much as the log
@@ -607,6 +637,8 @@ class OSDS:
                 another number is asked for, a copy of the flow learns it, which takes seconds; with
                 ``recipe="distill"`` the flow knows all numbers up to ``num_time_steps``. Weights are exact for any
                 number, since every step is a bijection; not so with ``network="velocity"``.
+            equal_weight: Whether to resample them to equal weights, for whatever takes no weights. Some then come
+                several times: ``num_distinct`` of the draws says how many differ.
 
         Returns:
             The draws with their exact weights.
@@ -615,11 +647,13 @@ class OSDS:
             ValueError: If ``num_draws`` is not positive or ``num_steps`` is no power of two.
         """
         check_counts({"num_draws": num_draws})
+        check_switches({"equal_weight": equal_weight})
         cure = "Ask for fewer, or go through them by draw_batches."
         check_room(f"num_draws={num_draws}", num_draws, self.fit.target.dim, cure)
-
         with together(self.settings.distributed), with_workers():
-            return self.fit.draw(num_draws, num_steps)
+            draws = self.fit.draw(num_draws, num_steps)
+
+        return draws.resampled() if equal_weight else draws
 
     @explains_options("draw_batches")
     def draw_batches(
@@ -703,7 +737,7 @@ class OSDS:
         draws, leap, target = self.fit.draws, self.fit.leap, self.fit.target
         if not is_bijective(leap):
             raise ValueError("check_against needs the density of the flow at given points: use network='coupling'.")
-        every = reference_draws(samples)
+        every = by_draw(samples, target.unordered)
         number = max(len(value) for value in every.values()) if every else 0
         thinned = {name: value[:: math.ceil(number / max_draws)] for name, value in every.items()}
         z = target.from_samples(thinned)
@@ -718,6 +752,22 @@ class OSDS:
             own = weigh(leap, target, max(_MIN_CHECK_DRAWS, len(draws.z)))
 
         return compare_with_reference(own.log_weight, log_weight, parameter_errors(self.get_samples(), every))
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How the flow and ``initial_samples`` agree, as :meth:`check_against` tells it; None where none were given.
+
+        Example:
+            >>> import pyro
+            >>> pyro.set_rng_seed(0)
+            >>> drawn = torch.randn(1000, 2)
+            >>> log_prob_fn = lambda z: -0.5 * z.square().sum(-1)
+            >>> osds = OSDS.from_log_prob(log_prob_fn, 2, initial_samples=drawn, disable_progbar=True)
+            >>> osds.run()
+            >>> osds.agreement.agrees, f"{osds.log_evidence:.2f}"  # exact: log(2 pi) = 1.84
+            (True, '1.84')
+        """
+        return self.fit.agreement()
 
     def posterior_predictive(
         self, *args: Any, num_draws: int | None = None, infer_discrete: bool = False, **kwargs: Any
@@ -862,6 +912,25 @@ class OSDS:
         with with_workers():
             return export(self.fit, groups, source, {**constant, **(constant_data or {})}, dims, coords)
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """The posterior draws as a table, a row each: chain, draw, and a column for each number at each site.
+
+        Raises:
+            ImportError: Without pandas.
+
+        Example:
+            >>> import pyro
+            >>> pyro.set_rng_seed(0)
+            >>> osds = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), dim=2, disable_progbar=True)
+            >>> osds.run()
+            >>> osds.to_dataframe().columns.tolist()
+            ['chain', 'draw', 'z[0]', 'z[1]']
+            >>> draws = osds.draw(1000, equal_weight=True)
+            >>> len(draws), draws.num_distinct <= 1000
+            (1000, True)
+        """
+        return to_dataframe(self.fit.samples)
+
     @property
     def kernel(self) -> SimpleNamespace:
         """What ``arviz.from_pyro`` asks a fitted ``MCMC`` for: ``kernel.model``, the Pyro model or None."""
@@ -883,16 +952,24 @@ class OSDS:
             RuntimeError: Before the first ``run`` or ``step``.
             FileNotFoundError: If its directory does not exist.
         """
-        place, fitted = check_place(path), self.fit
+        self._write(check_place(path))
+
+    def _write(self, place: Path, resumable: bool | None = None) -> None:
+        """Write the file, of a fit that has more to do if ``resumable`` says so."""
+        fitted = self.fit
+        state = fitted.state()
+        if resumable is not None:
+            state["is_interrupted"] = resumable
         exploration = fitted.recipe.found.exploration if fitted.recipe.found else None
         z = torch.zeros(1, 0, dtype=fitted.given.dtype) if exploration is None else exploration.z
         content = {
-            "settings": self.settings.as_dict() | {"optim": None, "distributed": False},
+            "settings": self.settings.as_dict()
+            | {"optim": None, "distributed": False, "callback": None, "checkpoint": None},
             "optim": "" if self.settings.optim is None else type(self.settings.optim).__name__,
             "source": self._problem.description(),
             "identity": identity(fitted.given, fitted.target, z, self._args, self._kwargs),
-            "fit": fitted.state(),
-            "random": random_state(),
+            "fit": state,
+            "random": self._random or random_state(),
         }
         write(place, content)
 
@@ -938,7 +1015,10 @@ class OSDS:
             osds._fit = Fit.restored(target, osds.settings, unpack(content["fit"], target.device))
             check_density(unpack(content["identity"], target.device), osds._fit.target)
         osds._args, osds._kwargs = kept_arguments(args), kept_arguments(kwargs)
-        set_random_state(content["random"])
+        if osds.settings.seed is None:
+            set_random_state(content["random"])
+        else:
+            osds._random = content["random"]
 
         return osds
 
@@ -948,9 +1028,8 @@ class OSDS:
         source, settings = content["source"], content["settings"]
         if isinstance(model, OSDS):
             osds = copy.copy(model)
-            osds.settings = Settings(
-                **settings | {"optim": model.settings.optim, "distributed": model.settings.distributed}
-            )
+            names = ("optim", "distributed", "callback", "checkpoint")
+            osds.settings = Settings(**settings | {name: getattr(model.settings, name) for name in names})
             return osds
         if content.get("optim"):
             raise ValueError(
@@ -971,6 +1050,24 @@ class OSDS:
         return cls(**{source["kind"]: model}, **options)
 
     # ---- assembly ----
+
+    @contextlib.contextmanager
+    def _around_a_run(self) -> Iterator[None]:
+        """Random numbers of its own, whoever watches, the other processes, and workers."""
+        path, callback = self.settings.checkpoint, self.settings.callback
+        save = None if path is None else partial(self._write, check_place(path))
+        with self._own_numbers(), watched(callback, save), together(self.settings.distributed), with_workers():
+            yield
+
+    @contextlib.contextmanager
+    def _own_numbers(self) -> Iterator[None]:
+        """The random numbers of ``seed``, from where they were left."""
+        after = self._random
+        try:
+            with own_numbers(self.settings.seed, self._random) as after:
+                yield
+        finally:
+            self._random = after
 
     @property
     def fit(self) -> Fit:
@@ -1022,7 +1119,9 @@ class OSDS:
         check_room(f"{what}, for each of {self.num_chains} chains,", total, as_target(target).dim, cure)
         self._tell_names(target)
         before = self._fit if self.settings.warm_start else None
-        explore = partial(Fit.warm, before) if before is not None else partial(Fit.explored, settings=self.settings)
+        drawn = given_or_none(self._initial_samples, as_target(target))
+        fresh = partial(Fit.explored, settings=self.settings, drawn=drawn)
+        explore = partial(Fit.warm, before) if before is not None else fresh
         try:
             starts = self._problem.starts(target)
             self._fit = from_first(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pyro_osds.choices import Correction, Network, RecipeName, Volume
@@ -16,6 +18,7 @@ from pyro_osds.runtime.arguments import (
     check_switches,
     plain,
 )
+from pyro_osds.runtime.watch.callback import RunProgress
 from pyro_osds.stats.enough import Enough, most_draws
 from pyro_osds.stats.thresholds import TARGET_STD_ERROR
 from pyro_osds.target import Target
@@ -25,6 +28,8 @@ from pyro_osds.train.recipe import NETWORKS, RECIPES
 from pyro_osds.train.trainer import Budget
 from pyro_osds.train.velocity import VOLUMES
 
+# Numpy's seeds have 32 bits.
+_MAX_SEED = 2**32
 # Of these the recipe uses all it needs; what num_iterations allows beyond is kept for escalation.
 _FIRST_ITERATIONS = 1000
 # Point by point, a density costs about a millisecond: a smaller run that still ends before NUTS does.
@@ -70,6 +75,9 @@ class Settings:
     warm_start: bool = False
     distributed: bool = False
     optim: Any = None
+    seed: int | None = None
+    callback: Callable[[RunProgress], Any] | None = None
+    checkpoint: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         # Numbers of numpy are taken as Python's, which a file can hold.
@@ -98,10 +106,27 @@ class Settings:
         is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
         if seconds is not None and not (is_number and seconds > 0):
             raise ValueError(f"max_time must be a positive number of seconds or None, got {self.max_time!r}.")
+        self._check_watch()
         if self.distributed and self.network == "velocity":
             raise ValueError("distributed is for network='coupling'; the velocity network is trained in one process.")
         if self.distributed and self.max_time is not None:
             raise ValueError("distributed needs max_time=None: processes with clocks of their own would part ways.")
+
+    def _check_watch(self) -> None:
+        """Check what belongs to a run and not to the fit: random numbers, callback and checkpoint."""
+        seed = self.seed
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _MAX_SEED):
+            raise ValueError(f"seed must be an integer from 0 to {_MAX_SEED - 1} or None, got {seed!r}.")
+        if self.callback is not None and not callable(self.callback):
+            raise TypeError(
+                f"callback must be a function of one argument, a RunProgress, got {type(self.callback).__name__}; pass "
+                "the function itself, such as callback=print."
+            )
+        if self.checkpoint is not None and not isinstance(self.checkpoint, (str, os.PathLike)):
+            raise TypeError(f"checkpoint must be the name of a file, got {type(self.checkpoint).__name__}.")
+        for name in ("seed", "callback", "checkpoint"):
+            if self.distributed and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for one process: leave it out, or distributed=True.")
 
     @classmethod
     def names(cls) -> list[str]:
@@ -110,7 +135,7 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.names()}
 
     def not_default(self) -> dict[str, Any]:
         """Those that the user changed, by name."""

@@ -1,10 +1,10 @@
-"""Particles on independent replicates: what annealing found, and where it stands on its way there."""
+"""Particles on independent replicates: what annealing found, where it stands on its way there, and draws given."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +67,46 @@ class Exploration:
         ratios = (estimates - self.log_evidence).exp()
 
         return (ratios.std() / math.sqrt(len(ratios))).item()
+
+
+@dataclass(frozen=True)
+class GivenDraws:
+    """Draws from elsewhere that stand for the posterior, such as those of NUTS or Stan, chain after chain.
+
+    Arguments:
+        z: Draws, ``(num_chains * S, D)``.
+        num_chains: Chains, or blocks of draws that nobody has grouped by chain.
+        total: How many draws there were before they were thinned.
+        ignored: Names that came with them and are no latent sites.
+        missed: Parts of the posterior that search found, and the draws lack, each with the share that is lacking.
+        notes: What was seen of them, in sentences.
+    """
+
+    z: Tensor
+    num_chains: int
+    total: int
+    ignored: tuple[str, ...] = ()
+    missed: tuple[Any, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def by_chain(self) -> Tensor:
+        """The draws by chain, ``(num_chains, S, D)``."""
+        return self.z.view(self.num_chains, -1, self.z.shape[1])
+
+    @property
+    def fitted(self) -> Tensor:
+        """The first half of each chain, which a base is fitted to, ``(N, D)``."""
+        half = self.by_chain.shape[1] - self.by_chain.shape[1] // 2
+
+        return self.by_chain[:, :half].flatten(0, 1)
+
+    @property
+    def held_out(self) -> Tensor:
+        """The second half of each chain, which nothing was fitted to, ``(num_chains, N, D)``."""
+        half = self.by_chain.shape[1] - self.by_chain.shape[1] // 2
+
+        return self.by_chain[:, half:]
 
 
 class MovesSoFar(NamedTuple):

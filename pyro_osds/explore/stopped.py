@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_osds.explore.given.survey import survey_of_draws
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.modes import Modes
-from pyro_osds.explore.particles import Annealing, Exploration
+from pyro_osds.explore.particles import Annealing, Exploration, GivenDraws
 from pyro_osds.explore.survey import Survey, survey
 from pyro_osds.flow.base import gaussian_base
 from pyro_osds.runtime.clock import OutOfTimeError, now, time_limit
@@ -25,6 +26,7 @@ def survey_in_time(
     deadline: float,
     is_shared: bool = False,
     last: float = math.inf,
+    given: GivenDraws | None = None,
 ) -> tuple[Survey, str]:
     """Explore until that is done, or the time is over, or Ctrl-C stops it.
 
@@ -36,6 +38,7 @@ def survey_in_time(
         deadline: Time of :func:`~pyro_osds.runtime.clock.now`.
         is_shared: Whether other processes wait for what is found; they would not know of Ctrl-C, so it leaves nothing.
         last: When it ends in any case; until then one that was stopped at the same place before gets more time.
+        given: Draws from elsewhere that take the place of the way from the prior.
 
     Returns:
         What was found, and what stopped the exploration: ``"max_time"``, ``"Ctrl-C"`` or nothing.
@@ -47,6 +50,8 @@ def survey_in_time(
         journal.rewind()
         # What is not noted in between is done again by whoever goes on, and has to come to its end at some time.
         with time_limit(min(last, now() + 2**journal.num_stuck * (deadline - now()))):
+            if given is not None:
+                return survey_of_draws(target, given, num_particles, journal=journal), ""
             return survey(target, num_particles, starts=starts, journal=journal), ""
     except OutOfTimeError:
         journal.stop()

@@ -21,7 +21,7 @@ from pyro_osds.explore.coordinates import coordinates_of
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import MAX_COMPONENTS
 from pyro_osds.explore.modes import Modes
-from pyro_osds.explore.particles import Exploration
+from pyro_osds.explore.particles import Exploration, GivenDraws
 from pyro_osds.explore.paths import AnnealingPath, PriorPath, ReferencePath
 from pyro_osds.explore.propriety import Endless, find_endless
 from pyro_osds.explore.reference import throw, wide_reference
@@ -87,6 +87,7 @@ class Survey:
         progress: How far an exploration had come that was stopped; empty for one that came to its end.
         search: What was found by ascents and probes, and what of it annealing had lost; None where nobody looked.
         plan: What the density was counted to cost, and the particles that it was given, in words.
+        given: Draws from elsewhere that took the place of the way from the prior, in the target's coordinates, if any.
     """
 
     target: Any
@@ -100,6 +101,7 @@ class Survey:
     progress: str = ""
     search: Search | None = None
     plan: str = ""
+    given: GivenDraws | None = None
 
     def __post_init__(self) -> None:
         # Files of earlier versions hold the coordinates alone.
@@ -197,7 +199,7 @@ def survey(
         num_evaluations += exploration.num_evaluations
         exploration = replace(exploration, start=exploration.start if spread is None else spread)
         target, exploration, modes = in_one_copy(given, exploration)
-    target, exploration = _choose_coordinates(target, exploration)
+    target, exploration = choose_coordinates(target, exploration)
     journal.reached = target, exploration, None
     # Of more modes than can be counted none is worth another way, but where it costs next to nothing.
     if modes.count <= MAX_COMPONENTS or given.num_terms <= _CHEAP_TERMS:
@@ -295,7 +297,7 @@ def _with_lost_modes(
     return exploration if lower else replace(again, start=exploration.start, passed=exploration.passed)
 
 
-def _choose_coordinates(target: Target, exploration: Exploration) -> tuple[Target, Exploration]:
+def choose_coordinates(target: Target, exploration: Exploration) -> tuple[Target, Exploration]:
     r"""Standardise location-scale sites if the particles are then closer to a Gaussian.
 
     The divergence to the best Gaussian is, up to a constant that all coordinates :math:`u` share,

@@ -19,10 +19,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
@@ -168,58 +167,6 @@ def _worst(parameters: pd.DataFrame) -> str | None:
     worst = max((bad_mean, bad_scale), key=lambda bad: -math.inf if bad.empty else bad.max())
 
     return None if worst.empty else str(worst.idxmax())
-
-
-def reference_draws(samples: Any) -> dict[str, Tensor]:
-    """Draws by site, of a mapping or of the group ``posterior`` of InferenceData, chains one after the other.
-
-    Arguments:
-        samples: What the user has.
-
-    Raises:
-        TypeError: If there are no draws by site in it.
-        ValueError: If a site has no draws.
-
-    Example:
-        >>> {name: draws.shape for name, draws in reference_draws({"x": np.zeros((5, 2))}).items()}
-        {'x': torch.Size([5, 2])}
-    """
-    posterior = _posterior_group(samples)
-    if posterior is not None:
-        given = {str(name): np.asarray(value) for name, value in posterior.data_vars.items()}
-        given = {name: value.reshape(-1, *value.shape[2:]) for name, value in given.items()}
-    elif isinstance(samples, Mapping):
-        given = dict(samples)
-    else:
-        raise TypeError(
-            f"samples must be a mapping of draws by site, or InferenceData with a group posterior; got "
-            f"{type(samples).__name__}. Pass mcmc.get_samples(), for instance."
-        )
-    draws = {}
-    for name, value in given.items():
-        try:
-            draws[name] = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"samples[{name!r}] is {type(value).__name__}, which is no array of draws. Pass a tensor (draws, "
-                "*shape) for each site."
-            ) from error
-        if not draws[name].dim() or not len(draws[name]):
-            raise ValueError(
-                f"samples[{name!r}] has shape {tuple(draws[name].shape)}, which holds no draws. Pass (draws, *shape), "
-                "the draws of all chains one after the other."
-            )
-
-    return draws
-
-
-def _posterior_group(samples: Any) -> Any:
-    """The group ``posterior`` of InferenceData, or a data set itself; None for anything else."""
-    if hasattr(samples, "data_vars") and "chain" in getattr(samples, "sizes", ()):
-        return samples
-    group = getattr(samples, "posterior", None)
-
-    return group if hasattr(group, "data_vars") else None
 
 
 def parameter_errors(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> pd.DataFrame:

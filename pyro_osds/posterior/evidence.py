@@ -88,6 +88,7 @@ class Evidence:
             or, with an improper prior, that up to an unknown constant.
         is_settled: Whether more work could mend nothing: all is well, or what is not lies in the model.
         searched: How the space was searched for parts that annealing lost; None where nobody looked.
+        bridge_sampling: Log evidence by bridge sampling between draws that were given and those of the flow, if any.
 
     Example:
         >>> evidence = Evidence(-2.0, 0.01, -2.1, 40.0, 0.8, 1000, False, ("pareto k is 0.80 ...",))
@@ -119,6 +120,7 @@ class Evidence:
     log_integral: float = math.nan
     is_settled: bool = True
     searched: Coverage | None = None
+    bridge_sampling: EvidenceCheck | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A pickle of earlier versions has another name for the refinement.
@@ -159,7 +161,11 @@ class Evidence:
         tail = f"{k} (good below {GOOD_PARETO_K}, not to be used above {threshold})"
         known = self.ess >= GOOD_WEIGHT_ESS * self.num_draws
         no_tail = "none: weights are nearly equal" if known else "unknown: there are too few draws to tell"
-        given = (("exploration", self.check), ("refinement", self.refinement))
+        given = (
+            ("exploration", self.check),
+            ("refinement", self.refinement),
+            ("bridge sampling", self.bridge_sampling),
+        )
         others = [(name, other) for name, other in given if other and math.isfinite(other.log_evidence)]
         constant = ", up to the constant of the improper prior" if self.improper_sites else ""
         rows = (

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from pyro_osds.explore.modes import Modes
-from pyro_osds.explore.particles import Exploration
+from pyro_osds.explore.particles import Exploration, GivenDraws
 from pyro_osds.explore.propriety import Endless
 from pyro_osds.explore.search.coverage import Coverage
 from pyro_osds.explore.search.parts import Part
@@ -49,6 +49,7 @@ _RECORDS: dict[str, Any] = {
         Flip,
         FlowDraws,
         FlowSize,
+        GivenDraws,
         Modes,
         Part,
         PosteriorDraws,

@@ -14,14 +14,14 @@ T = TypeVar("T")
 _NO_WARMUP = "there is no warm-up: the flow is trained for at most num_iterations steps. Leave it out"
 _NO_STEPS = "no trajectories are integrated, so there is nothing to tune. Leave it out"
 _NO_JIT = "densities are recorded as graphs by themselves. Leave it out; capture=False turns that off"
-_SEED = "call pyro.set_rng_seed(0) before run()"
+_SEED = "it is seed=, an integer"
 _MOVES = "the data decide: pass tensors of that kind to run(), and draws come back in it"
 # Options of MCMC, HMC, NUTS and SVI, and of samplers beside Pyro, in words that follow "has no option ...: ".
 FOREIGN: dict[str, str] = {
     # Pyro's MCMC
     "kernel": "pass the model itself, OSDS(model)",
     "warmup_steps": _NO_WARMUP,
-    "hook_fn": "nothing is called on the way; run_report and trainer.history tell how a run went. Leave it out",
+    "hook_fn": "there are no steps of a chain. callback= is called after each round of training and each stage",
     "mp_context": "chains share one flow and need no processes. Leave it out; fit_many runs several fits at once",
     "disable_validation": "call pyro.enable_validation(False) before run()",
     "save_params": "all sites are kept. Select them from get_samples()",
@@ -54,7 +54,7 @@ FOREIGN: dict[str, str] = {
     "parallel": "densities and predictions come in batches by themselves. Leave it out",
     # others'
     **dict.fromkeys(("num_warmup", "warmup", "tune", "burn_in", "burnin", "n_warmup"), _NO_WARMUP),
-    **dict.fromkeys(("seed", "random_seed", "rng_seed", "rng_key", "rng", "random_state", "generator"), _SEED),
+    **dict.fromkeys(("random_seed", "rng_seed", "rng_key", "rng", "random_state", "generator"), _SEED),
     **dict.fromkeys(("target_accept", "dense_mass", "find_heuristic_step_size", "max_treedepth", "step"), _NO_STEPS),
     **dict.fromkeys(("thinning", "thin"), "draws of a flow are hardly correlated. Leave it out, or lower num_samples"),
     **dict.fromkeys(("progress_bar", "progressbar", "progbar", "verbose", "progress"), "it is disable_progbar=True"),
@@ -159,8 +159,8 @@ def unknown_option(function: str, name: str, names: Iterable[str], hint: str = "
     Example:
         >>> print(unknown_option("OSDS", "num_sample", ["num_samples", "num_chains"]))
         OSDS has no option 'num_sample'. Did you mean 'num_samples'?
-        >>> print(unknown_option("OSDS", "rng_key", ["num_samples"]))
-        OSDS has no option 'rng_key': call pyro.set_rng_seed(0) before run().
+        >>> print(unknown_option("OSDS", "random_seed", ["num_samples"]))
+        OSDS has no option 'random_seed': it is seed=, an integer.
         >>> print(unknown_option("draw", "num_samples", ["num_draws", "num_steps"]))
         draw has no option 'num_samples'. Did you mean 'num_draws'?
     """

@@ -195,6 +195,17 @@ like: the divergence KL(posterior || flow) is that large, and a calibrated flow 
 MAX_LOST = 0.01
 """Share of reference draws with density zero under the model: more than rounding at an edge of the support makes."""
 
+# ---- draws from elsewhere in the place of an exploration ----
+
+MIN_GIVEN_PER_DIM = 10
+"""Different draws for each dimension: half of them are fitted to, and of five a dimension a covariance is known to some
+ten percent in each direction, which annealing mends. Of fewer it is noise."""
+
+FAR_BELOW, FAR_BELOW_SDS = 10.0, 6.0
+"""Nats, and standard deviations of the log density, by which draws lie below a posterior that is not theirs. The log
+density of a Gaussian in D dimensions varies by sqrt(D / 2), and its middle by less than one of them from one third of a
+chain that hardly mixes to another; a draw ten standard deviations off in one dimension lies fifty nats below."""
+
 # ---- what exploration makes of its particles ----
 
 SHORT_WAY = 3

@@ -43,6 +43,7 @@ class WeightedDraws(LogWeightsMixin):
         log_prob: Unnormalised log density of the target in unconstrained space, ``(num_draws,)``.
         log_abs_det: Log-determinant of the leap from the base, ``(num_draws,)``.
         z: The draws in unconstrained space, ``(num_draws, D)``.
+        num_distinct: How many of them differ, where they were resampled to equal weights; None where all do.
 
     Example:
         >>> x, zeros = torch.randn(100, 1), torch.zeros(100)
@@ -56,6 +57,42 @@ class WeightedDraws(LogWeightsMixin):
     log_prob: Tensor
     log_abs_det: Tensor
     z: Tensor
+    num_distinct: int | None = None
+
+    def resampled(self) -> WeightedDraws:
+        """As many draws with equal weights, copies of the heavy ones in the place of light ones, in a random order.
+
+        They are no longer independent, and say no more than the weighted ones do: ``num_distinct`` of them differ.
+        Resampling is systematic, so that each is taken as often as its weight asks for, to within one.
+
+        Raises:
+            ValueError: If no draw has a positive weight.
+
+        Example:
+            >>> z = torch.arange(4.0)[:, None]
+            >>> heavy = torch.tensor([0.0, 0.0, -torch.inf, -torch.inf])
+            >>> draws = WeightedDraws({"x": z}, heavy, heavy, heavy, z).resampled()
+            >>> sorted(draws.z[:, 0].tolist()), draws.num_distinct
+            ([0.0, 0.0, 1.0, 1.0], 2)
+        """
+        log_weight = self.log_weights.double()
+        if not (log_weight > -torch.inf).any():
+            raise ValueError("No draw of the flow has a positive posterior density; train longer, or check the model.")
+        size = len(log_weight)
+        edges = torch.softmax(log_weight, 0).cumsum(0)
+        grid = (torch.arange(size, dtype=edges.dtype, device=edges.device) + torch.rand((), device=edges.device)) / size
+        index = torch.searchsorted(edges, grid).clamp(max=int((log_weight > -torch.inf).nonzero().max()))
+        index = index[torch.randperm(size, device=index.device)]
+        mean = torch.logsumexp(log_weight, 0) - math.log(size)
+
+        return WeightedDraws(
+            {name: value[index] for name, value in self.samples.items()},
+            torch.full_like(self.log_weights, mean.item()),
+            self.log_prob[index],
+            self.log_abs_det[index],
+            self.z[index],
+            len(index.unique()),
+        )
 
     def __len__(self) -> int:
         return len(self.log_weights)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from pyro_osds.runtime.progress import NoBar
 from pyro_osds.runtime.resume import random_state, set_random_state, uncut
+from pyro_osds.runtime.watch.callback import is_file_due, is_watched, keep_place, tell
 
 
 class Resumable(Protocol):
@@ -55,18 +56,45 @@ def run_moves(training: Resumable, progress: NoBar) -> None:
         training: The training.
         progress: The bar of its moves; it is closed in the end.
     """
-    random = random_state()
+    random, num_looks = random_state(), _num_looks(training)
     try:
         while not training.is_done and not training.is_late:
             with uncut():
                 training.advance(progress)
                 random = random_state()
+            num_looks = _tell(training, num_looks)
+            if is_file_due() and not training.is_done:
+                _keep(training, random)
         if not training.is_done:
             training.end_early(_place(training, random), None)
     except KeyboardInterrupt as interrupt:
         training.end_early(_place(training, random), interrupt)
     finally:
         progress.close()
+
+
+def _num_looks(training: Resumable) -> int:
+    """How often training has looked at fresh draws; never, where it has none."""
+    return len(getattr(getattr(training, "history", None), "elbo", ()))
+
+
+def _tell(training: Any, num_looks: int) -> int:
+    """Tell whoever watches of a round that has come to its end, and how many looks there were."""
+    if _num_looks(training) > num_looks and is_watched():
+        history = training.history
+        tell("training", len(history.loss), history.elbo[-1], history.elbo[-1] + history.gap[-1])
+
+    return _num_looks(training)
+
+
+def _keep(training: Any, random: dict[str, Any]) -> None:
+    """A file of a training that stands as if it were cut short here; one without looks is made again."""
+    if hasattr(getattr(training, "history", None), "elbo"):
+        training.paused = _place(training, random)
+        try:
+            keep_place(True)
+        finally:
+            training.paused = None
 
 
 def go_on(training: Resumable, paused: dict[str, Any] | None) -> None:

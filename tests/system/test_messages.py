@@ -55,8 +55,8 @@ def density(log_prob, **options):
 OPTIONS = {
     "warmup_steps": ("no option 'warmup_steps'", "no warm-up", "Leave it out"),
     "jit_compile": ("no option 'jit_compile'", "recorded as graphs", "Leave it out"),
-    "hook_fn": ("no option 'hook_fn'", "run_report"),
-    "seed": ("no option 'seed'", "pyro.set_rng_seed(0)"),
+    "hook_fn": ("no option 'hook_fn'", "callback="),
+    "random_seed": ("no option 'random_seed'", "seed="),
     "mp_context": ("no option 'mp_context'", "fit_many"),
     "target_accept_prob": ("no option 'target_accept_prob'", "no trajectories", "Leave it out"),
     "guide": ("no option 'guide'", "osds.guide"),

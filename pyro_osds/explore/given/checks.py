@@ -1,0 +1,127 @@
+"""Are they draws of this posterior? What is wrong with draws from elsewhere, before anything is fitted to them."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from pyro_osds.explore.particles import Exploration, GivenDraws
+from pyro_osds.stats.thresholds import FAR_BELOW, FAR_BELOW_SDS, MAX_LOST, MIN_GIVEN_PER_DIM
+
+# Of a chain, the part at its beginning and at its end that are compared: long enough for a median.
+_PART = 3
+# The scale of a normal, of its median absolute deviation.
+_MAD_SCALE = 1.4826
+
+
+def check_number(given: GivenDraws) -> None:
+    """Refuse draws that are too few, or that hardly differ.
+
+    Raises:
+        ValueError: If there are fewer than ten different draws a dimension.
+    """
+    num_draws, dim = given.z.shape
+    least = MIN_GIVEN_PER_DIM * dim
+    num_distinct = len(given.z.unique(dim=0))
+    if num_draws >= 2 and num_distinct == 1:
+        raise ValueError(
+            f"initial_samples holds {given.total} draws that are all the same: the chain stood still. Run the sampler "
+            "with a smaller step size or from another start, and look at its acceptance."
+        )
+    if num_distinct < least:
+        among = f" among {given.total}" if num_distinct < given.total else ""
+        raise ValueError(
+            f"initial_samples holds {num_distinct} different draws{among}, fewer than {MIN_GIVEN_PER_DIM} for each of "
+            f"the {dim} dimensions, {least}: too few for the scale of the posterior. Run the chains longer, or leave "
+            "initial_samples out, and the posterior is explored."
+        )
+
+
+def check_densities(given: GivenDraws, log_prob: Tensor) -> None:
+    """Refuse draws that have no density, or that are still on their way.
+
+    Arguments:
+        given: The draws.
+        log_prob: Their log densities, ``(num_chains * S,)``.
+
+    Raises:
+        ValueError: If more than a hundredth of them has none, or they climb from the beginning to the end.
+    """
+    lost = (~log_prob.isfinite()).double().mean().item()
+    if lost > MAX_LOST:
+        raise ValueError(
+            f"{lost:.0%} of the draws in initial_samples have density zero under this model, or none: they are draws "
+            f"of "
+            "another model, of other data, or in other parameters. Pass draws of this model and these data."
+        )
+    rows = log_prob.view(given.num_chains, -1)
+    length = rows.shape[1] // _PART
+    if length < 2:
+        return
+    first, last = rows[:, :length], rows[:, -length:]
+    climb = (last.median(1).values - first.median(1).values).median().item()
+    spread = _spread(last - last.median(1, keepdim=True).values)
+    if climb > FAR_BELOW + FAR_BELOW_SDS * spread:
+        raise ValueError(
+            f"The draws in initial_samples are still on their way: from the first third of the chains to the last "
+            f"their "
+            f"log density rises by {climb:.1f} nats, and varies by {spread:.1f} in the last. They are warm-up: leave "
+            "that out, and run the chains longer."
+        )
+
+
+def without_stragglers(given: GivenDraws, log_prob: Tensor) -> tuple[Tensor, str]:
+    """The draws that a base is fitted to without those far below all others, such as the first ones of a chain.
+
+    Arguments:
+        given: The draws.
+        log_prob: Their log densities, ``(num_chains * S,)``.
+
+    Returns:
+        Which of the draws to take, ``(num_chains * S,)``, and a sentence on the others, or nothing.
+    """
+    finite = log_prob[log_prob.isfinite()]
+    bound = finite.median() - FAR_BELOW - FAR_BELOW_SDS * _spread(finite - finite.median())
+    good = log_prob.isfinite() & (log_prob >= bound)
+    count = int((~good).sum())
+    if not count:
+        return good, ""
+
+    return good, (
+        f"{count} of {len(good)} draws lie far below all others ({finite.min():.1f} nats, where half of the draws lie "
+        f"above {finite.median():.1f}) and were left out; leave out the warm-up"
+    )
+
+
+def check_same_model(log_prob: Tensor, found: Exploration) -> None:
+    """Refuse draws far below what annealing from them found: they are those of another model.
+
+    Arguments:
+        log_prob: Log densities of the draws.
+        found: Particles that were annealed from a base fitted to them.
+
+    Raises:
+        ValueError: If even the middle one of the draws lies far below the particles.
+    """
+    usable = found.log_prob[found.log_prob.isfinite()].double()
+    if len(usable) < 2:
+        return
+    below = (usable.median() - log_prob.double().median()).item()
+    spread = _spread(usable - usable.median())
+    # Particles that were annealed are at the posterior, or on their way there: further up than draws of it by chance.
+    if below > FAR_BELOW + FAR_BELOW_SDS * spread:
+        raise ValueError(
+            f"The draws in initial_samples come from another model, or from other data: half of them have a log "
+            f"density "
+            f"below {log_prob.double().median():.1f}, and {usable.median():.1f} is usual for this posterior next to "
+            "them, with a standard deviation of "
+            f"{spread:.1f}. Pass draws of this model and these data, values as get_samples() gives them."
+        )
+
+
+def _spread(centred: Tensor) -> float:
+    """The standard deviation of most of the values, whatever a few of them are."""
+    value = _MAD_SCALE * centred.double().abs().median().item()
+
+    return value if math.isfinite(value) else 0.0

@@ -1,0 +1,1 @@
+"""Around a run: random numbers of its own, who is told how it goes, and files of where it stands."""
