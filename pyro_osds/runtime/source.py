@@ -51,6 +51,23 @@ def own_line(error: BaseException) -> str:
     return _shown(own[-1]) if own else ""
 
 
+def is_ours() -> bool:
+    """Whether what calls a handler of torch is this package itself, not code of the user or of another package.
+
+    The handler asks, so its own frame, those of other handlers and those of torch do not count.
+
+    Example:
+        >>> def handler():
+        ...     return is_ours()
+        >>> handler()
+        False
+    """
+    frames = [frame for frame in traceback.extract_stack()[:-2] if frame.name != "__torch_function__"]
+    callers = [frame for frame in frames if "/torch/" not in frame.filename]
+
+    return bool(callers) and callers[-1].filename.startswith(_PACKAGE)
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether an exception is one of this package's own sentences, which needs no explanation."""
     frames = traceback.extract_tb(error.__traceback__)

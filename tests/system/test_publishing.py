@@ -38,10 +38,14 @@ def test_the_version_is_the_same_everywhere():
 
 def imported():
     """Packages that a module of ours imports, at its top or in a function, but not for types only."""
-    found = set()
+    found, for_types = set(), set()
     for path in (ROOT / "pyro_osds").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                for_types.update(ast.walk(node))
+            elif node in for_types:
+                continue
+            elif isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 found.add(node.module.split(".")[0])
