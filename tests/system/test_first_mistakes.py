@@ -627,7 +627,7 @@ INSIDE = {
     site_by_branch: (Y, (ValueError, "Site 'more'", "unconditional")),
     where: (Y, None),
     asserted: (Y, (ValueError, "AssertionError", "prior with that support", "pyro.factor")),
-    detached: (Y, (ModelWarning, "site 'mu'", "leaves torch", "(detach)", "torch.no_grad()")),
+    detached: (Y, (ModelWarning, "site 'mu'", "leaves torch", ".detach()", "torch.no_grad()")),
     without_gradients: (Y, (ModelWarning, "site 'mu'", "leaves torch", "torch.no_grad()")),
     no_site: (Y, (ValueError, "without a sample site", "pyro.sample")),
     generator: (Y, (TypeError, "a yield")),
