@@ -7,7 +7,7 @@ noised path is Gaussian, so that the likelihood of the step needs no draw of whe
     \min_p\ \mathrm E_{x_1, t, d, x_t} \Big[-\mathrm E_{q(x_{t+d} \mid x_t, x_1)} \log p(x_{t+d} \mid x_t)\Big],
 
 which is, summed over the steps, the upper bound of the log evidence. All numbers of steps come from one training.
-Particles go on moving at the posterior meanwhile (``explore.pool``), so that none is learnt by heart; those of some
+Particles go on moving at the posterior meanwhile (``explore.hmc``), so that none is learnt by heart; those of some
 replicates are held out, and tell which weights are kept.
 
 Source: the likelihood of a diffusion's steps, Ho, Jain, Abbeel 2020 (2006.11239), with learnt covariances.
@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from pyro_osds.explore.pool import Pool
+from pyro_osds.explore.hmc import Pool
+from pyro_osds.flow.kernel import KernelNetwork
 from pyro_osds.flow.walk import MAX_STEPS, Walk
 from pyro_osds.runtime.clock import check_time
 from pyro_osds.runtime.light_adam import LightAdam
@@ -128,7 +130,7 @@ def train_walk(walk: Walk, z: Tensor, budget: WalkBudget | None = None) -> WalkH
         if iteration % _MOVE_EVERY == 0:
             pool.move()
         if iteration % _LOOK_EVERY == 0 or iteration == budget.num_iterations:
-            walk.network = average.module
+            walk.network = cast("KernelNetwork", average.module)
             look = _held_out_loss(walk, pool.u[held_out:])
             walk.network = network
             if look < min(history.held_out):

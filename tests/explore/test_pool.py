@@ -5,7 +5,7 @@ import math
 import torch
 from helpers import assert_within_standard_error
 
-from pyro_osds.explore.pool import Pool
+from pyro_osds.explore.hmc import Pool
 
 
 def ring(u):
