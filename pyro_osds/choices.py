@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyro_osds.runtime.watch.callback import RunProgress
 
 Correction: TypeAlias = Literal["imh", "psis", "none"]
-RecipeName: TypeAlias = Literal["auto", "calibrate", "cover", "distill"]
+RecipeName: TypeAlias = Literal["auto", "calibrate", "cover", "distill", "few_steps"]
 Network: TypeAlias = Literal["coupling", "velocity"]
 Volume: TypeAlias = Literal["published", "exact"]
 Vectorize: TypeAlias = Literal["auto", "vmap", "loop"]

@@ -21,6 +21,7 @@ from pyro_osds.fit_draws import AnyLeap, AnyTrainer, FitDraws
 from pyro_osds.fit_stages import escalation_of
 from pyro_osds.fit_state import given_report, log_choices, restored, state_of
 from pyro_osds.flow.leap import Leap
+from pyro_osds.flow.walk import Walk
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.escalation import Stages
 from pyro_osds.posterior.no_latents import PointRecipe
@@ -97,6 +98,7 @@ class Fit(FitDraws):
         self.is_interrupted = False
         self.stages = Stages()
         self.few_steps: dict[int, AnyLeap] = {}
+        self.walk: Walk | None = None
         self._draws: PosteriorDraws | None = None
         self.forgotten: PosteriorDraws | None = None
         self._samples: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_osds.fit_stages import source_of
+from pyro_osds.fit_stages import source_of, way_of
 from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors
 from pyro_osds.posterior.draws import PosteriorDraws
@@ -119,13 +119,9 @@ class FitDraws:
 
         Arguments:
             num_draws: How many.
-            num_steps: Of the leap in so many steps, a power of two; default: from where the posterior draws come from.
+            num_steps: Steps of a draw, a power of two; default: as the posterior draws were made.
         """
-        source = self.source if num_steps is None else None
-        if source is not None:
-            draws = source.more(num_draws)
-        else:
-            draws = weigh(self.leap_in(num_steps or self.settings.num_steps), self.target, num_draws)
+        draws = way_of(self, num_steps)(num_draws)
 
         return WeightedDraws(self.constrain(draws.z), draws.log_weight, draws.log_prob, draws.log_abs_det, draws.z)
 

@@ -13,6 +13,7 @@ from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
 from pyro_osds.explore.journal import Journal
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.escalation import Stages
+from pyro_osds.posterior.few_steps import restored_walk, walk_state
 from pyro_osds.target import Target
 
 # The log of a fit, wherever its lines are written.
@@ -36,6 +37,7 @@ def state_of(fit: Any) -> dict[str, Any]:
         "is_averaged": fit.leap is not fit.trainer.leap,
         "draws": fit.draws if fit.is_judged else None,
         "forgotten": fit.forgotten,
+        "walk": walk_state(fit.walk),
         "few_steps": {n: leap.flow.state_dict() for n, leap in walks.items() if leap.flow is not flow},
         "rungs": fit.stages.state(),
         "is_interrupted": fit.is_interrupted,
@@ -83,6 +85,7 @@ def _restore(fit: Any, state: dict[str, Any], target: Target) -> None:
         walk = Leap(fit.leap.base, copy.deepcopy(fit.leap.flow), num_steps)
         walk.flow.load_state_dict(weights)
         fit.few_steps[num_steps] = walk
+    fit.walk = restored_walk(state.get("walk"), target)
     fit.stages = Stages.restored(state["rungs"], target)
     fit.is_interrupted = state["is_interrupted"]
     # A journal stays with its process: an exploration that was stopped is made again, with the same random numbers.

@@ -32,6 +32,7 @@ from pyro_osds.choices import (
 )
 from pyro_osds.explore.given.reading import by_draw, check_alone, given_or_none
 from pyro_osds.fit import AnyTrainer, Fit
+from pyro_osds.fit_stages import way_of
 from pyro_osds.flow.leap import is_bijective
 from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors
 from pyro_osds.posterior.guide import FlowGuide
@@ -120,7 +121,8 @@ class OSDS:
         optim: One of ``pyro.optim`` to train the flow with, instead of Adam on a one-cycle schedule; it brings its own
             learning rate, and its schedule, if it has one, takes a step with every optimiser step.
         num_particles: Particles on each of eight replicates during exploration.
-        recipe: What runs when: ``"auto"``, ``"calibrate"``, ``"cover"`` or ``"distill"``; see
+        recipe: What runs when: ``"auto"``, ``"calibrate"``, ``"cover"``, ``"distill"`` or ``"few_steps"``, which is
+            ``"auto"`` with a diffusion in few steps next after a flow whose verdict is bad; see
             ``pyro_osds.train.recipe``.
         num_time_steps: Steps of the finest grid that ``"distill"`` and the velocity network learn, a power of two.
         network: ``"coupling"``, bijective and exact, or ``"velocity"``, the paper's free-form network.
@@ -633,7 +635,8 @@ class OSDS:
         Arguments:
             num_draws: How many.
             num_steps: Network evaluations per draw, a power of two; default: as given to ``OSDS``, or none where the
-                posterior draws do not come from the flow. The first time that
+                posterior draws do not come from the flow. For draws of a diffusion in few steps,
+                the steps of its paths, 2 to 64. The first time that
                 another number is asked for, a copy of the flow learns it, which takes seconds; with
                 ``recipe="distill"`` the flow knows all numbers up to ``num_time_steps``. Weights are exact for any
                 number, since every step is a bijection; not so with ``network="velocity"``.
@@ -686,8 +689,7 @@ class OSDS:
         """
         check_counts({"num_draws": num_draws, "batch_size": batch_size})
         with together(self.settings.distributed), with_workers():
-            if num_steps is not None or self.fit.source is None:
-                self.fit.leap_in(self.settings.num_steps if num_steps is None else num_steps)
+            way_of(self.fit, num_steps)
 
         return (self.draw(size, num_steps) for size in chunk_sizes(num_draws, batch_size))
 

@@ -109,6 +109,10 @@ class Settings:
         self._check_watch()
         if self.distributed and self.network == "velocity":
             raise ValueError("distributed is for network='coupling'; the velocity network is trained in one process.")
+        if self.distributed and self.recipe == "few_steps":
+            raise ValueError("distributed is not for recipe='few_steps': its diffusion is trained in one process.")
+        if self.recipe == "few_steps" and not self.escalate:
+            raise ValueError("recipe='few_steps' needs escalate=True: its diffusion is a stage after the flow.")
         if self.distributed and self.max_time is not None:
             raise ValueError("distributed needs max_time=None: processes with clocks of their own would part ways.")
 

@@ -22,6 +22,7 @@ from pyro_osds.explore.refinement import refine
 from pyro_osds.explore.search.parts import Part, lost_by_draws, lost_by_particles
 from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.leap import Leap, is_bijective
+from pyro_osds.flow.walk import Walk
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
 from pyro_osds.posterior.reasons import lost_reasons, particle_reasons
 from pyro_osds.posterior.verdict import judge, judge_annealed
@@ -180,6 +181,7 @@ def draw_posterior(
         rounding_at(target, draws.z, draws.log_prob) if is_whole or not is_past(deadline) else 0.0,
         mixed,
         target.has_tolerance,
+        "diffusion" if isinstance(leap, Walk) else "flow",
     )
 
     return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight, draws.num_not_finite, is_whole)
@@ -198,11 +200,14 @@ def _by_particles(
     leap: Proposal, target: Target, draws: FlowDraws, weights: WeightSummary, particles: Tensor | None
 ) -> list[Reason]:
     """Whether explored particles confirm the tail of the weights, where it is a heavy one."""
-    if particles is None or not leap.can_invert or not GOOD_PARETO_K < weights.pareto_k <= MAX_PARETO_K:
+    if particles is None:
+        return []
+    # Any point has paths back. What a walk learnt it learnt from particles, so that they always have a say.
+    if not isinstance(leap, Walk) and not (leap.can_invert and GOOD_PARETO_K < weights.pareto_k <= MAX_PARETO_K):
         return []
     share = share_in_tail(draws.log_weight, log_weights_at(leap, target, particles))
 
-    return particle_reasons(share, len(particles))
+    return particle_reasons(share, len(particles), is_heavy=weights.pareto_k > GOOD_PARETO_K)
 
 
 def _choose(

@@ -6,6 +6,8 @@ stage                what                                                       
 flow                 the leap that the recipe trained, judged by its weights              always
 larger flow          a new base on particles of a short refinement, and a wider flow      few draws effective
 annealed refinement  draws and evidence of annealing from the better of the two flows     verdict still bad
+few-step diffusion   draws and evidence of a diffusion that learns from particles         asked for, next after the
+                                                                                          flow
 annealed SMC         draws and evidence of annealing from where exploration began         verdict still bad, or the
                                                                                           flow is hopeless
 ===================  ===================================================================  ==========================
@@ -31,6 +33,7 @@ from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.annealed import ANNEALED_SMC
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.evidence import Evidence
+from pyro_osds.posterior.few_steps import FEW_STEPS, FewSteps, NothingLearntError
 from pyro_osds.runtime.clock import OutOfTimeError, is_past, time_limit
 from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.stats.thresholds import HOPELESS_ESS, HOPELESS_NATS, POOR_WEIGHT_ESS
@@ -126,6 +129,7 @@ class Escalation:
             at the clock itself, since it always has something to give.
         deadline: Time at which the stage at work is left, and after which none is begun.
         stages: What stages have left before; a run that was cut short goes on from there.
+        few_steps: The diffusion in few steps, where it was asked for.
     """
 
     recipe: Recipe
@@ -134,6 +138,7 @@ class Escalation:
     anneal: Callable[[PosteriorDraws], PosteriorDraws] | None
     deadline: float
     stages: Stages = field(default_factory=Stages)
+    few_steps: FewSteps | None = None
 
     @property
     def is_cut_short(self) -> bool:
@@ -175,6 +180,9 @@ class Escalation:
     def _following(self) -> Iterator[Stage]:
         """The stages after the flow, in their order; a further one has its place before annealed SMC."""
         done = self.stages.judged
+        if self.few_steps is not None:
+            diffused = partial(self._diffused, self.few_steps)
+            yield Stage(FEW_STEPS, diffused, lambda draws: True, FEW_STEPS in done, needs_flow=False)
         yield Stage(_LARGER, self._larger_flow, self._wants_larger, self.stages.is_larger is not None)
         # From the better of the two flows.
         leap = self.recipe.trainer.leap
@@ -217,15 +225,37 @@ class Escalation:
 
         return walked
 
+    def _diffused(self, few_steps: FewSteps, draws: PosteriorDraws, keep: Keep) -> PosteriorDraws:
+        """Keep what the diffusion in few steps gives, if it is better founded than what there is."""
+        refusal = few_steps.refusal()
+        if refusal:
+            keep(draws, f"{FEW_STEPS}: not begun, since {refusal}")
+            return draws
+        try:
+            diffused = self.judged_once(FEW_STEPS, lambda: few_steps.posterior(draws))
+        except NothingLearntError:
+            self.stages.random = None
+            keep(draws, f"{FEW_STEPS}: abandoned, since its training diverged")
+            return draws
+
+        return self._better(FEW_STEPS, few_steps.source().sentence, diffused, draws, keep)
+
     def _annealed(self, draws: PosteriorDraws, keep: Keep) -> PosteriorDraws:
         """Keep what annealed SMC found, if it is better founded than what there is."""
         anneal = cast("Callable[[PosteriorDraws], PosteriorDraws]", self.anneal)
         annealed = self.judged_once(ANNEALED_SMC, lambda: anneal(draws))
-        report = self._report(ANNEALED_SMC, annealed.evidence)
-        higher = annealed.evidence.log_integral > draws.evidence.log_integral
-        if annealed.evidence.is_settled or higher:
-            keep(annealed, f"{report}; draws of annealed SMC, not of one network evaluation")
-            return annealed
+
+        return self._better(ANNEALED_SMC, "draws of annealed SMC, not of one network evaluation", annealed, draws, keep)
+
+    def _better(
+        self, name: str, sentence: str, new: PosteriorDraws, draws: PosteriorDraws, keep: Keep
+    ) -> PosteriorDraws:
+        """The draws of a stage that needs no flow, if they are better founded than those that there are."""
+        report = self._report(name, new.evidence)
+        higher = new.evidence.log_integral > draws.evidence.log_integral
+        if new.evidence.is_settled or higher:
+            keep(new, f"{report}; {sentence}")
+            return new
         keep(draws, f"{report}; not taken")
 
         return draws

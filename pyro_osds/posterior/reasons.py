@@ -30,8 +30,8 @@ from pyro_osds.stats.thresholds import (
 _MANY_TIMES = 2.0
 
 
-def tail_reasons(k: float, num_draws: int) -> list[Reason]:
-    """What the shape of the tail of the weights says."""
+def tail_reasons(k: float, num_draws: int, drawn_by: str = "flow") -> list[Reason]:
+    """What the shape of the tail of the weights says; ``drawn_by`` is what the draws come from."""
     threshold = pareto_k_threshold(num_draws)
     if not k > threshold:
         return []
@@ -39,42 +39,45 @@ def tail_reasons(k: float, num_draws: int) -> list[Reason]:
 
     return [
         Reason(
-            f"pareto k is {seen}, above {bound} for {num_draws} draws: a few draws carry the estimate, the flow's "
-            "tails are too light. Raise num_iterations, or reparametrise the model (a non-centred hierarchy, for "
-            "instance)."
+            f"pareto k is {seen}, above {bound} for {num_draws} draws: a few draws carry the estimate, the "
+            f"{drawn_by}'s tails are too light. Raise num_iterations, or reparametrise the model (a non-centred "
+            "hierarchy, for instance)."
         )
     ]
 
 
-def particle_reasons(share: float, num_particles: int) -> list[Reason]:
+def particle_reasons(share: float, num_particles: int, is_heavy: bool = True) -> list[Reason]:
     """What explored particles say of the tail of the weights.
 
     Arguments:
         share: Share of the particles where weights are largest.
         num_particles: How many particles there are.
+        is_heavy: Whether the weights have a heavy tail.
     """
     if confirms_tail(share, num_particles):
         return []
+    seen = "The weights have a heavy tail, and explored" if is_heavy else "Explored"
+    tail = "it" if is_heavy else "the tail of the weights"
 
     return [
         Reason(
-            f"The weights have a heavy tail, and explored particles do not confirm it: {HEAVY_SHARE:.0%} of the "
+            f"{seen} particles do not confirm {tail}: {HEAVY_SHARE:.0%} of the "
             f"posterior lies where weights are largest, by the weights, and {share:.1%} of {num_particles} particles. "
             "One of the two misses a part. Raise num_iterations and num_particles, or reparametrise the model."
         )
     ]
 
 
-def ess_reasons(ess: float, num_draws: int) -> list[Reason]:
-    """What the effective number of the draws says."""
+def ess_reasons(ess: float, num_draws: int, drawn_by: str = "flow") -> list[Reason]:
+    """What the effective number of the draws says; ``drawn_by`` is what they come from."""
     if ess >= MIN_WEIGHT_ESS * num_draws:
         return []
 
     return [
         Reason(
             f"The effective sample size of the weights is {ess:.0f} of {num_draws} draws, less than "
-            f"{MIN_WEIGHT_ESS:.0%}: the flow hardly meets the posterior. Raise num_iterations, or reparametrise the "
-            "model."
+            f"{MIN_WEIGHT_ESS:.0%}: the {drawn_by} hardly meets the posterior. Raise num_iterations, or reparametrise "
+            "the model."
         )
     ]
 

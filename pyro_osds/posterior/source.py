@@ -25,6 +25,7 @@ class DrawSource:
         makes: What the draws are, such as "draws of annealed SMC".
         more: So many fresh weighted draws, in the coordinates of the fit. The mean weight is the evidence.
         anew: Fresh posterior draws and the verdict on them, given those that there are.
+        more_in: What makes them in another number of steps; None where a draw has no steps.
 
     Example:
         >>> import torch
@@ -39,6 +40,7 @@ class DrawSource:
     makes: str
     more: Callable[[int], FlowDraws]
     anew: Callable[[PosteriorDraws], PosteriorDraws]
+    more_in: Callable[[int], Callable[[int], FlowDraws]] | None = None
 
     @property
     def sentence(self) -> str:

@@ -41,6 +41,7 @@ def judge(
     rounding: float = 0.0,
     mixing: Mixing | None = None,
     has_tolerance: bool = False,
+    drawn_by: str = "flow",
 ) -> Evidence:
     """Evidence and verdicts from the weights of fresh draws.
 
@@ -54,6 +55,7 @@ def judge(
         rounding: What rounding adds to the log densities, nats; part of the standard error.
         mixing: How the chains of posterior draws mix.
         has_tolerance: Whether a solver with tolerances is part of the density: noise is then its own, not rounding.
+        drawn_by: What the draws come from, in words.
 
     Returns:
         The evidence with its verdicts.
@@ -68,8 +70,8 @@ def judge(
     std_error = math.hypot(weights.std_error, rounding)
     reasons = [
         *other_reasons,
-        *tail_reasons(weights.pareto_k, num_draws),
-        *ess_reasons(weights.ess, num_draws),
+        *tail_reasons(weights.pareto_k, num_draws, drawn_by),
+        *ess_reasons(weights.ess, num_draws, drawn_by),
         *mixing_reasons(mixing),
         *not_finite_reasons(num_not_finite, num_draws),
         *rounding_reasons(rounding, has_tolerance),

@@ -79,7 +79,7 @@ def decided_name(name: str, network: str, found: Survey) -> str:
     """What is trained in the end: ``"calibrate"``, ``"cover"``, ``"distill"`` or ``"velocity"``.
 
     The velocity network has a training of its own, so that it decides, whatever recipe was asked for; ``auto`` leaves
-    it to the survey.
+    it to the survey, and so does ``few_steps``, whose diffusion comes after the flow, where its verdict is bad.
 
     Arguments:
         name: One of ``RECIPES``.
@@ -95,7 +95,7 @@ def decided_name(name: str, network: str, found: Survey) -> str:
         raise ValueError(f"network must be one of {NETWORKS}, got {network!r}.")
     if network == "velocity":
         return "velocity"
-    if name == "auto":
+    if name in ("auto", "few_steps"):
         return "cover" if found.is_folded else "calibrate"
 
     return name
