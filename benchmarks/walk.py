@@ -1,19 +1,26 @@
 """The diffusion in few steps against annealed SMC, on densities that no bijection of a Gaussian covers.
 
     python benchmarks/walk.py [--only NAME ...] [--seeds 0]     measures; lines go to benchmarks/results/walk.jsonl
-    python benchmarks/walk.py --table                           writes the table of docs/method.md from that file
+    python benchmarks/walk.py --students [--only NAME ...]      the same for one-step flows that learn from either
+    python benchmarks/walk.py --table                           writes the tables of docs/method.md from that file
 
 Each density is explored once. The walk starts from one Gaussian around the particles, whatever base exploration chose,
-is trained once, and draws 8,192 paths in 4, 8, ..., 64 steps. Annealed SMC, as the last stage of a run does it, starts
-from the same exploration and goes on until it has had the seconds that training and the draws in 64 steps took. Seconds
-are those of the processor. True log evidences are closed forms and quadratures, but for four particles in double wells,
-whose 29.665(6) is the mean of long runs of annealed SMC from another starting point.
+is trained once, and draws 8,192 paths in 1, 4, 8, ..., 64 steps. Annealed SMC, as the last stage of a run does it,
+starts from the same exploration; it is doubled while the next run would end within the seconds that training and the
+draws in 64 steps took. Seconds are those of the processor.
+
+A student is the flow of ``recipe="cover"`` with 600 iterations, given the explored particles or as many draws of the
+walk in 32 steps, resampled by their weights; all else is the same.
+
+True log evidences are closed forms and quadratures, but for four particles in double wells, whose 29.665(6) is the mean
+of long runs of annealed SMC.
 """
 
 import argparse
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +36,8 @@ from pyro_osds.flow.walk import Walk
 from pyro_osds.posterior.annealed import AnnealedSMC
 from pyro_osds.stats.weights import log_weights_at, summarize_weights, weigh
 from pyro_osds.target import FunctionTarget, as_target
+from pyro_osds.train.budget import Budget
+from pyro_osds.train.recipe import Recipe
 from pyro_osds.train.walk import WalkBudget, train_walk
 
 OUT = Path(__file__).parent / "results" / "walk.jsonl"
@@ -129,6 +138,38 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     return {"name": name, "seed": seed, "train": seconds, "held_out": history.held_out, "steps": steps, "smc": smc}
 
 
+def measure_students(name: str, seed: int) -> dict[str, Any]:
+    """One-step flows that learn from explored particles, and from draws of the walk."""
+    density = DENSITIES[name]
+    torch.manual_seed(seed)
+    found = survey(as_target(FunctionTarget(density.log_prob, density.dim)))
+    target, explored = found.target, found.exploration
+    budget = WalkBudget()
+    walk = Walk(target, gaussian_base(explored.z), KernelNetwork(target.dim, budget.hidden_features), 32)
+    train_walk(walk, explored.z, budget)
+    draws = weigh(walk, target, 2 * NUM_DRAWS)
+    chosen = torch.multinomial(draws.log_weight.softmax(0), len(explored.z), replacement=True)
+    students = {}
+    of_walk = replace(explored, z=draws.z[chosen], log_prob=draws.log_prob[chosen])
+    for teacher, exploration in (("particles", explored), ("walk", of_walk)):
+        torch.manual_seed(seed)
+        start = time.process_time()
+        recipe = Recipe(replace(found, exploration=exploration), "cover", Budget(num_iterations=600))
+        recipe.run()
+        seconds = time.process_time() - start
+        weights = summarize_weights(weigh(recipe.trainer.leap, target, NUM_DRAWS).log_weight)
+        students[teacher] = {
+            "error": weights.log_mean_weight - density.log_evidence,
+            "std_error": weights.std_error,
+            "ess": weights.ess / NUM_DRAWS,
+            "pareto_k": weights.pareto_k,
+            "elbo": weights.elbo - density.log_evidence,
+            "seconds": seconds,
+        }
+
+    return {"name": name, "seed": seed, "students": students}
+
+
 def annealed(given: Any, found: Any, seconds: float) -> tuple[float, float, int]:
     """Annealed SMC, doubled while the next run ends within the seconds: log evidence, standard error, particles."""
     smc = AnnealedSMC(given, found, None, 4, 1000, 1e-9)
@@ -145,7 +186,7 @@ def annealed(given: Any, found: Any, seconds: float) -> tuple[float, float, int]
 def rows(results: list[dict[str, Any]]) -> list[list[str]]:
     """Lines of the table; the last line of a density and seed in the file counts."""
     lines = []
-    for result in {(result["name"], result["seed"]): result for result in results}.values():
+    for result in {(result["name"], result["seed"]): result for result in results if "steps" in result}.values():
         for num_steps, at in result["steps"].items():
             lines.append(
                 [
@@ -166,16 +207,36 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
+def student_rows(results: list[dict[str, Any]]) -> list[list[str]]:
+    """The same of students."""
+    last = {(result["name"], result["seed"]): result for result in results if "students" in result}
+
+    return [
+        [
+            f"{result['name']}, from {teacher}",
+            f"{at['error']:+.4f}",
+            f"{at['std_error']:.4f}",
+            f"{at['ess']:.3f}",
+            f"{at['pareto_k']:.2f}",
+            f"{at['elbo']:+.3f}",
+            f"{at['seconds']:.0f}",
+        ]
+        for result in last.values()
+        for teacher, at in result["students"].items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", default=list(DENSITIES))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--students", action="store_true")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if not arguments.table:
         for name in arguments.only:
             for seed in arguments.seeds:
-                line = json.dumps(measure(name, seed))
+                line = json.dumps((measure_students if arguments.students else measure)(name, seed))
                 with OUT.open("a") as file:
                     file.write(line + "\n")
                 print(line, flush=True)
@@ -183,6 +244,8 @@ def main() -> None:
     results = [json.loads(line) for line in OUT.read_text().splitlines()]
     header = ["density and method", "log Z error", "se", "ESS", "pareto k", "ELBO - log Z", "EUBO - log Z", "s"]
     write_block("walk", table(header, rows(results), "lrrrrrrr"), DOCS / "method.md")
+    header = ["one-step flow", "log Z error", "se", "ESS", "pareto k", "ELBO - log Z", "s"]
+    write_block("students", table(header, student_rows(results), "lrrrrrr"), DOCS / "method.md")
 
 
 if __name__ == "__main__":
