@@ -32,7 +32,16 @@ from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
 from pyro_osds.stats.enough import MAX_DRAWS, Enough, share_in_tail
 from pyro_osds.stats.pareto import pareto_smooth
-from pyro_osds.stats.thresholds import ENOUGH_CHAIN_ESS, GOOD_PARETO_K, GOOD_WEIGHT_ESS, MAX_PARETO_K, TARGET_STD_ERROR
+from pyro_osds.stats.thresholds import (
+    ENOUGH_CHAIN_ESS,
+    EQUAL_MAX_OVER_MEAN,
+    EQUAL_SHARE,
+    GOOD_PARETO_K,
+    GOOD_WEIGHT_ESS,
+    HEAVY_SHARE,
+    MAX_PARETO_K,
+    TARGET_STD_ERROR,
+)
 from pyro_osds.stats.weights import (
     FlowDraws,
     Proposal,
@@ -205,7 +214,13 @@ def _by_particles(
     # Any point has paths back. What a walk learnt it learnt from particles, so that they always have a say.
     if not isinstance(leap, Walk) and not (leap.can_invert and GOOD_PARETO_K < weights.pareto_k <= MAX_PARETO_K):
         return []
-    share = share_in_tail(draws.log_weight, log_weights_at(leap, target, particles))
+    of_particles = log_weights_at(leap, target, particles)
+    if weights.ess > EQUAL_SHARE * weights.num_draws:
+        # Equal weights have no tail but noise: particles must not weigh far more, and that is all they can say.
+        share = (of_particles > weights.log_mean_weight + math.log(EQUAL_MAX_OVER_MEAN)).double().mean().item()
+        share = share if share > HEAVY_SHARE else HEAVY_SHARE
+    else:
+        share = share_in_tail(draws.log_weight, of_particles)
 
     return particle_reasons(share, len(particles), is_heavy=weights.pareto_k > GOOD_PARETO_K)
 

@@ -33,7 +33,7 @@ from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.annealed import ANNEALED_SMC
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.evidence import Evidence
-from pyro_osds.posterior.few_steps import FEW_STEPS, FewSteps, NothingLearntError
+from pyro_osds.posterior.few_steps import FEW_STEPS, DivergedError, FewSteps
 from pyro_osds.runtime.clock import OutOfTimeError, is_past, time_limit
 from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.stats.thresholds import HOPELESS_ESS, HOPELESS_NATS, POOR_WEIGHT_ESS
@@ -233,7 +233,7 @@ class Escalation:
             return draws
         try:
             diffused = self.judged_once(FEW_STEPS, lambda: few_steps.posterior(draws))
-        except NothingLearntError:
+        except DivergedError:
             self.stages.random = None
             keep(draws, f"{FEW_STEPS}: abandoned, since its training diverged")
             return draws

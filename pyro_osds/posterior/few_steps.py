@@ -40,8 +40,8 @@ MAX_DIM = 64
 _STEPS, _NUM_TRIED, _ENOUGH = (8, 16, 32, 64), 2048, 0.8
 
 
-class NothingLearntError(Exception):
-    """Training left the kernels no better on held-out particles than noise is."""
+class DivergedError(Exception):
+    """Training left the kernels far worse on held-out particles than noise is."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ class FewSteps:
             judged: Draws and verdict of the stage before.
 
         Raises:
-            NothingLearntError: If training diverged.
+            DivergedError: If training diverged.
             ~pyro_osds.runtime.clock.OutOfTimeError: If the time is over.
         """
         exploration = self.found.exploration
@@ -164,8 +164,8 @@ class FewSteps:
         base = gaussian_base(particles)
         walk = Walk(self.target, base, KernelNetwork(self.target.dim, self.budget.hidden_features).to(base.loc.device))
         history = train_walk(walk, particles, self.budget)
-        if not history.has_learnt:
-            raise NothingLearntError
+        if history.has_diverged:
+            raise DivergedError
 
         return walk.in_steps(best_steps(walk))
 

@@ -38,6 +38,8 @@ _SHARES = (0.05, 0.05, 0.1, 0.2, 0.2, 0.2, 0.2)
 _MOVE_EVERY, _LOOK_EVERY = 25, 250
 # Particles that move: in fewer, neighbours are learnt by heart before they have moved on.
 _NUM_MOVING = 4096
+# Nats a step beyond which a held-out loss is no noise, nor that of a training that has hardly begun.
+_FAR_WORSE = 1.0
 # Moves before training, which part the copies of a particle.
 _FIRST_MOVES = 4
 # Part of the particles, the last replicates, that is held out; and of the points at which held-out likelihood is taken.
@@ -85,9 +87,12 @@ class WalkHistory:
     u: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
-    def has_learnt(self) -> bool:
-        """Whether what was learnt is better on held-out particles than the noise that training began with."""
-        return len(self.held_out) > 1 and min(self.held_out[1:]) < self.held_out[0]
+    def has_diverged(self) -> bool:
+        """Whether training ended far worse on held-out particles than the noise that it began with.
+
+        No better is no fault: where the posterior is the base, there is nothing to learn.
+        """
+        return not self.held_out[-1] < self.held_out[0] + _FAR_WORSE
 
 
 def train_walk(walk: Walk, z: Tensor, budget: WalkBudget | None = None) -> WalkHistory:

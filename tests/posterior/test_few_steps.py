@@ -11,7 +11,7 @@ from pyro_osds.flow.base import standard_base
 from pyro_osds.flow.kernel import KernelNetwork
 from pyro_osds.flow.walk import Walk
 from pyro_osds.posterior.draws import draw_posterior
-from pyro_osds.posterior.few_steps import FewSteps, best_steps, restored_walk, walk_state
+from pyro_osds.posterior.few_steps import DivergedError, FewSteps, best_steps, restored_walk, walk_state
 from pyro_osds.target import FunctionTarget
 from pyro_osds.train.walk import WalkBudget
 
@@ -46,6 +46,27 @@ def test_particles_of_the_posterior_say_nothing():
     evidence = draw_posterior(walk, target, 4, 500, particles=particles).evidence
     assert evidence.reliable, evidence.reasons
     assert_within_standard_error(evidence.log_evidence, 1.8379, evidence.std_error)
+
+
+def test_equal_weights_have_no_tail_to_confirm():
+    # All weights are one but for rounding, and so are those of particles: their order says nothing.
+    torch.manual_seed(0)
+    base = standard_base(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
+    target = FunctionTarget(base.log_prob, 2)
+    walk = Walk(target, base, KernelNetwork(2, hidden_features=8), 8)
+    particles = torch.randn(512, 2, dtype=torch.float64)
+    evidence = draw_posterior(walk, target, 4, 500, particles=particles).evidence
+    assert evidence.reliable and abs(evidence.log_evidence) < 1e-6, evidence.reasons
+
+
+def test_a_training_that_diverges_is_no_result():
+    torch.manual_seed(0)
+    exploration = SimpleNamespace(z=torch.randn(64, 2, dtype=torch.float64), log_evidence=0.0, std_error=0.1)
+    stage = FewSteps(TARGET, SimpleNamespace(exploration=exploration, parts=()), 4, 100)
+    stage.budget = WalkBudget(20, 64, learning_rate=1e4, hidden_features=8)
+    with pytest.raises(DivergedError):
+        stage.posterior(None)
+    assert stage.walk is None
 
 
 def test_sentences_name_the_diffusion():
