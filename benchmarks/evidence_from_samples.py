@@ -215,7 +215,7 @@ def main() -> None:
     if records:
         print(report(records))
     if options.report:
-        write_block("evidence from samples", report(records), PAGE)
+        write_block("evidence-from-samples", report(records), PAGE)
 
 
 if __name__ == "__main__":
