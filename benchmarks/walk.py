@@ -2,7 +2,7 @@
 
     python benchmarks/walk.py [--only NAME ...] [--seeds 0]     measures; lines go to benchmarks/results/walk.jsonl
     python benchmarks/walk.py --students [--only NAME ...]      the same for one-step flows that learn from either
-    python benchmarks/walk.py --table                           writes the tables of docs/method.md from that file
+    python benchmarks/walk.py --report                          writes the tables of docs/method.md from that file
 
 Each density is explored once. The walk starts from one Gaussian around the particles, whatever base exploration chose,
 is trained once, and draws 8,192 paths in 1, 4, 8, ..., 64 steps. Annealed SMC, as the last stage of a run does it,
@@ -231,9 +231,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(DENSITIES))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--students", action="store_true")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.table:
+    if not arguments.report:
         for name in arguments.only:
             for seed in arguments.seeds:
                 line = json.dumps((measure_students if arguments.students else measure)(name, seed))

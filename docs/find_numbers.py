@@ -40,6 +40,10 @@ REPORTS = {
     "exoplanets": ("exoplanets.py", ["--report"]),
     "adversarial": ("adversarial.py", ["--report", "--any-revision"]),
     "devices": ("devices.py", ["--report"]),
+    "targets": ("targets.py", ["--report"]),
+    "walk": ("walk.py", ["--report"]),
+    "students": ("walk.py", ["--report"]),
+    "evidence-from-samples": ("evidence_from_samples.py", ["--report"]),
 }
 # Blocks of other benchmarks.
 COMMANDS = {"peers": "peers.py", "draws": "draws.py", "posteriordb": "posteriordb.py", "sbc": "sbc.py"}
