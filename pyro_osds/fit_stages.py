@@ -90,7 +90,7 @@ def way_of(fit: Any, num_steps: int | None) -> Callable[[int], FlowDraws]:
     if source is not None and source.more_in is not None and num_steps is not None:
         check_powers_of_two({"num_steps": num_steps})
         return source.more_in(num_steps)
-    leap = fit.leap_in(num_steps or fit.settings.num_steps)
+    leap = fit.leap_in(fit.settings.num_steps if num_steps is None else num_steps)
 
     return lambda num_draws: weigh(leap, fit.target, num_draws)
 

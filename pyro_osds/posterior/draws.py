@@ -24,13 +24,13 @@ from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.flow.walk import Walk
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
-from pyro_osds.posterior.reasons import lost_reasons, particle_reasons
+from pyro_osds.posterior.reasons import lost_reasons, particle_reasons, unseen_reasons
 from pyro_osds.posterior.verdict import judge, judge_annealed
 from pyro_osds.runtime.clock import OutOfTimeError, is_past, time_limit
 from pyro_osds.runtime.precision import is_rough, rounding_noise
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
-from pyro_osds.stats.enough import MAX_DRAWS, Enough, share_in_tail
+from pyro_osds.stats.enough import MAX_DRAWS, Enough, share_in_tail, unseen
 from pyro_osds.stats.pareto import pareto_smooth
 from pyro_osds.stats.thresholds import (
     ENOUGH_CHAIN_ESS,
@@ -208,21 +208,27 @@ def _most_for_chains(target: Target, max_draws: int, deadline: float) -> int:
 def _by_particles(
     leap: Proposal, target: Target, draws: FlowDraws, weights: WeightSummary, particles: Tensor | None
 ) -> list[Reason]:
-    """Whether explored particles confirm the tail of the weights, where it is a heavy one."""
+    """Whether explored particles confirm what the weights say: their tail, and that they see all of the posterior."""
     if particles is None:
         return []
+    is_equal = weights.ess > EQUAL_SHARE * weights.num_draws
+    is_heavy = GOOD_PARETO_K < weights.pareto_k <= MAX_PARETO_K
     # Any point has paths back. What a walk learnt it learnt from particles, so that they always have a say.
-    if not isinstance(leap, Walk) and not (leap.can_invert and GOOD_PARETO_K < weights.pareto_k <= MAX_PARETO_K):
+    asked = isinstance(leap, Walk) or (leap.can_invert and (is_heavy or not is_equal))
+    if not asked:
         return []
     of_particles = log_weights_at(leap, target, particles)
-    if weights.ess > EQUAL_SHARE * weights.num_draws:
+    if not isinstance(leap, Walk) and not is_heavy:
+        return unseen_reasons(unseen(draws.log_weight, of_particles), len(particles))
+    if is_equal:
         # Equal weights have no tail but noise: particles must not weigh far more, and that is all they can say.
         share = (of_particles > weights.log_mean_weight + math.log(EQUAL_MAX_OVER_MEAN)).double().mean().item()
         share = share if share > HEAVY_SHARE else HEAVY_SHARE
     else:
         share = share_in_tail(draws.log_weight, of_particles)
+    speaking = particle_reasons(share, len(particles), is_heavy=weights.pareto_k > GOOD_PARETO_K)
 
-    return particle_reasons(share, len(particles), is_heavy=weights.pareto_k > GOOD_PARETO_K)
+    return speaking or unseen_reasons(unseen(draws.log_weight, of_particles), len(particles))
 
 
 def _choose(

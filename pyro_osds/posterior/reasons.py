@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.search.parts import Part
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason
-from pyro_osds.stats.enough import confirms_tail
+from pyro_osds.stats.enough import Unseen, confirms_tail
 from pyro_osds.stats.thresholds import (
     CHECK_QUANTILE,
     HEAVY_SHARE,
@@ -64,6 +64,25 @@ def particle_reasons(share: float, num_particles: int, is_heavy: bool = True) ->
             f"{seen} particles do not confirm {tail}: {HEAVY_SHARE:.0%} of the "
             f"posterior lies where weights are largest, by the weights, and {share:.1%} of {num_particles} particles. "
             "One of the two misses a part. Raise num_iterations and num_particles, or reparametrise the model."
+        )
+    ]
+
+
+def unseen_reasons(found: Unseen | None, num_particles: int) -> list[Reason]:
+    """What is said of a part where explored particles lie and draws hardly do.
+
+    Arguments:
+        found: The part, or None.
+        num_particles: How many particles there are.
+    """
+    if found is None:
+        return []
+
+    return [
+        Reason(
+            f"{found.by_particles:.1%} of {num_particles} explored particles lie where weights are more than "
+            f"{found.multiple:g} times their mean, and {found.by_draws:.1%} of the posterior does by the draws: the "
+            "flow hardly proposes a part of it. Raise num_iterations, or reparametrise the model."
         )
     ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ from pyro_osds.stats.thresholds import (
     MANY_EFFECTIVE,
     MAX_PARETO_K,
     MAX_SIGMAS,
+    MIN_UNSEEN,
     TARGET_STD_ERROR,
+    UNSEEN_SIGMAS,
 )
 from pyro_osds.stats.weights import WeightSummary
 
@@ -31,6 +34,8 @@ MAX_DRAWS = 32768
 # The same for whoever asks for a smaller error, and the numbers that so many draws may hold: 256 MiB in double
 # precision.
 _MOST_DRAWS, _MOST_NUMBERS = 2**20, 2**25
+# Weights from which on particles are counted, as multiples of their mean.
+_MULTIPLES = 5.0, 10.0, 20.0, 50.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,9 @@ def tails_agree(log_weight: Tensor, of_particles: Tensor) -> bool:
         >>> tails_agree(log_weight, torch.full((512,), 1.5)), tails_agree(log_weight, torch.full((512,), -1.5))
         (False, False)
     """
+    if unseen(log_weight, of_particles):
+        return False
+
     return confirms_tail(share_in_tail(log_weight, of_particles), len(of_particles))
 
 
@@ -129,6 +137,53 @@ def confirms_tail(share: float, num_particles: int) -> bool:
     error = math.sqrt(HEAVY_SHARE * (1.0 - HEAVY_SHARE) / num_particles)
 
     return abs(share - HEAVY_SHARE) <= MAX_SIGMAS * error
+
+
+class Unseen(NamedTuple):
+    """Where particles lie and draws of a flow hardly do.
+
+    Arguments:
+        multiple: Weights from here on are meant, as multiples of their mean.
+        by_particles: Share of the particles with such weights.
+        by_draws: Share of the posterior with such weights, as draws tell it.
+    """
+
+    multiple: float
+    by_particles: float
+    by_draws: float
+
+
+def unseen(log_weight: Tensor, of_particles: Tensor) -> Unseen | None:
+    """Where particles lie far more often than draws of a flow say; None where both agree.
+
+    A part of the posterior that the flow hardly proposes has weights many times their mean. Draws meet it by luck or
+    not at all, and neither their standard error nor the shape of their tail tells what was not met. Particles that were
+    explored without the flow lie there as often as anywhere else in the posterior.
+
+    Arguments:
+        log_weight: Log weights of draws of the flow, ``(S,)``.
+        of_particles: Log weights at the particles, ``(N,)``.
+
+    Example:
+        >>> log_weight = torch.zeros(4096)
+        >>> unseen(log_weight, torch.zeros(512)) is None
+        True
+        >>> unseen(log_weight, torch.cat([torch.zeros(480), torch.full((32,), 9.0)]))
+        Unseen(multiple=5.0, by_particles=0.0625, by_draws=0.0)
+    """
+    share = torch.softmax(log_weight.double(), 0)
+    # Over the mean of all draws, those of no weight included.
+    over_mean, particles = share * len(share), of_particles.double() - torch.logsumexp(log_weight.double(), 0)
+    particles = particles + math.log(len(share))
+    for multiple in _MULTIPLES:
+        tail = share[over_mean > multiple]
+        by_draws, by_particles = tail.sum().item(), (particles > math.log(multiple)).double().mean().item()
+        both = max(0.5 * (by_draws + by_particles), 1.0 / len(of_particles))
+        error = math.sqrt(both * (1.0 - both) / len(of_particles) + tail.square().sum().item())
+        if by_particles - by_draws > max(MIN_UNSEEN, UNSEEN_SIGMAS * error):
+            return Unseen(multiple, by_particles, by_draws)
+
+    return None
 
 
 def share_in_tail(log_weight: Tensor, of_particles: Tensor) -> float:

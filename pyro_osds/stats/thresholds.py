@@ -61,6 +61,11 @@ HEAVY_SHARE = 0.05
 """Share of the posterior where weights are largest, in which particles are counted before training may stop early: of
 512 particles 26 lie there, and half or twice as many would be seen."""
 
+MIN_UNSEEN, UNSEEN_SIGMAS = 0.005, 4.0
+"""Share of the posterior that particles find where draws of the flow hardly do, from which on it counts, and standard
+errors that it has to differ by: the log evidence is low by the same number. It is looked for from several weights on,
+and particles are not quite independent, so that it takes more than three."""
+
 # ---- chains of posterior draws ----
 
 ENOUGH_CHAIN_ESS = 0.5

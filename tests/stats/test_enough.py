@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from helpers import assert_within_standard_error
 
 from pyro_osds.stats.chains import expected_mixing, independence_chains, mixing
-from pyro_osds.stats.enough import MAX_DRAWS, Enough, most_draws, tails_agree
+from pyro_osds.stats.enough import MAX_DRAWS, Enough, most_draws, tails_agree, unseen
 from pyro_osds.stats.weights import summarize_weights
 
 
@@ -82,3 +83,33 @@ def test_particles_and_weights_agree_or_not():
     assert not tails_agree(at_draws, log_weight(0.5 * true))
     assert not tails_agree(at_draws, log_weight(torch.where(torch.arange(512) % 10 == 0, 6.0, true)))
     assert not tails_agree(at_draws, torch.full((512,), torch.inf))
+
+
+# ---- parts that draws hardly meet ----
+
+
+def test_particles_where_draws_hardly_go_are_told():
+    # A Gaussian proposal for a mixture whose second part, 3 % of the mass, it proposes once in some thousand draws.
+    torch.manual_seed(0)
+    part, far = 0.03, torch.tensor(6.0, dtype=torch.float64)
+    target = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.tensor([1.0 - part, part], dtype=torch.float64)),
+        torch.distributions.Normal(torch.stack([0.0 * far, far]), torch.tensor([1.0, 0.3], dtype=torch.float64)),
+    )
+    proposal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.05)
+    draws, particles = proposal.sample((4096,)), target.sample((2048,))
+    log_weight = target.log_prob(draws) - proposal.log_prob(draws)
+    of_particles = target.log_prob(particles) - proposal.log_prob(particles)
+    found = unseen(log_weight, of_particles)
+    assert found is not None and found.by_draws < 0.01
+    assert_within_standard_error(found.by_particles, part, math.sqrt(part * (1.0 - part) / 2048))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_poor_flow_that_sees_all_is_no_alarm(seed):
+    # In ten dimensions a proposal that is a fifth too wide leaves a quarter of the draws effective; it lacks nothing.
+    torch.manual_seed(seed)
+    target, proposal = (torch.distributions.Normal(torch.zeros(10, dtype=torch.float64), sd) for sd in (1.0, 1.4))
+    draws, particles = proposal.sample((32768,)), target.sample((4096,))
+    log_weight, of_particles = ((target.log_prob(z) - proposal.log_prob(z)).sum(-1) for z in (draws, particles))
+    assert unseen(log_weight, of_particles) is None
