@@ -19,10 +19,11 @@ from pyro_osds.explore.propriety import _Likelihood, _walks, find_endless
 from pyro_osds.explore.reference import num_affordable
 from pyro_osds.explore.refinement import LatentTarget
 from pyro_osds.explore.search.mode_search import _chosen
-from pyro_osds.explore.survey import _Whitened, survey
+from pyro_osds.explore.survey import survey
 from pyro_osds.explore.symmetry.flips import Flip
 from pyro_osds.explore.symmetry.mirrored import MirroredTarget
 from pyro_osds.explore.symmetry.ordering import Exchange, OrderedTarget
+from pyro_osds.explore.variational import _Whitened
 from pyro_osds.fit import Fit
 from pyro_osds.flow.base import gaussian_base
 from pyro_osds.flow.coupling import FlowMap

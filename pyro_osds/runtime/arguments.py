@@ -110,7 +110,9 @@ def plain(value: Any) -> Any:
     """
     is_scalar = isinstance(value, np.generic) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0)
 
-    return value.item() if is_scalar and getattr(value, "device", None) != torch.device("meta") else value
+    is_kept = isinstance(value, Tensor) and value.is_meta
+
+    return value.item() if is_scalar and not is_kept else value
 
 
 def check_powers_of_two(counts: Mapping[str, Any]) -> None:

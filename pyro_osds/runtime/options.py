@@ -268,7 +268,7 @@ def short(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if inspect.isroutine(value):
-        return f"the function {value.__name__}"
+        return f"the function {getattr(value, '__name__', type(value).__name__)}"
     name = type(value).__name__
 
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

@@ -100,6 +100,7 @@ def test_nearly_the_same_is_not_the_same():
     # Off by a hundredth of a nat: to fold it would be wrong by as much.
     target = FunctionTarget(lambda z: -0.5 * (z.square() - 4.0).square().sum(-1) + 0.005 * z[:, 0].sign(), dim=2)
     target.sites = ModelTarget(squares, (SQUARES[:2],)).sites
+    target.constrain = lambda z: {"a": z}
     z = torch.randn(32, 2, dtype=target.dtype)
     assert [flip.rows.tolist() for flip in find_flips(target, z, 3.0 * z)] == [[[1]]]
 

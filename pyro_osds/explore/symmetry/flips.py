@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyro_osds.explore.symmetry.ordering import SAME_DENSITY, axes_by_length
 from pyro_osds.stats.hashing import hashed_keys
-from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
+from pyro_osds.target import Site, Target, finite_log_prob, in_chunks, log_prob_and_score
 
 # Points of either kind at which the density has to be the same; the first few of them tell most candidates apart.
 _FIRST_POINTS, _NUM_POINTS = 2, 8
@@ -74,8 +74,9 @@ def find_flips(target: Target, z: Tensor, spread: Tensor) -> list[Flip]:
         expected = finite_log_prob(in_chunks(target.log_prob, points))
     usable = expected.isfinite() & points.isfinite().all(-1)
     points, expected = points[usable], expected[usable]
-    level = _level(target, points)
-    candidates = [] if not level.any() else [rows.to(z.device) for rows in _candidates(target, points, level)]
+    real = _real_sites(target, points)
+    level = _level(target, points, real)
+    candidates = [] if not level.any() else [rows.to(z.device) for rows in _candidates(target, points, real, level)]
     candidates = [Flip(rows) for rows in candidates if level[rows].all()]
     found: list[Flip] = []
     if not candidates:
@@ -110,22 +111,34 @@ def _same(target: Target, moved: Tensor, expected: Tensor) -> Tensor:
         return (in_chunks(target.log_prob, moved) - expected).abs() < SAME_DENSITY
 
 
-def _level(target: Target, points: Tensor) -> Tensor:
+def _level(target: Target, points: Tensor, real: Sequence[Site]) -> Tensor:
     """Coordinates along which the density has no slope at zero, as those have that may change their signs, ``(D,)``."""
-    real = _real(target).to(points.device)
+    index = _coordinates(real).to(points.device)
     level = torch.zeros(target.dim, dtype=torch.bool, device=points.device)
-    if len(points) and len(real):
-        slope = _slopes(target, points[:_FIRST_POINTS].index_fill(1, real, 0.0))
+    if len(points) and len(index):
+        slope = _slopes(target, points[:_FIRST_POINTS].index_fill(1, index, 0.0))
         # Slopes that are not finite, such as that of a norm, come as zero: they tell nothing.
-        level[real] = (slope.abs() <= _ROUNDING * (1.0 + slope.abs().amax())).all(0)[real]
+        level[index] = (slope.abs() <= _ROUNDING * (1.0 + slope.abs().amax())).all(0)[index]
 
     return level
 
 
-def _real(target: Target) -> Tensor:
-    """Coordinates whose values are those of their sites: nothing else has a mirror at zero."""
+def _real_sites(target: Target, points: Tensor) -> list[Site]:
+    """Sites whose coordinates are their values: nothing else, an angle or a share, has a mirror at zero."""
     sites = [site for site in target.sites if site.shape == site.unconstrained_shape]
+    if not sites or not len(points):
+        return []
+    few = points[:_FIRST_POINTS]
+    values = target.constrain(few)
 
+    return [site for site in sites if _is_identity(values[site.name], few[:, site.start : site.stop])]
+
+
+def _is_identity(values: Tensor, coordinates: Tensor) -> bool:
+    return torch.allclose(values.reshape(len(values), -1).to(coordinates), coordinates, rtol=1e-4, atol=1e-4)
+
+
+def _coordinates(sites: Sequence[Site]) -> Tensor:
     return torch.cat([torch.arange(0), *(torch.arange(site.start, site.stop) for site in sites)])
 
 
@@ -133,7 +146,7 @@ def _slopes(target: Target, points: Tensor) -> Tensor:
     return log_prob_and_score(target.log_prob, points)[1]
 
 
-def _candidates(target: Target, points: Tensor, level: Tensor) -> Iterator[Tensor]:
+def _candidates(target: Target, points: Tensor, real: Sequence[Site], level: Tensor) -> Iterator[Tensor]:
     """Rows ``(K, m)`` that could change their signs, those with many rows first: they say more than all at once."""
     for axes in axes_by_length(target.sites, target.dims):
         if 1 < len(axes[0]) <= _MAX_ROWS:
@@ -142,23 +155,23 @@ def _candidates(target: Target, points: Tensor, level: Tensor) -> Iterator[Tenso
                 # Two axes of one matrix cross each other: their elements are no rows by themselves.
                 if rows.unique().numel() == rows.numel():
                     yield rows
-    yield from _hanging_together(target, points, level.nonzero()[:, 0])
-    real = [site for site in target.sites if site.shape == site.unconstrained_shape]
+    yield from _hanging_together(target, points, real, level.nonzero()[:, 0])
     for chosen in _sets([torch.arange(site.start, site.stop) for site in real]):
         yield torch.cat(chosen)[None]
 
 
-def _hanging_together(target: Target, points: Tensor, level: Tensor) -> Iterator[Tensor]:
+def _hanging_together(target: Target, points: Tensor, real: Sequence[Site], level: Tensor) -> Iterator[Tensor]:
     """Coordinates that a step along one of them connects, with all others at zero, each group as one row.
 
     Arguments:
         target: The target.
         points: Points that say where what has no mirror lies, ``(N, D)``.
+        real: The sites whose coordinates are their values.
         level: The coordinates in question, ``(L,)``.
     """
     if len(level) > _MAX_CONNECTED:
         return
-    origin = points[:1].index_fill(1, _real(target).to(points.device), 0.0)
+    origin = points[:1].index_fill(1, _coordinates(real).to(points.device), 0.0)
     steps = torch.zeros(len(level), target.dim, dtype=points.dtype, device=points.device)
     steps[torch.arange(len(level)), level] = 1.0
     change = (_slopes(target, origin + steps) - _slopes(target, origin - steps))[:, level].abs()
