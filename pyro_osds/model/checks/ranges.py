@@ -180,9 +180,10 @@ def _parts(fn: Any, value: Tensor | None) -> dict[End, Tensor]:
         folded = {end: _folded(far, components.batch_shape, fn.batch_shape) for end, far in found.items()}
         return _merged([beyond(choice), folded])
     if isinstance(fn, MaskedMixture):
+        mask: Any = fn.mask
         return _merged(
             [
-                where_counted(~fn.mask, beyond(fn.component0, value)),
+                where_counted(~mask, beyond(fn.component0, value)),
                 where_counted(mask, beyond(fn.component1, value)),
             ]
         )
