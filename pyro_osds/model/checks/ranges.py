@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import MaskedMixture
+from pyro.distributions import DiscreteHMM, MaskedMixture
+from pyro.distributions.constraints import ordered_vector
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, Uniform, constraints
@@ -23,6 +24,8 @@ from pyro_osds.model.pyro_internals import mask_of
 
 ROUNDING = 1e-5
 """What rounding may do to a probability, or to an end."""
+# How the steps between the entries of a vector are called that has to be in order.
+_STEPS = "the smallest step of "
 # A component that is less likely than this to have made a value counts for nothing.
 _MIN_RESPONSIBILITY = 1e-3
 
@@ -68,7 +71,12 @@ class End(NamedTuple):
             return "Give it a Beta prior, take torch.sigmoid of what it is made of, or write logits= where it is there."
         if math.isfinite(self.low) and math.isfinite(self.high):
             return f"Map it there: {self.low:g} + {self.high - self.low:g} * torch.sigmoid(...)."
-        if self.parameter == "total_count" and self.kind != "NegativeBinomial":
+        if self.parameter.startswith(_STEPS):
+            return (
+                "Give it a prior of ordered values, such as TransformedDistribution(Normal(0, 1).expand([n])"
+                ".to_event(1), transforms.OrderedTransform())."
+            )
+        if self.parameter == "total_count" and "NegativeBinomial" not in self.kind:
             return "Keep the count from falling below it, by a prior on counts that are large enough."
         if math.isfinite(self.low):
             shift = f"{self.low:g} + " if self.low else ""
@@ -166,10 +174,24 @@ def beyond(fn: Any, value: Tensor | None = None) -> dict[End, Tensor]:
     if isinstance(fn, Uniform):
         low, high = torch.broadcast_tensors(fn.low, fn.high)
         own[End("Uniform", "high - low", 0.0, math.inf, True, True, False)] = low - high
+    own |= _disorder(fn)
     inside = _parts(fn, value)
     known = {end.parameter for end in own}
 
     return {end: far for end, far in inside.items() if end.parameter not in known} | own
+
+
+def _disorder(fn: Any) -> dict[End, Tensor]:
+    """Vectors that have to be in order: how far an entry lies below the one before it."""
+    allowed = getattr(type(fn), "arg_constraints", None)
+    found: dict[End, Tensor] = {}
+    for name, constraint in allowed.items() if isinstance(allowed, dict) else ():
+        given = _given(fn, name) if isinstance(constraint, type(ordered_vector)) else None
+        if isinstance(given, Tensor) and given.dim() and given.shape[-1] > 1:
+            end = End(type(fn).__name__, _STEPS + name, 0.0, math.inf, True, True, False)
+            found[end] = -given.diff(dim=-1).amin(-1)
+
+    return found
 
 
 def _parts(fn: Any, value: Tensor | None) -> dict[End, Tensor]:
@@ -187,6 +209,9 @@ def _parts(fn: Any, value: Tensor | None) -> dict[End, Tensor]:
                 where_counted(mask, beyond(fn.component1, value)),
             ]
         )
+    if isinstance(fn, DiscreteHMM):
+        observed = fn.observation_dist
+        return {end: _folded(far, observed.batch_shape, fn.batch_shape) for end, far in beyond(observed).items()}
     base = getattr(fn, "base_dist", None)
     if not isinstance(base, torch.distributions.Distribution):
         return {}

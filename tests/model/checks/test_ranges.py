@@ -55,6 +55,20 @@ FLAGGED = [
         "concentration of site 'y', Gamma",
     ),
     (observed(lambda k: dist.Gamma(k, 1.0).expand([2]), [0.1, 0.2]), "concentration of site 'y', Gamma"),
+    (observed(lambda k: dist.OrderedLogistic(tensor(0.0), k), [0, 0], size=2), "step of cutpoints", "OrderedTransform"),
+    (
+        observed(lambda k: dist.DiscreteHMM(torch.zeros(2), torch.zeros(2, 2), dist.Gamma(k, 1.0)), [SMALL], size=2),
+        "concentration of site 'y', Gamma",
+    ),
+    (
+        observed(
+            lambda k: dist.MaskedMixture(
+                tensor([True, False]), dist.Gamma(2.0, 1.0).expand([2]), dist.Gamma(k, 1.0).expand([2])
+            ),
+            [0.05, 0.2],
+        ),
+        "concentration of site 'y', Gamma",
+    ),
     (
         observed(
             lambda k: dist.MixtureSameFamily(
