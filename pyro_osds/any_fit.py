@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro_osds.explore.given.reading import check_alone
 from pyro_osds.osds import OSDS
 from pyro_osds.posterior.evidence import Evidence
+from pyro_osds.runtime.options import short
 
 
 def evidence_from_samples(model: Callable[..., Any] | OSDS, samples: Any, *args: Any, **kwargs: Any) -> Evidence:
@@ -45,6 +46,12 @@ def evidence_from_samples(model: Callable[..., Any] | OSDS, samples: Any, *args:
     """
     if samples is None:
         raise ValueError("samples is None: pass draws of the posterior by site, such as mcmc.get_samples().")
+    later = [value for value in (*args, *kwargs.values()) if _holds_draws(value)]
+    if later and not _holds_draws(samples):
+        raise TypeError(
+            f"samples come second, before the model's arguments: got {short(samples)} there, and {short(later[0])} "
+            "later. Write evidence_from_samples(model, samples, *data)."
+        )
     if isinstance(model, OSDS):
         check_alone(samples, model.settings.warm_start, None)
         osds = copy.copy(model)
@@ -54,3 +61,8 @@ def evidence_from_samples(model: Callable[..., Any] | OSDS, samples: Any, *args:
     osds.run(*args, **kwargs)
 
     return osds.evidence
+
+
+def _holds_draws(value: Any) -> bool:
+    """Whether a value has draws by site: a mapping, InferenceData, or a sampler."""
+    return isinstance(value, Mapping) or any(hasattr(value, name) for name in ("posterior", "get_samples"))

@@ -206,6 +206,14 @@ class Fit(FitDraws):
             raise
         self.stages.random = began
 
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: ``osds.fit(y)`` is meant as a call of ``run``.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("fit is the fit itself, and no method: call osds.run(...) with the model's arguments.")
+
     def run(self) -> None:
         """Train, draw, judge, and climb further stages while the verdict is bad; what was cut short goes on.
 

@@ -49,6 +49,7 @@ from pyro_osds.runtime.arguments import (
     check_mapping,
     check_share,
     check_switches,
+    draws_are_named,
     kept_arguments,
     named_arguments,
     same_arguments,
@@ -806,7 +807,6 @@ class OSDS:
             >>> y.shape, f"{y[:, 0].mean():.0f}"
             (torch.Size([4000, 2]), '20')
         """
-        predictive = self._predictive(args, kwargs)
         if infer_discrete and (args or kwargs):
             raise ValueError("infer_discrete=True needs the observations of the run: leave away the model's arguments.")
         total = self.num_chains * self.num_samples
@@ -820,9 +820,9 @@ class OSDS:
             )
         index = torch.arange(number) * total // number
 
-        return predictive.posterior(
-            {name: value[index] for name, value in self.get_samples().items()}, number, infer_discrete
-        )
+        values = {name: value[index] for name, value in self.get_samples().items()}
+        with draws_are_named("posterior_predictive", self._problem.model, args, kwargs):
+            return self._predictive(args, kwargs).posterior(values, number, infer_discrete)
 
     def prior_predictive(self, *args: Any, num_draws: int = 1000, **kwargs: Any) -> dict[str, Tensor]:
         """Draws of all sites from the model's prior, latents and observed sites; no run is needed.
@@ -848,11 +848,11 @@ class OSDS:
             (torch.Size([100]), torch.Size([100, 2]))
         """
         check_counts({"num_draws": num_draws})
-        if self._fit is not None and self._problem.model is not None:
-            # With the parameters of the run, whatever the parameter store holds by now.
-            return self._predictive(args, kwargs).prior(num_draws)
-
-        return self._problem.prior_predictive(num_draws, args, kwargs)
+        with draws_are_named("prior_predictive", self._problem.model, args, kwargs):
+            if self._fit is not None and self._problem.model is not None:
+                # With the parameters of the run, whatever the parameter store holds by now.
+                return self._predictive(args, kwargs).prior(num_draws)
+            return self._problem.prior_predictive(num_draws, args, kwargs)
 
     @explains_options("to_inference_data")
     def to_inference_data(

@@ -33,7 +33,7 @@ from pyro_osds.model import (
     prior_predictive,
     unchanging,
 )
-from pyro_osds.runtime.arguments import check_choices, check_mapping, constant_arguments, plain
+from pyro_osds.runtime.arguments import check_choices, check_transforms, constant_arguments, plain, wrong_start
 from pyro_osds.runtime.options import short
 from pyro_osds.target import FunctionTarget, NotFiniteError, Target
 
@@ -79,7 +79,7 @@ class Problem(ABC):
         starts = torch.as_tensor(params)
         starts = starts[None] if starts.dim() == 1 else starts
         if starts.shape[1:] != (target.dim,):
-            raise ValueError(f"initial_params must end in {target.dim} coordinates; got shape {tuple(starts.shape)}.")
+            raise ValueError(wrong_start(target, tuple(starts.shape)))
 
         return starts
 
@@ -329,8 +329,7 @@ def problem_of(
         raise ValueError(
             f"max_plate_nesting must be the number of plates inside each other, or None, got {max_plate_nesting!r}."
         )
-    if evaluation["transforms"] is not None:
-        check_mapping("transforms", evaluation["transforms"], 'Pass them by site, such as {"x": transform}.')
+    check_transforms(evaluation["transforms"])
     _check_start(initial_params)
     if potential_fn is not None and not isinstance(initial_params, Mapping):
         raise ValueError(

@@ -99,7 +99,7 @@ class Settings:
         check_optim(self.optim)
         if self.optim is not None and self.network == "velocity":
             raise ValueError("optim is for network='coupling'; the velocity network is trained as it was published.")
-        switches = ("escalate", "warm_start", "distributed")
+        switches = ("disable_progbar", "escalate", "warm_start", "distributed")
         check_switches({name: getattr(self, name) for name in switches})
         check_positive({"learning_rate": self.learning_rate, "target_std_error": self.target_std_error})
         seconds = self.max_time

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_osds.model.batching import Ladder
+from pyro_osds.model.checks.ranges import ROUNDING, End, cut_outside, site_beyond
 from pyro_osds.model.coordinates import Coordinates
+from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.distributions.saturation import is_saturated
 from pyro_osds.model.run import ModelRun
 from pyro_osds.model.sites import LatentSite
+
+# Terms of log densities that are held at once where parameters are looked at.
+_MAX_TERMS = 2**20
 
 
 class SiteReadings:
@@ -21,11 +27,14 @@ class SiteReadings:
     dtype: torch.dtype
     coordinates: Coordinates
     _ladder: Ladder
-    _run: Callable[[Tensor], ModelRun]
+    _run: Callable[..., ModelRun]
     _value_shapes: Mapping[str, torch.Size]
     _dtypes: Mapping[str, torch.dtype]
     _closed_forms: Collection[str]
     _discrete_observations: tuple[str, ...]
+    num_terms: int
+    _joint: Joint | None
+    _single: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     def has_closed_form(self, name: str) -> bool:
         """Whether a site's density is computed in its unconstrained coordinate, so that no mass is lost at an edge."""
@@ -96,6 +105,52 @@ class SiteReadings:
 
         return self._ladder.map(read, z.to(self.dtype))
 
+    def out_of_range(self, z: Tensor) -> tuple[str, Tensor] | None:
+        r"""Where parameters of distributions lie out of their ranges, and what is left of the density without that.
+
+        .. math:: \log \gamma'(z) - \log \gamma(z),
+
+        where :math:`\gamma'` is zero wherever a parameter is out of range that counts: not masked, and not of a value
+        of a discrete latent that cannot be.
+
+        Arguments:
+            z: Draws with a finite log density, ``(S, D)``.
+
+        Returns:
+            None where all are inside at all draws; else a sentence on the parameter that is so most often, with its
+            cure, and the log ratios ``(S,)``.
+        """
+        z = z.to(self.dtype)
+        ends = self._in_parts(self._farthest, z)
+        outside = {key: far for key, far in ends.items() if bool((far > ROUNDING).any())}
+        if not outside:
+            return None
+
+        def left(row: Tensor) -> Tensor:
+            if self._joint is None:
+                strict = _cut(self._run(row)).log_densities(row)
+            else:
+                strict = self._joint.densities(lambda given: _cut(self._run(row, given)), row)
+            kept = sum(strict, row.new_zeros(())).nan_to_num(-torch.inf, neginf=-torch.inf)
+            return kept - sum(self._single(row), row.new_zeros(()))
+
+        return _sentence(outside), self._in_parts(lambda row: {"": left(row)}, z)[""]
+
+    def _farthest(self, row: Tensor) -> dict[tuple[str, End], Tensor]:
+        """How far each parameter lies beyond an end of its range at one point, at any values of discrete latents."""
+        if self._joint is None:
+            return _farthest(self._run(row))
+        at_all = self._joint.read(lambda given: self._run(row, given), _farthest)
+
+        return {key: far.amax() for key, far in at_all.items()}
+
+    def _in_parts(self, read: Callable[[Tensor], Any], z: Tensor) -> dict[Any, Tensor]:
+        """Tensors by key at each of some points, of so many points at once as memory is no matter for."""
+        size = max(1, _MAX_TERMS // max(1, self.num_terms))
+        parts = [self._ladder.map(read, part) for part in z.split(size)]
+
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
     def deterministics(self, z: Tensor) -> dict[str, Tensor]:
         """Values of the ``pyro.deterministic`` sites, ``(B, D)`` to ``{name: (B, *shape)}``.
 
@@ -150,3 +205,32 @@ class SiteReadings:
     def _as_drawn(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values in the precision that the model, as it is written, has them in."""
         return {name: value.to(self._dtypes[name]) for name, value in values.items()}
+
+
+def _cut(run: ModelRun) -> ModelRun:
+    """A run whose densities are zero where a parameter is out of range."""
+    for site in (*run.latents, *run.discrete, *run.observed):
+        site["log_prob"] = cut_outside(site)
+
+    return run
+
+
+def _farthest(run: ModelRun) -> dict[tuple[str, End], Tensor]:
+    """How far each parameter of each site lies beyond an end of its range at the most, scalars."""
+    sites = (*run.latents, *run.discrete, *run.observed)
+
+    return {(site["name"], end): far.amax() for site in sites for end, far in site_beyond(site).items()}
+
+
+def _sentence(outside: Mapping[tuple[str, End], Tensor]) -> str:
+    """Which parameter is out of range at most draws, one of its values, its range, and the cure."""
+    name, end = max(outside, key=lambda key: int((outside[key] > ROUNDING).sum()))
+    far = outside[name, end]
+    value = end.value(far[far > ROUNDING].median().item())
+    others = sorted({other for other, _ in outside if other != name})
+    also = f" (and some of site{'s' * (len(others) > 1)} {', '.join(map(repr, others[:3]))})" if others else ""
+
+    return (
+        f"{end.parameter} of site {name!r}, {end.kind}, is out of its range{also}: {value:.4g} at one of them, where "
+        f"it has to be {end.words}. {end.cure}"
+    )

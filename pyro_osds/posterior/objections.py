@@ -9,14 +9,14 @@ import torch
 
 from pyro_osds.explore.survey import Survey
 from pyro_osds.posterior.evidence import Reason
-from pyro_osds.posterior.plausibility import model_reasons, truncated, undefined_reasons
+from pyro_osds.posterior.plausibility import model_reasons, out_of_range, truncated, undefined_reasons
 from pyro_osds.stats.weights import weigh
 from pyro_osds.target import Target
 from pyro_osds.train.velocity import VelocityLeap
 
 # Draws that show what is wrong with a model: a share of 0.001 is seen in half of them, and one of 0.01 nearly always.
 # Where densities come point by point, a run of the model each.
-_NUM_LOOKED_AT, _NUM_LOOKED_AT_SLOWLY = 512, 32
+_NUM_LOOKED_AT, _NUM_LOOKED_AT_SLOWLY = 512, 64
 
 
 def objections(leap: Any, target: Target, given: Target, found: Survey | None) -> tuple[Reason, ...]:
@@ -75,8 +75,11 @@ def _point_objections(given: Target) -> tuple[Reason, ...]:
     if given.dim:
         return ()
     point = torch.zeros(1, 0, dtype=given.dtype, device=given.device)
+    weight = torch.ones(1, dtype=given.dtype, device=given.device)
+    with torch.no_grad():
+        outside = out_of_range(given, point, weight)
 
-    return tuple(truncated(given, point, torch.ones(1, dtype=given.dtype, device=given.device)))
+    return (*outside, *truncated(given, point, weight))
 
 
 def _stopped(found: Survey | None) -> tuple[Reason, ...]:

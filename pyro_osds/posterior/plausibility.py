@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_osds.posterior.evidence import Reason
 from pyro_osds.stats.thresholds import (
     MAX_LOG_PROBABILITY,
+    MAX_OUT_OF_RANGE,
     MAX_SATURATED,
     MAX_TRUNCATED,
     MAX_UNDEFINED,
@@ -24,6 +25,8 @@ from pyro_osds.stats.thresholds import (
 # above one; and two places before that, where the likelihood has to be the same already if it is beyond.
 _BEFORE = {30.0: (27.0, 30.0), 700.0: (600.0, 660.0)}
 
+# Draws at which the ranges of parameters are looked at, by a run each.
+_NUM_RANGED = 256
 # Draws at which sums with more values are evaluated: a run each.
 _NUM_BEYOND = 256
 
@@ -39,9 +42,40 @@ def model_reasons(target: Any, z: Tensor, log_weight: Tensor) -> list[Reason]:
     weight = torch.softmax(log_weight.double(), 0).nan_to_num(0.0)
     mistakes = [Reason(text, draws=False, mendable=False) for text in target.mistakes]
     with torch.no_grad():
-        found = [*_above_zero(target, z, weight), *_saturated(target, z, weight), *truncated(target, z, weight)]
+        outside = out_of_range(target, z, weight)
+        # A probability above one is what comes of a parameter that is out of range, and no rounding.
+        found = [*outside, *([] if outside else _above_zero(target, z, weight))]
+        found += [*_saturated(target, z, weight), *truncated(target, z, weight)]
 
     return [*mistakes, *found]
+
+
+def out_of_range(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
+    """Parameters of distributions that are out of range at draws that count, where the density should be zero.
+
+    Arguments:
+        target: The model's posterior, in the coordinates of its sites.
+        z: Draws in these coordinates, ``(S, D)``.
+        weight: Their weights, which sum to one, ``(S,)``.
+    """
+    z, weight = z[:_NUM_RANGED], weight[:_NUM_RANGED]
+    counts = weight > 0
+    found = target.out_of_range(z[counts]) if bool(counts.any()) else None
+    if found is None:
+        return []
+    sentence, log_ratio = found
+    weight = weight[counts]
+    lost = 1.0 - (weight * log_ratio.to(weight).exp().clamp(max=1.0).nan_to_num(0.0)).sum().item() / weight.sum().item()
+    if lost <= MAX_OUT_OF_RANGE:
+        return []
+
+    return [
+        Reason(
+            f"At {lost:.0%} of the posterior (by weight) {sentence} Formulas go on there with numbers that are no "
+            "densities, and both draws and log evidence count them.",
+            mendable=False,
+        )
+    ]
 
 
 def undefined_reasons(target: Any, share: float, point: Tensor) -> list[Reason]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_osds.runtime.options import nearest, short
+from pyro_osds.runtime.options import is_alias, nearest, short, unknown_option
 
 
 def check_counts(counts: Mapping[str, Any]) -> None:
@@ -99,6 +100,68 @@ def check_mapping(name: str, given: Any, cure: str) -> None:
     if not isinstance(given, Mapping):
         many = f"a {type(given).__name__} of {len(given)}" if isinstance(given, (list, tuple, set)) else ""
         raise TypeError(f"{name} must be a mapping, got {many or type(given).__name__}. {cure}")
+
+
+def check_transforms(transforms: Any) -> None:
+    """Refuse what is no mapping from sites to transforms; None is none.
+
+    Example:
+        >>> check_transforms({"a": 3})
+        Traceback (most recent call last):
+        TypeError: transforms['a'] must be a torch.distributions.Transform from the support to the real line, such as torch.distributions.biject_to(constraints.positive).inv, got 3.
+    """  # noqa: E501 - one line is printed
+    if transforms is None:
+        return
+    check_mapping("transforms", transforms, 'Pass them by site, such as {"x": transform}.')
+    for name, transform in transforms.items():
+        if not hasattr(transform, "log_abs_det_jacobian") or isinstance(transform, type):
+            raise TypeError(
+                f"transforms[{name!r}] must be a torch.distributions.Transform from the support to the real line, such "
+                f"as torch.distributions.biject_to(constraints.positive).inv, got {short(transform)}."
+            )
+
+
+def wrong_start(target: Any, shape: tuple[int, ...]) -> str:
+    """The sentence for a tensor of initial values that has another shape than the target's coordinates.
+
+    Arguments:
+        target: The target.
+        shape: What was given.
+    """
+    sites = [f"{site.name!r}: a tensor {tuple(site.unconstrained_shape)}" for site in target.sites]
+    by_site = f" Or pass unconstrained values by site, {{{', '.join(sites)}}}." if sites else ""
+
+    return f"initial_params must end in {target.dim} coordinates; got shape {shape}.{by_site}"
+
+
+@contextlib.contextmanager
+def draws_are_named(function: str, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """A count of draws in the place of the model's arguments is told where the model cannot do with it.
+
+    Arguments:
+        function: The method, which takes the model's arguments and ``num_draws``.
+        model: The model.
+        args: Positional arguments for the model.
+        kwargs: Keyword arguments for the model.
+
+    Raises:
+        TypeError: For a count by position that fails, and for an option that the model has not.
+    """
+    known = parameters_of(model) if callable(model) else {}
+    if known is not None and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        for name in kwargs:
+            if name not in known and is_alias(name, "num_draws"):
+                raise unknown_option(function, name, ["num_draws"])
+    is_count = len(args) == 1 and isinstance(args[0], int) and not kwargs
+    try:
+        yield
+    except Exception as error:
+        if not is_count:
+            raise
+        raise TypeError(
+            f"{function} takes the model's arguments by position, got {short(args[0])}. Write "
+            f"{function}(num_draws={args[0]}) for the number of draws."
+        ) from error
 
 
 def plain(value: Any) -> Any:

@@ -69,6 +69,21 @@ FOREIGN: dict[str, str] = {
     **dict.fromkeys(("optimizer", "optimiser"), "it is optim=, one of pyro.optim"),
     **dict.fromkeys(("timeout", "max_seconds", "time_limit"), "it is max_time=, in seconds"),
     **dict.fromkeys(("init", "inits", "initvals", "init_params", "start"), "it is initial_params=, by site"),
+    # Stan's, cmdstanpy's and PyMC's
+    **dict.fromkeys(("iter_warmup", "save_warmup", "adapt_engaged", "adapt_init_phase"), _NO_WARMUP),
+    **dict.fromkeys(("adapt_delta", "max_depth", "metric", "stepsize", "inv_metric", "algorithm"), _NO_STEPS),
+    "iter_sampling": "it is num_samples=, draws of each chain",
+    "iter": "draws of each chain are num_samples=, and there is no warm-up among them",
+    **dict.fromkeys(
+        ("parallel_chains", "threads_per_chain", "threads"),
+        "chains share one flow. Leave it out; it is num_chains= how many",
+    ),
+    **dict.fromkeys(("refresh", "show_progress", "show_console"), "it is disable_progbar=True for no progress bar"),
+    **dict.fromkeys(
+        ("nuts_sampler", "nuts_kwargs", "sampler"), "the sampler is a trained flow, and NUTS is not run. Leave it out"
+    ),
+    "init_r": "exploration starts from the prior. Leave it out, or pass initial_params=, by site",
+    "output_dir": "nothing is written. Leave it out; osds.save(path) makes a file",
     "device": _MOVES,
     "dtype": _MOVES,
     **dict.fromkeys(("model_args", "model_kwargs", "data", "args", "kwargs", "obs"), "pass it to run()"),
@@ -112,6 +127,16 @@ _ATTRIBUTES: dict[str, str] = {
 }
 # Options of what :func:`explains_options` decorates, by the name that users have for it.
 _known: dict[str, list[str]] = {}
+
+
+def is_alias(name: str, option: str) -> bool:
+    """Whether an option of ours goes by this name elsewhere.
+
+    Example:
+        >>> is_alias("num_samples", "num_draws"), is_alias("x", "num_draws")
+        (True, False)
+    """
+    return option in _ALIASES.get(name, ())
 
 
 def nearest(name: Any, names: Iterable[Any]) -> str:

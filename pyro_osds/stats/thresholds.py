@@ -105,6 +105,9 @@ MAX_UNDEFINED = 0.01
 MAX_SATURATED = 0.001
 """Share of the posterior, by weight, whose values are rounded to a bound: a share of 0.001 hides about as many nats."""
 
+MAX_OUT_OF_RANGE = 0.01
+"""Share of the posterior, by weight, where a parameter of a distribution is out of range: it is worth as many nats."""
+
 SAME_LIKELIHOOD = 0.01
 """Nats by which a log likelihood may still change, on average over draws, just before values are rounded to a bound."""
 

@@ -154,6 +154,13 @@ class Target(Protocol):
         """Nats that values beyond stated bounds would add, ``(S, D) -> (S,)``. Default: None, nothing is bounded."""
         return None
 
+    def out_of_range(self, z: Tensor) -> tuple[str, Tensor] | None:
+        """A sentence on parameters of distributions that are out of range, and log ratios of the density without that.
+
+        Ratios are ``(S,)`` for points ``(S, D)``. Default: None, nothing is known to be out of range.
+        """
+        return None
+
     def has_closed_form(self, name: str) -> bool:
         """Whether a site's density is computed in its unconstrained coordinate. Default: no."""
         return False

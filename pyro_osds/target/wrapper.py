@@ -156,6 +156,10 @@ class MovedTarget(TargetWrapper):
         """Nats that values beyond stated bounds would add, ``(S,)``."""
         return self.target.beyond_bounds(self.inside(z))
 
+    def out_of_range(self, z: Tensor) -> tuple[str, Tensor] | None:
+        """What is said of parameters that are out of range, and log ratios of the density without that, ``(S,)``."""
+        return self.target.out_of_range(self.inside(z))
+
     def has_closed_form(self, name: str) -> bool:
         """Whether a site's density is computed in its unconstrained coordinate."""
         return self.target.has_closed_form(name)

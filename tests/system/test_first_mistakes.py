@@ -29,6 +29,7 @@ from pyro_osds import (
     OSDSKernel,
     VectorizationWarning,
     compare_evidence,
+    evidence_from_samples,
     fit_many,
     plot_evidence,
     plot_leap,
@@ -50,6 +51,10 @@ def regression(x, y):
     slope = pyro.sample("slope", N)
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+def of_a_count(n):
+    pyro.sample("y", dist.Normal(pyro.sample("mu", N), 1.0).expand([n]).to_event(1), obs=torch.zeros(n))
 
 
 class Module(PyroModule):
@@ -226,6 +231,47 @@ BEFORE = {
     "the evidence before a run": (lambda: OSDS(model).evidence, (RuntimeError, "no results yet", "call run(...)")),
     "a number of the evidence": (lambda: OSDS(model).pareto_k, (AttributeError, "it is osds.evidence.pareto_k.")),
     "another name": (lambda: OSDS(model).logZ, (AttributeError, "'logZ'", "it is osds.log_evidence.")),
+    "a word for the progress bar": (
+        lambda: OSDS(model, disable_progbar="yes"),
+        (ValueError, "disable_progbar must be True or False, got 'yes'."),
+    ),
+    "a number for a transform": (
+        lambda: OSDS(model, transforms={"mu": 3}),
+        (TypeError, "transforms['mu'] must be a torch.distributions.Transform", "got 3."),
+    ),
+    "a constraint for a transform": (
+        lambda: OSDS(model, transforms={"mu": dist.constraints.positive}),
+        (TypeError, "transforms['mu']", "biject_to(constraints.positive).inv"),
+    ),
+    "two numbers to start from": (
+        lambda: OSDS(model, initial_params=[1, 2], disable_progbar=True).run(Y),
+        (ValueError, "end in 1 coordinates; got shape (1, 2).", "by site, {'mu': a tensor ()}."),
+    ),
+    "data before draws": (
+        lambda: evidence_from_samples(model, Y, {"mu": Y}),
+        (TypeError, "samples come second", "a Tensor (3,) there", "evidence_from_samples(model, samples, *data)"),
+    ),
+    "a count of prior draws": (
+        lambda: OSDS(model).prior_predictive(10),
+        (TypeError, "got 10.", "prior_predictive(num_draws=10)"),
+    ),
+    "a name of prior draws": (
+        lambda: OSDS(model).prior_predictive(Y, num_samples=10),
+        (TypeError, "prior_predictive has no option 'num_samples'", "Did you mean 'num_draws'?"),
+    ),
+    "a count of prior draws, named": (lambda: OSDS(model).prior_predictive(Y, num_draws=3), None),
+    "a model of a count": (lambda: OSDS(of_a_count).prior_predictive(3, num_draws=3), None),
+    **{
+        f"{name} of Stan and PyMC": (partial(OSDS, model, **{name: 1}), (TypeError, f"no option {name!r}: ", words))
+        for name, words in {
+            "iter_warmup": "num_iterations",
+            "iter_sampling": "it is num_samples=",
+            "parallel_chains": "num_chains=",
+            "adapt_delta": "nothing to tune",
+            "refresh": "disable_progbar=True",
+            "nuts_sampler": "NUTS is not run",
+        }.items()
+    },
     "a typo": (lambda: OSDS(model).evidense, (AttributeError, "'evidense'. Did you mean 'evidence'?")),
     "a list to compare": (
         lambda: compare_evidence([FIRST, SECOND]),
@@ -263,6 +309,66 @@ BEFORE = {
 def test_before_a_run(name):
     do, row = BEFORE[name]
     told(row, do)
+
+
+def grouped(group, y):
+    a = pyro.sample("a", N.expand([3]).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(a[group], 1.0), obs=y)
+
+
+INDICES = {
+    "from zero": (torch.tensor([0, 1, 2]), None),
+    "from one": (torch.tensor([1, 2, 3]), (ValueError, "count from 0", "the last of 3 is 2", "a[group - 1]")),
+    "with gaps": (torch.tensor([0, 1, 7]), (ValueError, "7 was asked for", "torch.unique(group, return_inverse=True)")),
+    "floats": (torch.tensor([0.0, 1.0, 2.0]), (ValueError, "whole number", "x.long()")),
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_indices(name):
+    group, row = INDICES[name]
+    told(row, started, grouped, group, Y)
+
+
+def coin(y):
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Bernoulli(pyro.sample("p", dist.Beta(1.0, 1.0))), obs=y)
+
+
+COINS = {
+    "zeros and ones": ([0.0, 1.0, 1.0], None),
+    "signs": ([-1.0, 1.0, 1.0], (ValueError, "labels here are -1 and 1", "pass (y + 1) / 2")),
+    "from one": ([1.0, 2.0, 1.0], (ValueError, "labels here are 1 and 2", "pass y - 1")),
+    "others": ([0.0, 3.0, 1.0], (ValueError, "outside its support")),
+}
+
+
+@pytest.mark.parametrize("name", COINS)
+def test_labels_of_two_kinds(name):
+    values, row = COINS[name]
+    told(row, started, coin, torch.tensor(values))
+
+
+def test_all_arrays_are_named_at_once():
+    told(
+        (ValueError, "Argument 'y' is", "'x' is of that kind, too", "pass torch.as_tensor(x"),
+        started,
+        regression,
+        X.numpy(),
+        Y.numpy(),
+    )
+
+
+def test_a_fit_is_not_called():
+    osds = OSDS(model, num_iterations=2, escalate=False, num_samples=20, seed=0, disable_progbar=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        osds.run(Y)
+    told((TypeError, "fit is the fit itself", "osds.run(...)"), osds.fit, Y)
+    told((TypeError, "posterior_predictive(num_draws=10)"), osds.posterior_predictive, 10)
+    told((TypeError, "Did you mean 'num_draws'?"), osds.posterior_predictive, num_samples=10)
+    told(None, osds.posterior_predictive, num_draws=5)
 
 
 # ---- data ----

@@ -6,22 +6,20 @@ whose upper end lies below the lower one, or a concentration below zero, gives n
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Binomial, Geometric, NegativeBinomial, Uniform, constraints
+from torch.distributions import Bernoulli, Binomial, Geometric, NegativeBinomial, Uniform
 
+from pyro_osds.model.checks.ranges import ROUNDING, beyond, is_strict, range_words, ranges_of, where_counted
 from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.pyro_internals import Subsample
 from pyro_osds.model.run import is_computed, is_deterministic
 from pyro_osds.runtime.warnings import ModelWarning, warn
 
-# What rounding may do to a probability, or to an end.
-_ROUNDING = 1e-5
 _CLAMPED = (Bernoulli, Binomial, Geometric, NegativeBinomial)
 
 
@@ -81,49 +79,24 @@ def _outside(trace: Any) -> dict[tuple[str, str], str]:
         log_prob = site.get("unscaled_log_prob")
         # A scale of zero under a mask stands for nothing; a count of zero is one.
         is_open = site["mask"] is None and (log_prob is None or not bool(log_prob.isfinite().all()))
-        for parameter, value, low, high in _ranges(fn):
-            where = (value < low - _ROUNDING) | (value > high + _ROUNDING)
-            if is_open and _is_strict(fn.arg_constraints[parameter]):
+        far = where_counted(site["mask"], beyond(site["fn"]))
+        cures = {end.parameter: end.cure for end, each in far.items() if bool((each > ROUNDING).any())}
+        for parameter, constraint, value, low, high in ranges_of(fn):
+            where = (value < low - ROUNDING) | (value > high + ROUNDING)
+            # What a mask takes out stands for nothing.
+            where = where & (parameter in cures)
+            if is_open and is_strict(constraint):
                 where = where | (value == low)
             if bool(where.any()):
                 found[name, parameter] = (
                     f"The distribution of site {name!r}, {type(fn).__name__}, has {parameter} = "
                     f"{_first(value, where):.6g} in every run, outside of its range, "
-                    f"{_words(low, high, _first(value, where) == low)}. Look for a wrong sign, or "
-                    "arguments in the wrong order."
+                    f"{range_words(low, high, _first(value, where) == low)}. Look for a wrong sign, or "
+                    "arguments in the wrong order. " + cures.get(parameter, "")
                 )
 
     return found
 
 
-def _ranges(fn: Any) -> Iterator[tuple[str, Tensor, float, float]]:
-    """Parameters that have a range of numbers: names, values, and both ends."""
-    try:
-        allowed = fn.arg_constraints
-    except NotImplementedError:
-        return
-    for name, constraint in allowed.items():
-        value, inner = fn.__dict__.get(name), getattr(constraint, "base_constraint", constraint)
-        low, high = (getattr(inner, end, None) for end in ("lower_bound", "upper_bound"))
-        if isinstance(value, Tensor) and value.is_floating_point() and (low is not None or high is not None):
-            yield name, value, _number(low, -math.inf), _number(high, math.inf)
-
-
-def _number(end: Any, default: float) -> float:
-    return float(end) if isinstance(end, (int, float)) else default
-
-
 def _first(value: Tensor, where: Tensor) -> float:
     return value[where].flatten()[0].item()
-
-
-def _is_strict(constraint: Any) -> bool:
-    """Whether the lower end itself is out of range."""
-    return isinstance(getattr(constraint, "base_constraint", constraint), type(constraints.positive))
-
-
-def _words(low: float, high: float, is_strict: bool = False) -> str:
-    if math.isinf(high):
-        return f"above {low:g}" if is_strict else f"{low:g} and above"
-
-    return f"{high:g} and below" if math.isinf(low) else f"{low:g} to {high:g}"

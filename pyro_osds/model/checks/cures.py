@@ -241,12 +241,33 @@ def constant_cure(error: Exception) -> str:
         return "A tensor that the gradient needs is changed in place: change a clone(), or make a new tensor."
     if "requires_grad" in text or "does not require grad" in text:
         return "Compute in torch from the latents to the density, without .detach(), .item() and torch.no_grad()."
+    if told := _index(text):
+        return told
     if _DTYPES.search(text):
         return "Give all tensors on this line one dtype, such as x.float()."
     if isinstance(error, (RuntimeError, ValueError, IndexError)) and _SHAPES.search(text):
         return "Check the shapes on this line."
 
     return ""
+
+
+def _index(text: str) -> str:
+    """What is wrong with an index: its type, or that it counts from one."""
+    if re.search(r"used as ind(ex|ices)|int(32|64)? for index|argument #\d+ 'indices'|\(\): Expected dtype int", text):
+        return "An index is a whole number: write x.long() for the tensor that is used as an index, as in a[x.long()]."
+    found = re.search(r"index (-?\d+) is out of bounds .*size (\d+)", text)
+    if found is None:
+        beyond = "index out of range" in text
+        return "Indices count from 0: for groups that are numbered from 1 write a[group - 1] instead." if beyond else ""
+    index, size = int(found[1]), int(found[2])
+    first = f"Indices count from 0, so the last of {size} is {size - 1}, and {index} was asked for"
+    if index == size:
+        return f"{first}: for groups that are numbered from 1 write group - 1, as in a[group - 1]; else make it longer."
+
+    return (
+        f"{first}: make what is indexed as long as there are groups, or number these from 0 without gaps, by "
+        "torch.unique(group, return_inverse=True)[1]."
+    )
 
 
 def _parameter(error: Exception) -> str:

@@ -55,7 +55,12 @@ def argument_cure(
                 )
             except Exception:  # noqa: BLE001 - another cure is looked for
                 continue
-        return " ".join(_argument(names.get(id(value), "?"), value, cures[id(value)][1]) for value in blamed)
+        told = [_argument(names.get(id(value), "?"), value, cures[id(value)][1]) for value in blamed]
+        # Arguments of the same kind would be the next ones to fail.
+        kinds = {type(value) for value in blamed} - {Tensor, int, float}
+        alike = [value for value in other if type(value) in kinds and all(value is not each for each in blamed)]
+        told += [_also(names.get(id(value), "?"), cures[id(value)][1]) for value in alike]
+        return " ".join(told)
     text = str(error).split("\n")[0]
     for value in given:
         name = names.get(id(value), "?")
@@ -145,6 +150,10 @@ def _argument(name: str, value: Any, code: str) -> str:
         return f"{is_of}, a single number, where the model reads several: {pass_it}."
 
     return f"{is_of}, and torch computes with tensors only: {pass_it}."
+
+
+def _also(name: str, code: str) -> str:
+    return f"Argument {name!r} is of that kind, too: pass {code.format(name)}."
 
 
 def _as_tensor(value: Any) -> tuple[Tensor, str] | None:

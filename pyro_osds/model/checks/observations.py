@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Independent
+from torch.distributions import Bernoulli, Categorical, Independent, constraints
 
 from pyro_osds.model.distributions.missing import without_missing
 from pyro_osds.model.distributions.wrappers import unwrap
@@ -115,7 +115,17 @@ def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str]:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
 
-    return ~inside, f"outside its support {support}"
+    return ~inside, f"outside its support {support}{_coded_otherwise(support, value)}"
+
+
+def _coded_otherwise(support: Any, value: Tensor) -> str:
+    """What makes zeros and ones of labels of two kinds that are coded otherwise; empty for what is none."""
+    if support is not constraints.boolean or value.dtype == torch.bool:
+        return ""
+    seen = value.unique().tolist()
+    code = {(-1, 1): "(y + 1) / 2", (1, 2): "y - 1"}.get(tuple(seen)) if len(seen) == 2 else None
+
+    return f", which holds 0 and 1, and labels here are {seen[0]:g} and {seen[1]:g} (pass {code})" if code else ""
 
 
 def _on_bound(fn: Any, value: Tensor, shape: torch.Size) -> Tensor:
@@ -143,6 +153,8 @@ def refusal(name: str, seen: tuple[Any, ...]) -> str:
     """  # noqa: E501 - one line is printed
     value, place, count, total, why, *whole = seen
     cure = "Remove or transform that observation, or change the site's distribution."
+    if "labels here" in why:
+        cure = "Code them as 0 and 1, by what stands in the brackets."
     if "missing" in why:
         cure = _cure_of_missing(name, whole)
     if "on a bound" in why:
