@@ -170,7 +170,7 @@ def given_draws(samples: Any, target: Target, what: str = "initial_samples") -> 
     z = target.from_samples(chosen)
     _check_round_trip(chosen, z, target, what)
 
-    return GivenDraws(z, num_chains, total, ignored)
+    return GivenDraws(z, num_chains, total, ignored, is_grouped=chains > 1)
 
 
 def given_or_none(samples: Any, target: Target) -> GivenDraws | None:

@@ -2,14 +2,12 @@
 
 import math
 
-import arviz as az
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
-from pyro.infer import MCMC, NUTS
 
 from pyro_osds import OSDS, evidence_from_samples
 from pyro_osds.explore.given.reading import given_draws
@@ -349,101 +347,3 @@ def test_draws_in_one_labelling_stand_for_all():
     found = survey_of_draws(target, drawn)
     assert abs(found.exploration.log_evidence - exact) < 4.5 * found.exploration.std_error + 0.03
     assert not found.given.missed
-
-
-class Tree:
-    """What a tree of groups has: groups under their names, and variables of its own."""
-
-    def __init__(self, groups):
-        self.children, self.data_vars, self.sizes = groups, {}, {}
-
-    def __getattr__(self, name):
-        if name in self.__dict__.get("children", {}):
-            return self.children[name]
-        raise AttributeError(name)
-
-
-@pytest.mark.parametrize("kind", ["dict", "posterior", "tree", "mapping", "one chain"])
-def test_inference_data_gives_the_same_points(kind):
-    values = {name: value for name, value in draws().items() if name != "kind"}
-    idata = az.from_dict(
-        posterior={name: value.numpy() for name, value in values.items()}, prior={"sd": np.ones((1, 5))}
-    )
-    held = {
-        "dict": lambda: idata,
-        "posterior": lambda: idata.posterior,
-        "tree": lambda: Tree({"posterior": idata.posterior, "prior": idata.prior}),
-        "mapping": lambda: {"posterior": idata.posterior},
-        "one chain": lambda: idata.posterior.isel(chain=0),
-    }[kind]()
-    target = target_of()
-    read, plain = given_draws(held, target), given_draws(values, target)
-    if kind == "one chain":
-        plain = given_draws({name: value[0] for name, value in values.items()}, target)
-    torch.testing.assert_close(read.z, plain.z)
-    assert read.num_chains == 4 and read.ignored == ("twice",)
-
-
-def test_inference_data_without_a_posterior_names_its_groups():
-    prior = az.from_dict(prior={"sd": np.ones((1, 5))})
-    for held in (
-        prior,
-        xr.DataTree.from_dict({"/prior": dataset({"sd": torch.ones(1, 5)})}),
-        Tree({"prior": prior.prior}),
-    ):
-        with pytest.raises(TypeError, match="has the group 'prior' and no group 'posterior'"):
-            given_draws(held, target_of())
-
-
-def test_inference_data_of_nuts_and_of_a_fit_are_given_and_checked_against():
-    pyro.set_rng_seed(0)
-    mcmc = MCMC(NUTS(normal), num_samples=150, warmup_steps=100, num_chains=1, disable_progbar=True)
-    mcmc.run(Y)
-    first = evidence_from_samples(normal, mcmc.get_samples(group_by_chain=True), Y)
-    osds = OSDS(normal, initial_samples=az.from_pyro(mcmc), disable_progbar=True)
-    osds.run(Y)
-    for evidence in (first, osds.evidence):
-        assert abs(evidence.log_evidence - EXACT) < 4 * evidence.std_error + 1e-3
-    idata = osds.to_inference_data()
-    assert osds.check_against(idata).agrees and osds.check_against(idata.posterior).agrees
-    again = evidence_from_samples(normal, idata, Y)
-    assert abs(again.log_evidence - EXACT) < 4 * again.std_error + 1e-3
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "cure"),
-    [
-        ("sd", lambda x: x.flatten()[:, None], r"\(200, 1\) and the site has shape \(\): .* by \.squeeze\(-1\)"),
-        ("sd", lambda x: x[..., None], r"last axis of one is too many.*\.squeeze\(-1\)"),
-        ("mean", lambda x: x.flatten(0, 1)[..., None], r"last axis of one is too many.*\.squeeze\(-1\)"),
-        ("mean", lambda x: x[..., None], r"last axis of one is too many.*\.squeeze\(-1\)"),
-        ("mean", lambda x: x.flatten(0, 1)[:, None], r"\(200, 3\), by \.squeeze\(1\)"),
-    ],
-)
-def test_an_axis_of_one_is_told_of_the_site_that_has_it(name, change, cure):
-    grouped = draws()
-    for values in (flat(grouped), grouped):
-        with pytest.raises(ValueError, match=rf"initial_samples\['{name}'\] has shape .*{cure}"):
-            given_draws({**values, name: change(grouped[name])}, target_of())
-
-
-def test_an_axis_of_one_that_is_lacking_is_told_and_one_that_belongs_is_read():
-    def single():
-        with pyro.plate("group", 1):
-            pyro.sample("x", dist.Normal(0.0, 1.0))
-        pyro.sample("a", dist.Normal(0.0, 1.0))
-
-    target, x = OSDS(single)._problem.target((), {}), torch.randn(40)
-    assert given_draws({"x": x[:, None], "a": x}, target).total == 40
-    assert given_draws({"x": x.view(4, 10, 1), "a": x.view(4, 10)}, target).num_chains == 4
-    assert given_draws({"x": x.view(1, 40, 1), "a": x.view(1, 40)}, target).total == 40
-    for lacking in (x, x.view(4, 10)):
-        with pytest.raises(ValueError, match=r"\['x'\] has shape .*whose last axis of one the draws lack"):
-            given_draws({"x": lacking, "a": x}, target)
-
-
-def test_the_log_evidence_of_draws_shows_no_bars(capfd):
-    torch.manual_seed(0)
-    sampler = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), 1, num_samples=100)
-    evidence_from_samples(sampler, torch.randn(200, 1))
-    assert capfd.readouterr().err == "" and not sampler.settings.disable_progbar
