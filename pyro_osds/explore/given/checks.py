@@ -143,11 +143,12 @@ def check_same_model(log_prob: Tensor, found: Exploration) -> None:
     # Particles that were annealed are at the posterior, or on their way there: further up than draws of it by chance.
     if below > FAR_BELOW + FAR_BELOW_SDS * spread:
         raise ValueError(
-            f"The draws in initial_samples come from another model, or from other data: half of them have a log "
+            f"The draws in initial_samples come from another model, or from other data, or half of the chains did not "
+            f"converge: half of them have a log "
             f"density "
             f"below {log_prob.double().median():.1f}, and {usable.median():.1f} is usual for this posterior next to "
             "them, with a standard deviation of "
-            f"{spread:.1f}. Pass draws of this model and these data, values as get_samples() gives them."
+            f"{spread:.1f}. Pass draws of this model and these data, of chains that agree, values as get_samples() gives them."
         )
 
 

@@ -192,7 +192,9 @@ def by_draw(samples: Any, target: Target) -> dict[str, Tensor]:
     """
     shapes = shapes_of(target)
     every = _renamed_back(reference_draws(samples), shapes)
-
+    for name in shapes:
+        if name in every:
+            _check_no_axis_of_one(name, every[name], shapes[name], "samples")
     # A mapping may hold only what is wanted; what a sampler or InferenceData hold beside it is not asked for.
     is_plain = isinstance(samples, Mapping) and _posterior_group(samples) is None
 

@@ -77,6 +77,8 @@ def test_inference_data_of_nuts_and_of_a_fit_are_given_and_checked_against():
         assert abs(evidence.log_evidence - EXACT) < 4 * evidence.std_error + 1e-3
     idata = osds.to_inference_data()
     assert osds.check_against(idata).agrees and osds.check_against(idata.posterior).agrees
+    with pytest.raises(ValueError, match=r"samples\['mu'\] has shape \(150, 1\) .*by \.squeeze\(-1\)"):
+        osds.check_against({"mu": mcmc.get_samples()["mu"][:, None]})
     again = evidence_from_samples(normal, idata, Y)
     assert abs(again.log_evidence - EXACT) < 4 * again.std_error + 1e-3
 
@@ -141,6 +143,16 @@ def test_a_chain_that_leaves_or_comes_late_is_stuck_and_a_beginning_is_warm_up(p
     z[1, :40] += 15.0
     found = survey_of_draws(NORMAL, given(z.flatten(0, 1), 4)).given
     assert not found.stuck and "leave out the warm-up" in found.notes[0]
+
+
+def test_half_of_the_chains_stuck_is_told_as_a_cause():
+    torch.manual_seed(0)
+    z = torch.randn(4, 250, 3)
+    z[2:] += 15.0
+    with pytest.raises(
+        ValueError, match="or half of the chains did not converge: half of them .* of chains that agree"
+    ):
+        survey_of_draws(NORMAL, given(z.flatten(0, 1), 4))
 
 
 def test_agreement_says_that_a_chain_did_not_converge(tmp_path):
