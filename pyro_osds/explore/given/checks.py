@@ -148,7 +148,8 @@ def check_same_model(log_prob: Tensor, found: Exploration) -> None:
             f"density "
             f"below {log_prob.double().median():.1f}, and {usable.median():.1f} is usual for this posterior next to "
             "them, with a standard deviation of "
-            f"{spread:.1f}. Pass draws of this model and these data, of chains that agree, values as get_samples() gives them."
+            f"{spread:.1f}. Pass draws of this model and these data, of chains that agree, values as get_samples() "
+            "gives them."
         )
 
 
