@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pyro_osds.explore.given.reading import check_alone
@@ -56,6 +57,7 @@ def evidence_from_samples(model: Callable[..., Any] | OSDS, samples: Any, *args:
         check_alone(samples, model.settings.warm_start, None)
         osds = copy.copy(model)
         osds._initial_samples, osds._fit = samples, None
+        osds.settings = replace(model.settings, disable_progbar=True)
     else:
         osds = OSDS(model, initial_samples=samples, disable_progbar=True)
     osds.run(*args, **kwargs)

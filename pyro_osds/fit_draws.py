@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_osds.explore.given.copies import copies_of
+from pyro_osds.explore.particles import GivenDraws
 from pyro_osds.fit_stages import source_of, way_of
 from pyro_osds.flow.leap import Leap
 from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors
@@ -24,7 +26,7 @@ from pyro_osds.runtime.arguments import check_powers_of_two
 from pyro_osds.runtime.clock import now
 from pyro_osds.settings import Settings
 from pyro_osds.stats.weights import WeightedDraws, log_weights_at, weigh
-from pyro_osds.target import Target
+from pyro_osds.target import Target, as_target
 from pyro_osds.train.recipe import Recipe
 from pyro_osds.train.trainer import Trainer
 from pyro_osds.train.velocity import VelocityLeap, VelocityTrainer
@@ -41,6 +43,7 @@ class FitDraws:
 
     settings: Settings
     given: Target
+    drawn: GivenDraws | None
     target: Target
     recipe: Recipe | PointRecipe
     trainer: AnyTrainer
@@ -180,7 +183,25 @@ class FitDraws:
         # In the coordinates of the fit, where components that may trade places are put back at random for both.
         parameters = parameter_errors(ours, self.constrain(z))
 
-        return compare_with_reference(own.log_weight, theirs, parameters)
+        agreement = compare_with_reference(own.log_weight, theirs, parameters)
+
+        return agreement.with_objections(found.given.stuck, self._lacking_copies(found.given.kept))
+
+    def _lacking_copies(self, kept: tuple[int, ...]) -> str:
+        """A sentence on copies that given draws lack, where the fit looks at one for all; or nothing.
+
+        Arguments:
+            kept: The chains that are left, where some were left out.
+        """
+        if self.drawn is None:
+            return ""
+        z = self.drawn.by_chain[list(kept)].flatten(0, 1) if kept else self.drawn.z
+        z, given = z.to(dtype=self.target.dtype, device=self.target.device), as_target(self.given)
+        if self.target.standardized != given.standardized:
+            z = given.other_coordinates(z)[1]
+        copies = copies_of(self.target, z, len(kept) or self.drawn.num_chains)
+
+        return "" if copies is None else copies.sentence()
 
     # ---- from the sampler's coordinates to the user's sites ----
 

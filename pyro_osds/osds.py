@@ -81,6 +81,11 @@ if TYPE_CHECKING:
 _MIN_CHECK_DRAWS = 4096
 # Reference draws that differ, at least: of fewer, a standard deviation is known to a quarter only.
 _MIN_DISTINCT = 10
+# What is said when a sampler is made, and not of one that is there.
+_OPTIONS = {
+    *Settings.names(),
+    *("initial_samples", "initial_params", "init_strategy", "max_plate_nesting", "transforms", "vectorize", "capture"),
+}
 
 
 class OSDS:
@@ -472,6 +477,14 @@ class OSDS:
             if hasattr(type(self), name):
                 object.__getattribute__(self, name)  # a property that failed tells its own reason
             raise unknown_attribute(type(self), name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in _OPTIONS and getattr(getattr(type(self), name, None), "fset", None) is None:
+                raise AttributeError(
+                    f"{name} is an option of OSDS, and setting it on a sampler that is made has no effect: pass "
+                    f"{name}= to a new sampler."
+                )
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         return one_line(self._problem.function, self.settings, self._fit)
@@ -1091,6 +1104,15 @@ class OSDS:
     def model(self) -> Callable[..., Any] | None:
         """The Pyro model or the log density; None for a potential function."""
         return None if self._problem.kind == "potential_fn" else self._problem.function
+
+    @property
+    def callback(self) -> Callable[[RunProgress], Any] | None:
+        """Who is told how a run goes; another one, or None, may be set before ``run`` or ``resume``."""
+        return self.settings.callback
+
+    @callback.setter
+    def callback(self, callback: Callable[[RunProgress], Any] | None) -> None:
+        self.settings = replace(self.settings, callback=callback)
 
     @property
     def num_samples(self) -> int:

@@ -80,6 +80,9 @@ class GivenDraws:
         ignored: Names that came with them and are no latent sites.
         missed: Parts of the posterior that search found, and the draws lack, each with the share that is lacking.
         notes: What was seen of them, in sentences.
+        is_grouped: Whether somebody has grouped them by chain.
+        stuck: A sentence on chains that were left out, since they did not converge, or nothing.
+        kept: Which of the chains are left, where some were left out.
     """
 
     z: Tensor
@@ -88,6 +91,9 @@ class GivenDraws:
     ignored: tuple[str, ...] = ()
     missed: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
+    is_grouped: bool = True
+    stuck: str = ""
+    kept: tuple[int, ...] = ()
 
     @property
     def by_chain(self) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +27,15 @@ from torch import Tensor
 
 from pyro_osds.stats.chains import MAX_LENGTH
 from pyro_osds.stats.pareto import pareto_k
-from pyro_osds.stats.thresholds import LARGE_NATS, MAX_LOST, MAX_PARETO_K, MAX_SIGMAS, SMALL_ERROR, SMALL_NATS
+from pyro_osds.stats.thresholds import (
+    CERTAIN_NATS,
+    LARGE_NATS,
+    MAX_LOST,
+    MAX_PARETO_K,
+    MAX_SIGMAS,
+    SMALL_ERROR,
+    SMALL_NATS,
+)
 from pyro_osds.stats.weights import WeightSummary, log_mean_weight, summarize_weights
 
 if TYPE_CHECKING:
@@ -70,6 +78,32 @@ class Agreement:
 
     def __str__(self) -> str:
         return self.sentence
+
+    def with_objections(self, stuck: str = "", lacking: str = "") -> Agreement:
+        """The same, after what speaks against the reference draws and was taken out before they were compared.
+
+        Arguments:
+            stuck: A sentence on chains that were left out, or nothing.
+            lacking: A sentence on copies of one mode that the draws lack, or nothing.
+
+        Example:
+            >>> import pandas as pd
+            >>> well = Agreement(True, "Well.", -2.1, -2.0, 0.01, -1.9, 0.1, -2.0, 0.1, pd.DataFrame())
+            >>> print(well.with_objections(lacking="they sit in 1 of 2 copies"))  # doctest: +ELLIPSIS
+            The reference disagrees: they sit in 1 of 2 copies. In a single copy nothing else differs: log evidence ...
+        """
+        objections = [text for text in (stuck, lacking) if text]
+        if not objections:
+            return self
+        what = "Of what is left" if stuck else "In a single copy"
+        rest = self.sentence
+        if self.agrees:
+            rest = (
+                f"{what} nothing else differs: log evidence {self.log_evidence:.3f} +- {self.std_error:.3f} from the "
+                f"flow, {self.forward_log_evidence:.3f} from the reference draws."
+            )
+
+        return replace(self, agrees=False, sentence=f"The reference disagrees: {'; '.join(objections)}. {rest}")
 
 
 def compare_with_reference(log_weight: Tensor, reference_log_weight: Tensor, parameters: pd.DataFrame) -> Agreement:
@@ -125,7 +159,15 @@ def _sentence(
 ) -> str:
     """What disagrees, or nothing."""
     log_evidence = own.log_mean_weight
-    differs = abs(forward - log_evidence) > max(SMALL_NATS, MAX_SIGMAS * math.hypot(own.std_error, forward_error))
+    # Standard errors of heavy tails may be anything; beyond what Markov's inequality allows they do not matter.
+    chance = MAX_SIGMAS * math.hypot(own.std_error, forward_error)
+    differs = abs(forward - log_evidence) > max(SMALL_NATS, min(chance, CERTAIN_NATS))
+    if forward < log_evidence - CERTAIN_NATS:
+        return (
+            f"The reference disagrees: some of its draws lie where the posterior has hardly any (log evidence "
+            f"{forward:.3f} from them, {log_evidence:.3f} from the flow, more apart than chance explains); leave out "
+            "warm-up and chains that did not converge, and check that both are the same model of the same data."
+        )
     if lost > MAX_LOST:
         return (
             f"The reference disagrees: {lost:.0%} of its draws have density zero under this model; check that both are "

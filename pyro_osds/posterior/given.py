@@ -62,10 +62,11 @@ def hold_against(leap: Any, target: Target, given: GivenDraws, exploration: Expl
     held_out = given.held_out
     theirs = log_weights_at(leap, target, held_out.flatten(0, 1)).view(held_out.shape[:2])
     check = EvidenceCheck(*bridge_estimate(theirs, own.log_weight))
-    reasons += _bridge_reasons(check, *log_mean_weight(own.log_weight))
+    do_meet = bool(theirs.isfinite().any() and own.log_weight.isfinite().any())
+    reasons += _bridge_reasons(check, *log_mean_weight(own.log_weight), do_meet)
     reasons += _one_leg_reasons(check, exploration)
 
-    return Held(check, tuple(reasons))
+    return Held(check if math.isfinite(check.log_evidence) else None, tuple(reasons))
 
 
 def missed_reasons(missed: Sequence[tuple[Part, float]], log_evidence: float) -> list[Reason]:
@@ -92,8 +93,23 @@ def missed_reasons(missed: Sequence[tuple[Part, float]], log_evidence: float) ->
     ]
 
 
-def _bridge_reasons(check: EvidenceCheck, estimate: float, std_error: float) -> list[Reason]:
-    """Whether bridge sampling and the weights of the flow agree."""
+def _bridge_reasons(check: EvidenceCheck, estimate: float, std_error: float, do_meet: bool = True) -> list[Reason]:
+    """Whether bridge sampling and the weights of the flow agree.
+
+    Arguments:
+        check: What bridge sampling gave.
+        estimate: Log evidence from the flow's weights, nats.
+        std_error: Its standard error, nats.
+        do_meet: Whether each of the two has a density at some draw of the other.
+    """
+    if not math.isfinite(check.log_evidence) and do_meet:
+        return [
+            Reason(
+                "Bridge sampling between the draws in initial_samples and those of the flow did not converge: they "
+                f"hardly overlap, and it gives no log evidence. {_CURE}",
+                mendable=False,
+            )
+        ]
     if not math.isfinite(check.log_evidence):
         return [
             Reason(
@@ -124,11 +140,18 @@ def _one_leg_reasons(check: EvidenceCheck, exploration: Exploration) -> list[Rea
     if check.std_error <= MAX_STD_ERROR or annealed <= MAX_STD_ERROR:
         return []
 
+    bridge, way = (
+        (f"{what} {error:.2g} nats" if math.isfinite(error) else nothing)
+        for what, error, nothing in (
+            ("bridge sampling with the given draws knows it to", check.std_error, "bridge sampling gave none"),
+            ("annealing from them to", annealed, "annealing from them gave none"),
+        )
+    )
+
     return [
         Reason(
-            "Nothing confirms the log evidence but its own weights: bridge sampling with the given draws knows it to "
-            f"{check.std_error:.2g} nats, annealing from them to {annealed:.2g}, and one of them has to know it to "
-            f"{MAX_STD_ERROR}. {_CURE}",
+            f"Nothing confirms the log evidence but its own weights: {bridge}, {way}, and one of them has to know "
+            f"it to {MAX_STD_ERROR}. {_CURE}",
             draws=False,
             mendable=False,
         )

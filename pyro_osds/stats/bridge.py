@@ -40,7 +40,7 @@ def bridge_estimate(posterior_log_weight: Tensor, proposal_log_weight: Tensor) -
         proposal_log_weight: Log weights of the proposal's own draws, ``(M,)``; ``-inf`` counts as weight zero.
 
     Returns:
-        Both; nan and infinity where one of the two never meets the other.
+        Both; nan and infinity where one of the two never meets the other, or the iteration does not converge.
 
     Example:
         >>> bridge_estimate(torch.full((2, 50), -3.0), torch.full((100,), -3.0))
@@ -55,7 +55,7 @@ def bridge_estimate(posterior_log_weight: Tensor, proposal_log_weight: Tensor) -
     number = effective_number(theirs.clamp(*_bounds(usable - shift)))
     share = max(number / (number + len(ours)), _LEAST_SHARE)
     log_s1, log_s2 = math.log(share), math.log1p(-share)
-    log_z = 0.0
+    log_z, done = 0.0, False
     for _ in range(_NUM_ITERATIONS):
         f, g = _bridge(ours, theirs, log_z, log_s1, log_s2)
         after = (
@@ -65,7 +65,9 @@ def bridge_estimate(posterior_log_weight: Tensor, proposal_log_weight: Tensor) -
         if done or not math.isfinite(log_z):
             break
     f, g = _bridge(ours, theirs, log_z, log_s1, log_s2)
-    error = math.hypot(_relative_error(f.exp()), _relative_error_by_chain(g.exp()))
+    error = math.hypot(_relative_error(_scaled(f)), _relative_error_by_chain(_scaled(g)))
+    if not done or not math.isfinite(log_z) or not math.isfinite(error):
+        return math.nan, math.inf
 
     return log_z + shift.item(), error
 
@@ -102,6 +104,11 @@ def _bridge(ours: Tensor, theirs: Tensor, log_z: float, log_s1: float, log_s2: f
     offset = ours.new_tensor(log_s2 + log_z)
 
     return ours - torch.logaddexp(log_s1 + ours, offset), -torch.logaddexp(log_s1 + theirs, offset)
+
+
+def _scaled(logs: Tensor) -> Tensor:
+    """Values over the largest of them: errors that are relative stay, and nothing overflows."""
+    return (logs - logs.max()).exp()
 
 
 def _relative_error(values: Tensor) -> float:

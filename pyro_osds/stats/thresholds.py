@@ -200,6 +200,11 @@ LARGE_NATS = 1.0
 """Distance of the upper bound from the log evidence, nats, from which on the flow is to blame whatever its tails look
 like: the divergence KL(posterior || flow) is that large, and a calibrated flow leaves less than a tenth of it."""
 
+CERTAIN_NATS = 7.0
+"""Difference of log evidences, nats, that no chance explains. By Markov's inequality weights of the flow overstate the
+evidence by *t* nats, and those of draws of the posterior understate it by as many, with a chance of exp(-t) each,
+whatever their tails: a thousandth, where standard errors of heavy tails say nothing."""
+
 MAX_LOST = 0.01
 """Share of reference draws with density zero under the model: more than rounding at an edge of the support makes."""
 
@@ -213,6 +218,10 @@ FAR_BELOW, FAR_BELOW_SDS = 10.0, 6.0
 """Nats, and standard deviations of the log density, by which draws lie below a posterior that is not theirs. The log
 density of a Gaussian in D dimensions varies by sqrt(D / 2), and its middle by less than one of them from one third of a
 chain that hardly mixes to another; a draw ten standard deviations off in one dimension lies fifty nats below."""
+
+MAX_STUCK = 0.1
+"""Share of the second half of a chain that may lie so far below: warm-up is at the beginning, and what is there later
+is a chain that did not converge. A tenth is more than a heavy tail leaves there."""
 
 # ---- what exploration makes of its particles ----
 

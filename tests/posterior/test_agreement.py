@@ -97,3 +97,26 @@ def test_a_tail_of_equal_weights_is_none(float64):
     table = parameter_errors({"x": flow}, {"x": reference})
     got = compare_with_reference(torch.zeros(4000), tail.clamp(max=2.0), table)
     assert got.eubo < 0.1 and got.sentence.startswith("The reference disagrees: at its own draws")
+
+
+@pytest.mark.parametrize("fall", [20.0, 200.0, 5000.0])
+@pytest.mark.parametrize("is_ragged", [False, True])
+def test_no_agreement_where_log_evidences_are_many_nats_apart(float64, fall, is_ragged):
+    # A quarter of the draws where the posterior has no more than exp(-fall): no standard error explains that.
+    torch.manual_seed(5)
+    log_weight = torch.zeros(4000)
+    log_weight[3000:] -= fall * (torch.rand(1000) + 0.5 if is_ragged else 1.0)
+    table = parameter_errors({"x": torch.randn(4000)}, {"x": torch.randn(4000)})
+    got = compare_with_reference(torch.zeros(4000), log_weight, table)
+    assert not got.agrees and got.sentence.startswith("The reference disagrees: some of its draws lie where")
+    above = compare_with_reference(torch.zeros(4000), fall + log_weight.abs(), table)
+    assert not above.agrees and above.sentence.startswith("The flow disagrees")
+
+
+def test_what_was_taken_out_is_said_first(float64):
+    table = parameter_errors({"x": torch.randn(4000)}, {"x": torch.randn(4000)})
+    well = compare_with_reference(torch.zeros(4000), torch.zeros(4000), table)
+    assert well.agrees and well.with_objections() is well
+    got = well.with_objections("chain 4 of 4 did not converge", "they sit in 1 of 2 copies")
+    assert not got.agrees and " agree:" not in got.sentence
+    assert got.sentence.startswith("The reference disagrees: chain 4 of 4 did not converge; they sit in 1 of 2 copies.")

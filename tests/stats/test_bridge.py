@@ -56,3 +56,17 @@ def test_effective_number_of_chains():
     x = torch.randn(4, 1000)
     assert 0.8 < effective_number(x) / 4000 <= 1.0
     assert effective_number(x.repeat_interleave(10, 1)) < 0.2 * 40000
+
+
+@pytest.mark.parametrize("size", [1e3, 1e7])
+def test_what_does_not_converge_is_no_number(size):
+    # Weights that differ by more than numbers hold: any number with an error of nan would be nonsense.
+    torch.manual_seed(0)
+    for theirs, ours in [
+        (size * torch.rand(4, 50).double(), -size * torch.rand(200).double()),
+        (-size * torch.rand(4, 50).double(), size * torch.rand(200).double()),
+        (size * torch.randn(4, 50).double(), size * torch.randn(200).double()),
+    ]:
+        estimate, error = bridge_estimate(theirs, ours)
+        assert (math.isnan(estimate) and error == math.inf) or (math.isfinite(estimate) and math.isfinite(error))
+        assert not math.isfinite(estimate) or error >= 0.5

@@ -119,9 +119,63 @@ def test_a_callback_that_says_stop_leaves_a_run_to_resume(plain, stage):
         warnings.simplefilter("ignore")
         osds = run(callback=lambda progress: progress.stage == stage)
         assert osds.is_interrupted
-        osds.settings.__dict__["callback"] = None
+        osds.callback = None
         osds.resume()
     assert not osds.is_interrupted and same(osds, plain)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_a_run_that_is_stopped_each_time_gives_the_same_as_one_that_is_not(plain, first):
+    seen = []
+
+    def look(progress):
+        seen.append(progress)
+        return len(seen) >= first
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        osds = run(seed=3, callback=look)
+        for _ in range(6):
+            if osds.is_interrupted:
+                osds.resume()
+    assert not osds.is_interrupted and same(osds, plain) and osds.run_report == plain.run_report
+
+
+def test_a_callback_is_let_go_before_resuming(plain):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        osds = run(seed=3, callback=lambda progress: True)
+        osds.callback = None
+        assert osds.settings.callback is None
+        osds.resume()
+    assert not osds.is_interrupted and same(osds, plain) and "cut short" not in osds.run_report[-1]
+    with pytest.raises(TypeError, match="callback must be a function of one argument"):
+        osds.callback = "print"
+    for name in ("max_time", "num_samples", "seed", "initial_samples"):
+        with pytest.raises(AttributeError, match=f"{name} is an option of OSDS, .* pass {name}= to a new"):
+            setattr(osds, name, None)
+
+
+@pytest.mark.parametrize("yes", [True, np.True_, np.array(True), torch.tensor(True)])
+def test_any_truth_value_stops_a_run(yes):
+    no = ~yes if yes is not True else False
+    with pytest.raises(KeyboardInterrupt), watch.watched(lambda progress: yes, None):
+        watch.tell("flow", 1, 0.0, 0.0)
+    for answer in (no, None):
+        with watch.watched(lambda progress, answer=answer: answer, None):
+            watch.tell("flow", 1, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "answer", [1, 0, "stop", torch.tensor([True, False]), torch.tensor([True]), np.float64(1.0), []]
+)
+def test_what_is_no_truth_value_is_told(answer):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        pytest.warns(InterruptedWarning, match="it returned .*return True to stop the run"),
+        watch.watched(lambda progress: answer, None),
+    ):
+        watch.tell("flow", 1, 0.0, 0.0)
 
 
 def test_a_callback_that_fails_ends_the_run_with_what_there_is():

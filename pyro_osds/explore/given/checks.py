@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from torch import Tensor
 
 from pyro_osds.explore.particles import Exploration, GivenDraws
-from pyro_osds.stats.thresholds import FAR_BELOW, FAR_BELOW_SDS, MAX_LOST, MIN_GIVEN_PER_DIM
+from pyro_osds.stats.thresholds import FAR_BELOW, FAR_BELOW_SDS, MAX_LOST, MAX_STUCK, MIN_GIVEN_PER_DIM
 
 # Of a chain, the part at its beginning and at its end that are compared: long enough for a median.
 _PART = 3
@@ -71,6 +72,37 @@ def check_densities(given: GivenDraws, log_prob: Tensor) -> None:
         )
 
 
+def without_stuck_chains(given: GivenDraws, log_prob: Tensor) -> tuple[GivenDraws, Tensor]:
+    """The draws without chains that ended far below all others: those are no warm-up, they did not converge.
+
+    Arguments:
+        given: The draws.
+        log_prob: Their log densities, ``(num_chains * S,)``.
+
+    Returns:
+        What is left of both; the draws know of the others in a sentence.
+    """
+    bad = ~_near_others(log_prob).view(given.num_chains, -1)
+    late = bad[:, bad.shape[1] // 2 :].double().mean(1)
+    stuck = late > MAX_STUCK
+    if given.num_chains < 2 or not stuck.any() or stuck.all():
+        return given, log_prob
+    rows = log_prob.view(given.num_chains, -1)
+    numbers = [int(index) + 1 for index in stuck.nonzero()[:, 0]]
+    kind = "chain" if given.is_grouped else "quarter"
+    which = f"{kind}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))} of {given.num_chains}"
+    left_out, others = rows[stuck], rows[~stuck]
+    sentence = (
+        f"{which} of the given draws did not converge: half of {'its' if len(numbers) == 1 else 'their'} draws have a "
+        f"log density below {left_out.median():.1f}, half of the others lie above {others.median():.1f}. Left out "
+        "here; run the sampler longer, or from other starts, and look at its r_hat"
+    )
+    kept = tuple((~stuck).nonzero()[:, 0].tolist())
+    z = given.by_chain[~stuck].flatten(0, 1)
+
+    return replace(given, z=z, num_chains=len(others), stuck=sentence, kept=kept), others.flatten()
+
+
 def without_stragglers(given: GivenDraws, log_prob: Tensor) -> tuple[Tensor, str]:
     """The draws that a base is fitted to without those far below all others, such as the first ones of a chain.
 
@@ -82,8 +114,7 @@ def without_stragglers(given: GivenDraws, log_prob: Tensor) -> tuple[Tensor, str
         Which of the draws to take, ``(num_chains * S,)``, and a sentence on the others, or nothing.
     """
     finite = log_prob[log_prob.isfinite()]
-    bound = finite.median() - FAR_BELOW - FAR_BELOW_SDS * _spread(finite - finite.median())
-    good = log_prob.isfinite() & (log_prob >= bound)
+    good = _near_others(log_prob)
     count = int((~good).sum())
     if not count:
         return good, ""
@@ -112,12 +143,22 @@ def check_same_model(log_prob: Tensor, found: Exploration) -> None:
     # Particles that were annealed are at the posterior, or on their way there: further up than draws of it by chance.
     if below > FAR_BELOW + FAR_BELOW_SDS * spread:
         raise ValueError(
-            f"The draws in initial_samples come from another model, or from other data: half of them have a log "
+            f"The draws in initial_samples come from another model, or from other data, or half of the chains did not "
+            f"converge: half of them have a log "
             f"density "
             f"below {log_prob.double().median():.1f}, and {usable.median():.1f} is usual for this posterior next to "
             "them, with a standard deviation of "
-            f"{spread:.1f}. Pass draws of this model and these data, values as get_samples() gives them."
+            f"{spread:.1f}. Pass draws of this model and these data, of chains that agree, values as get_samples() "
+            "gives them."
         )
+
+
+def _near_others(log_prob: Tensor) -> Tensor:
+    """Which draws do not lie far below the middle one."""
+    finite = log_prob[log_prob.isfinite()]
+    bound = finite.median() - FAR_BELOW - FAR_BELOW_SDS * _spread(finite - finite.median())
+
+    return log_prob.isfinite() & (log_prob >= bound)
 
 
 def _spread(centred: Tensor) -> float:

@@ -36,6 +36,8 @@ def reference_draws(samples: Any, what: str = "samples") -> dict[str, Tensor]:
         {'x': torch.Size([5, 2])}
     """
     posterior = _posterior_group(samples)
+    if posterior is None:
+        _check_groups(samples, what)
     if posterior is not None:
         given = {str(name): _in_order(value) for name, value in posterior.data_vars.items()}
     elif isinstance(samples, Mapping):
@@ -72,14 +74,33 @@ def _tensor(name: str, value: Any, what: str) -> Tensor:
 
 
 def _posterior_group(samples: Any) -> Any:
-    """The group ``posterior`` of InferenceData, or a data set itself; None for anything else."""
-    if hasattr(samples, "data_vars") and {"chain", "sample"} & {str(dim) for dim in getattr(samples, "sizes", ())}:
-        return samples
-    if isinstance(samples, Mapping) and not hasattr(samples, "children"):
-        return None
-    group = getattr(samples, "posterior", None)
+    """The group ``posterior`` of InferenceData or DataTree, or a data set itself; None for anything else.
 
-    return group if hasattr(group, "data_vars") else None
+    InferenceData is a mapping too, of groups; a plain mapping of draws has no groups that hold variables.
+    """
+    group = getattr(samples, "posterior", None)
+    if group is None and isinstance(samples, Mapping) and "posterior" in samples:
+        group = samples["posterior"]
+    if hasattr(group, "data_vars"):
+        return group
+    sizes = {str(dim) for dim in getattr(samples, "sizes", ())}
+
+    return samples if hasattr(samples, "data_vars") and {"chain", "draw", "sample"} & sizes else None
+
+
+def _check_groups(samples: Any, what: str) -> None:
+    """Refuse groups of variables of which none is the posterior.
+
+    Raises:
+        TypeError: If there are such groups.
+    """
+    holder = samples if isinstance(samples, Mapping) else getattr(samples, "children", {})
+    groups = [str(name) for name, value in holder.items() if hasattr(value, "data_vars")]
+    if groups:
+        raise TypeError(
+            f"{what} has the group{'s' * (len(groups) > 1)} {_listed(groups)} and no group 'posterior', which the "
+            "draws are read from. Pass what holds the posterior draws."
+        )
 
 
 def _in_order(variable: Any) -> np.ndarray:
@@ -149,7 +170,7 @@ def given_draws(samples: Any, target: Target, what: str = "initial_samples") -> 
     z = target.from_samples(chosen)
     _check_round_trip(chosen, z, target, what)
 
-    return GivenDraws(z, num_chains, total, ignored)
+    return GivenDraws(z, num_chains, total, ignored, is_grouped=chains > 1)
 
 
 def given_or_none(samples: Any, target: Target) -> GivenDraws | None:
@@ -171,11 +192,16 @@ def by_draw(samples: Any, target: Target) -> dict[str, Tensor]:
     """
     shapes = shapes_of(target)
     every = _renamed_back(reference_draws(samples), shapes)
+    for name in shapes:
+        if name in every:
+            _check_no_axis_of_one(name, every[name], shapes[name], "samples")
+    # A mapping may hold only what is wanted; what a sampler or InferenceData hold beside it is not asked for.
+    is_plain = isinstance(samples, Mapping) and _posterior_group(samples) is None
 
     return {
         name: value.flatten(0, 1) if name in shapes and value.dim() == len(shapes[name]) + 2 else value
         for name, value in every.items()
-        if name in shapes or not hasattr(samples, "data_vars")
+        if name in shapes or is_plain
     }
 
 
@@ -226,6 +252,7 @@ def _renamed_back(every: dict[str, Tensor], shapes: Mapping[str, Any]) -> dict[s
 def _flat(name: str, value: Tensor, shape: torch.Size, chains: int, what: str) -> tuple[Tensor, int]:
     """The draws of a site one after the other, and in how many chains they are; one where nobody said."""
     own, size = value.dim() - len(shape), tuple(value.shape)
+    _check_no_axis_of_one(name, value, shape, what)
     if own not in (1, 2) or value.shape[own:] != shape:
         wanted = ", ".join(["draws", *map(str, shape)])
         raise ValueError(
@@ -241,6 +268,29 @@ def _flat(name: str, value: Tensor, shape: torch.Size, chains: int, what: str) -
         )
 
     return value.reshape(-1, *shape), number
+
+
+def _check_no_axis_of_one(name: str, value: Tensor, shape: torch.Size, what: str) -> None:
+    """Refuse an axis of one that is too many, or too few, at the site that has it.
+
+    A scalar site with draws ``(800, 1)`` would pass for 800 chains of one draw each, and others would be blamed.
+
+    Raises:
+        ValueError: If the draws fit without that axis, or with one more.
+    """
+    own, size = value.dim() - len(shape), tuple(value.shape)
+    said = f"{what}[{name!r}] has shape {size} and the site has shape {tuple(shape)}"
+    fits = own in (1, 2) and value.shape[own:] == shape
+    if fits and own == 2 and size[0] > 1 and size[1] == 1:
+        cure = ".squeeze(-1)" if not shape else ".squeeze(1)"
+        raise ValueError(
+            f"{said}: an axis of one is too many, or these are {size[0]} chains of one draw each, which say nothing "
+            f"of how the draws follow each other. Pass the draws as {(size[0], *shape)}, by {cure}."
+        )
+    if not fits and size[-1:] == (1,) and own in (2, 3) and value.shape[own - 1 : -1] == shape:
+        raise ValueError(f"{said}: its last axis of one is too many. Pass the draws without it, by .squeeze(-1).")
+    if not fits and shape[-1:] == (1,) and own in (0, 1) and (*size, 1)[own + 1 :] == shape:
+        raise ValueError(f"{said}, whose last axis of one the draws lack. Add it, by [..., None].")
 
 
 def _check_numbers(name: str, value: Tensor, what: str) -> None:

@@ -19,7 +19,13 @@ from torch import Tensor
 from pyro_osds.explore.annealing import explore
 from pyro_osds.explore.base_choice import choose_base, has_many_dimensions, modes_of
 from pyro_osds.explore.circle.cut import turned
-from pyro_osds.explore.given.checks import check_densities, check_number, check_same_model, without_stragglers
+from pyro_osds.explore.given.checks import (
+    check_densities,
+    check_number,
+    check_same_model,
+    without_stragglers,
+    without_stuck_chains,
+)
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.particles import Exploration, GivenDraws
@@ -78,6 +84,7 @@ def survey_of_draws(
     spread = journal.part(lambda: _spread_widely(target, given, num_particles * num_replicates))
     log_prob = journal.part(lambda: _densities(target, given.z))
     check_densities(given, log_prob)
+    given, log_prob = without_stuck_chains(given, log_prob)
     good, note = without_stragglers(given, log_prob)
     half = torch.zeros_like(good).view(given.num_chains, -1)
     half[:, : len(given.fitted) // given.num_chains] = True
@@ -112,7 +119,7 @@ def survey_of_draws(
         undefined,
         undefined_at,
         plan=_plan(given),
-        given=replace(given, z=_as_seen(before, target, given.z), notes=(note,) if note else ()),
+        given=replace(given, z=_as_seen(before, target, given.z), notes=tuple(filter(None, (given.stuck, note)))),
     )
     if endless:
         return found
@@ -132,7 +139,7 @@ def survey_of_draws(
 
 
 def _plan(given: GivenDraws) -> str:
-    chains = f" of {given.num_chains} chains" if given.num_chains > 1 else ""
+    chains = f" of {given.num_chains} chains" if given.num_chains > 1 and not given.stuck else ""
 
     fitted = len(given.fitted)
 

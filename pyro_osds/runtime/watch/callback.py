@@ -68,7 +68,8 @@ def watched(callback: Callable[[RunProgress], Any] | None, save: Callable[[bool]
     """A run that is watched.
 
     Arguments:
-        callback: Called with a :class:`RunProgress`; if it returns True the run stops, as by Ctrl-C.
+        callback: Called with a :class:`RunProgress`; if it returns True, numpy's and torch's included, the run stops,
+            as by Ctrl-C.
         save: Writes a file of where the run stands, given whether there is something to resume.
 
     Example:
@@ -121,7 +122,8 @@ def tell(
         return
     seconds, random = now() - watch.start, random_state()
     try:
-        stop = watch.callback(RunProgress(stage, iteration, elbo, log_evidence, std_error, seconds, reliable)) is True
+        progress = RunProgress(stage, iteration, elbo, log_evidence, std_error, seconds, reliable)
+        stop = says_stop(watch.callback(progress))
     except Exception as error:  # noqa: BLE001 - whatever a user's function raises must not cost what there is
         watch.is_stopped = True
         warn(
@@ -135,6 +137,32 @@ def tell(
     if stop:
         watch.is_stopped = True
         raise KeyboardInterrupt
+
+
+def says_stop(answer: Any) -> bool:
+    """Whether what a callback returned stops the run: a truth value of Python, numpy or torch, or None for none.
+
+    Arguments:
+        answer: What it returned.
+
+    Raises:
+        TypeError: If it is no truth value.
+
+    Example:
+        >>> says_stop(None), says_stop(False), says_stop(True)
+        (False, False, True)
+    """
+    if answer is None or isinstance(answer, bool):
+        return bool(answer)
+    # Scalars of numpy, torch and jax have a type of their elements and no axes.
+    is_scalar = getattr(answer, "shape", None) == () and str(getattr(answer, "dtype", "")) in ("bool", "torch.bool")
+    if is_scalar:
+        return bool(answer)
+    got = f"{type(answer).__name__} of shape {tuple(answer.shape)}" if hasattr(answer, "shape") else repr(answer)
+    raise TypeError(
+        f"it returned {got}, and only a single truth value says whether to stop: return True to stop the run, and "
+        "False or None to go on"
+    )
 
 
 def is_file_due() -> bool:
