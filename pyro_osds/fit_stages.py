@@ -123,7 +123,9 @@ def escalation_of(fit: Any, recipe: Recipe, judge: Judge, deadline: float, stage
 
     def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
         improper = fit.model_target.improper_sites
-        return refined_posterior(leap, fit.target, *chains, judged, improper, fit.objections(), found.parts)
+        return refined_posterior(
+            leap, fit.target, *chains, judged, improper, fit.objections(), found.parts, found.exploration
+        )
 
     # No stage cures a density without an integral.
     is_hopeless = bool(hopeless_objections(fit.leap, fit.model_target, found))

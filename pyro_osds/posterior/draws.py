@@ -24,7 +24,7 @@ from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.flow.walk import Walk
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
-from pyro_osds.posterior.reasons import lost_reasons, particle_reasons, unseen_reasons
+from pyro_osds.posterior.reasons import lost_reasons, particle_reasons, unlike_reasons, unseen_reasons
 from pyro_osds.posterior.verdict import judge, judge_annealed
 from pyro_osds.runtime.clock import OutOfTimeError, is_past, time_limit
 from pyro_osds.runtime.precision import is_rough, rounding_noise
@@ -42,6 +42,7 @@ from pyro_osds.stats.thresholds import (
     MAX_PARETO_K,
     TARGET_STD_ERROR,
 )
+from pyro_osds.stats.unlike import unlike
 from pyro_osds.stats.weights import (
     FlowDraws,
     Proposal,
@@ -279,6 +280,7 @@ def refined_posterior(
     improper_sites: Sequence[str] = (),
     reasons: Sequence[Reason] = (),
     parts: Sequence[Part] = (),
+    explored: Exploration | None = None,
 ) -> PosteriorDraws:
     """Draws and evidence from a refinement instead of weights, for a leap whose weights did not suffice.
 
@@ -291,11 +293,17 @@ def refined_posterior(
         improper_sites: Latent sites with an improper prior.
         reasons: What else speaks against the results.
         parts: Parts of the posterior that search found, which the draws have to reach.
+        explored: Particles that know nothing of the leap, and have to lie where those of the refinement do.
 
     Returns:
         Equally weighted posterior draws.
     """
     found = refine(leap, target, particles_for(num_chains * num_samples), NUM_REPLICATES)
+    if explored is not None and leap.can_invert:
+        sets = [(log_weights_at(leap, target, each.z), len(each.replicate_log_evidence)) for each in (explored, found)]
+        weights = [log_weight.view(count, -1) for log_weight, count in sets]
+        log_mean = summarize_weights(judged.flow_log_weight).log_mean_weight
+        reasons = (*reasons, *unlike_reasons(unlike(*weights, log_mean)))
 
     return annealed_posterior(found, target, num_chains, num_samples, judged, improper_sites, reasons, parts=parts)
 

@@ -25,6 +25,7 @@ from pyro_osds.stats.thresholds import (
     apart,
     pareto_k_threshold,
 )
+from pyro_osds.stats.unlike import Unlike
 
 # From here on a share is said as a multiple.
 _MANY_TIMES = 2.0
@@ -83,6 +84,25 @@ def unseen_reasons(found: Unseen | None, num_particles: int) -> list[Reason]:
             f"{found.by_particles:.1%} of {num_particles} explored particles lie where weights are more than "
             f"{found.multiple:g} times their mean, and {found.by_draws:.1%} of the posterior does by the draws: the "
             "flow hardly proposes a part of it. Raise num_iterations, or reparametrise the model."
+        )
+    ]
+
+
+def unlike_reasons(found: Unlike | None) -> list[Reason]:
+    """What is said where explored particles and those of a refinement lie in other shares.
+
+    Arguments:
+        found: Where they do, the explored ones first; or None.
+    """
+    if found is None:
+        return []
+    where = f"more than {found.multiple:g} times" if found.multiple > 1 else "more than"
+
+    return [
+        Reason(
+            f"Explored particles and those of the refinement disagree on where the posterior lies: {found.first:.0%} "
+            f"and {found.second:.0%} of them lie where the flow's weights are {where} their mean. One of the two misses "
+            "a part. Raise num_iterations and num_particles."
         )
     ]
 

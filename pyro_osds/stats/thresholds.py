@@ -66,6 +66,9 @@ MIN_UNSEEN, UNSEEN_SIGMAS = 0.005, 4.0
 errors that it has to differ by: the log evidence is low by the same number. It is looked for from several weights on,
 and particles are not quite independent, so that it takes more than three."""
 
+MIN_UNLIKE = 0.05
+"""Difference of the shares of two sets of particles, where a flow weighs them much, from which on it counts."""
+
 # ---- chains of posterior draws ----
 
 ENOUGH_CHAIN_ESS = 0.5
