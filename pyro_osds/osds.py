@@ -190,6 +190,8 @@ class OSDS:
         ('Leap', True, False)
         >>> osds.kernel.model is model  # for arviz.from_pyro
         True
+        >>> osds.callback is None
+        True
     """
 
     # Pickles of earlier versions have neither.

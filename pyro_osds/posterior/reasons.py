@@ -101,8 +101,8 @@ def unlike_reasons(found: Unlike | None) -> list[Reason]:
     return [
         Reason(
             f"Explored particles and those of the refinement disagree on where the posterior lies: {found.first:.0%} "
-            f"and {found.second:.0%} of them lie where the flow's weights are {where} their mean. One of the two misses "
-            "a part. Raise num_iterations and num_particles."
+            f"and {found.second:.0%} of them lie where the flow's weights are {where} their mean. One of the two "
+            "misses a part. Raise num_iterations and num_particles."
         )
     ]
 

@@ -92,6 +92,13 @@ _MOVED = {
 }
 
 
+class _OldModule(ModuleType):
+    """A module by its old name; where a function has that name, too, the package hands out either as the other."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
 class _OldNames(MetaPathFinder, Loader):
     """Finds a module by its old name."""
 
@@ -103,6 +110,7 @@ class _OldNames(MetaPathFinder, Loader):
         new = f"{_PACKAGE}.{_MOVED[module.__name__.partition('.')[2]]}"
         warnings.warn(f"{module.__name__} is {new} now; import from there.", DeprecationWarning, stacklevel=2)
         module.__dict__["__getattr__"] = handed_on(module.__name__, new)
+        module.__class__ = _OldModule
 
 
 def handed_on(old: str, new: str) -> Callable[[str], Any]:

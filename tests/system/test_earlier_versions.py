@@ -114,3 +114,13 @@ def test_unknown_names_stay_unknown():
 def test_public_names_alone():
     assert set(dir(pyro_osds)) == set(pyro_osds.__all__)
     assert torch.__name__ not in dir(pyro_osds)
+
+
+def test_a_function_may_have_the_name_of_an_old_module(forgotten):
+    # Whoever imports the old module puts it in the place of the function of that name.
+    with pytest.warns(DeprecationWarning, match="plot_evidence is pyro_osds.results.plot_evidence now"):
+        importlib.import_module("pyro_osds.plot_evidence")
+    from pyro_osds import plot_evidence
+
+    with pytest.raises(ValueError, match="at least one model"):
+        plot_evidence({})

@@ -13,6 +13,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from pyro_osds.runtime.clock import now
 from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
@@ -27,7 +30,7 @@ class RunProgress:
 
     Arguments:
         stage: ``"exploration"``, ``"training"`` after each round of it, or the stage that has just been judged:
-            ``"flow"``, ``"larger flow"``, ``"annealed refinement"``; ``"exploration anew"``.
+            ``"flow"``, ``"larger flow"``, ``"annealed refinement"``, ``"few-step diffusion"``, ``"annealed SMC"``.
         iteration: Optimiser steps so far.
         elbo: ELBO on fresh draws, nats; nan before there is a flow.
         log_evidence: Log evidence so far, nats: a preliminary one, but for that of a stage.
@@ -154,10 +157,10 @@ def says_stop(answer: Any) -> bool:
     """
     if answer is None or isinstance(answer, bool):
         return bool(answer)
-    # Scalars of numpy, torch and jax have a type of their elements and no axes.
-    is_scalar = getattr(answer, "shape", None) == () and str(getattr(answer, "dtype", "")) in ("bool", "torch.bool")
-    if is_scalar:
-        return bool(answer)
+    # Those of other packages, jax for instance, are arrays to numpy.
+    array = np.asarray(answer.detach().cpu() if isinstance(answer, Tensor) else answer)
+    if array.shape == () and array.dtype == bool:
+        return bool(array)
     got = f"{type(answer).__name__} of shape {tuple(answer.shape)}" if hasattr(answer, "shape") else repr(answer)
     raise TypeError(
         f"it returned {got}, and only a single truth value says whether to stop: return True to stop the run, and "
