@@ -303,7 +303,7 @@ def refined_posterior(
         sets = [(log_weights_at(leap, target, each.z), len(each.replicate_log_evidence)) for each in (explored, found)]
         weights = [log_weight.view(count, -1) for log_weight, count in sets]
         log_mean = summarize_weights(judged.flow_log_weight).log_mean_weight
-        reasons = (*reasons, *unlike_reasons(unlike(*weights, log_mean)))
+        reasons = (*reasons, *unlike_reasons(unlike(weights[0], weights[1], log_mean)))
 
     return annealed_posterior(found, target, num_chains, num_samples, judged, improper_sites, reasons, parts=parts)
 
