@@ -148,7 +148,9 @@ def test_short_calls_and_no_joblib_start_nothing(monkeypatch):
         assert pool._pool.get()._executor is None and num_at_once() == 1
 
 
-def test_a_model_has_the_same_numbers_to_the_last_digit(eager):
+def test_a_model_has_the_same_numbers_to_the_last_digit(eager, monkeypatch):
+    # On a busy machine workers gain nothing with points that take no time.
+    monkeypatch.setattr(pool, "_MOST_IN_VAIN", math.inf)
     data = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
 
     def model(x):
