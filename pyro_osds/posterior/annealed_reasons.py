@@ -6,12 +6,11 @@ import math
 
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.posterior.evidence import Reason
+from pyro_osds.posterior.reasons import move_reasons
 from pyro_osds.stats.thresholds import (
     CHECK_QUANTILE,
     MAX_SHARE_ERROR,
     MAX_SIGMAS,
-    MAX_STD_ERROR,
-    MIN_ACCEPTANCE,
     MIN_ANCESTORS,
     MIN_CHECK_ERROR,
     MIN_WEIGHT_ESS,
@@ -30,22 +29,6 @@ def run_reasons(run: Exploration) -> list[Reason]:
     num_replicates = len(run.replicate_log_evidence)
     per_replicate = len(run.z) // num_replicates
     reasons = []
-    if not run.acceptance >= MIN_ACCEPTANCE:
-        reasons.append(
-            f"The moves of annealed SMC were accepted with probability {run.acceptance:.2f} only: the density is too "
-            "rough for them. Rescale or reparametrise the model."
-        )
-    if not run.settled:
-        reasons.append(
-            "The particles of annealed SMC still drifted at the end: a part of the posterior is hard to reach. "
-            "Reparametrise the model (a non-centred hierarchy, for instance)."
-        )
-    if not run.std_error <= MAX_STD_ERROR:
-        seen, bound = apart(run.std_error, MAX_STD_ERROR)
-        reasons.append(
-            f"The {num_replicates} replicates of annealed SMC disagree: the standard error of their log evidence is "
-            f"{seen} nats, above {bound}, with {per_replicate} particles each. {_MORE}"
-        )
     if run.num_ancestors < MIN_ANCESTORS * num_replicates:
         reasons.append(
             f"The particles of annealed SMC descend from {run.num_ancestors / num_replicates:.1f} of {per_replicate} "
@@ -59,7 +42,7 @@ def run_reasons(run: Exploration) -> list[Reason]:
             "posterior, or rescale it."
         )
 
-    return [Reason(text) for text in reasons]
+    return [*move_reasons(run, "annealed SMC", _MORE), *(Reason(text) for text in reasons)]
 
 
 def tail_reasons(k: float, num_particles: int) -> list[Reason]:

@@ -205,24 +205,33 @@ def improper_text(sites: Sequence[str], healthy: bool) -> str:
     )
 
 
-def move_reasons(found: Exploration) -> list[Reason]:
-    """What speaks against the moves of the refinement's particles and the agreement of its replicates."""
+def move_reasons(
+    found: Exploration, stage: str = "the refinement", cure: str = "Raise num_iterations or num_particles."
+) -> list[Reason]:
+    """What speaks against the moves of annealed particles and the agreement of their replicates.
+
+    Arguments:
+        found: The particles.
+        stage: Which stage annealed them.
+        cure: What makes its replicates agree.
+    """
     reasons = []
     if not found.acceptance >= MIN_ACCEPTANCE:
         reasons.append(
-            f"The refinement's Hamiltonian moves were accepted with probability {found.acceptance:.2f} only: the "
-            "density is too rough for them. Rescale or reparametrise the model."
+            f"The Hamiltonian moves of {stage} were accepted with probability {found.acceptance:.2f} only: the density "
+            "is too rough for them. Rescale or reparametrise the model."
         )
     if not found.settled:
         reasons.append(
-            "The refinement's particles still drifted at the end: a part of the posterior is hard to reach. "
+            f"The particles of {stage} still drifted at the end: a part of the posterior is hard to reach. "
             "Reparametrise the model (a non-centred hierarchy, for instance)."
         )
     if not found.std_error <= MAX_STD_ERROR:
         seen, bound = apart(found.std_error, MAX_STD_ERROR)
+        count = len(found.replicate_log_evidence)
         reasons.append(
-            f"The refinement's replicates disagree: the standard error of their log evidence is {seen} nats, above "
-            f"{bound}. Raise num_iterations or num_particles."
+            f"The {count} replicates of {stage} disagree: the standard error of their log evidence is {seen} nats, "
+            f"above {bound}, with {len(found.z) // count} particles each. {cure}"
         )
 
     return [Reason(text) for text in reasons]

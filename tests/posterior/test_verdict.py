@@ -380,7 +380,7 @@ def test_reasons_against_a_refinement(options, words, cure):
 def test_replicates_that_disagree():
     # Their spread speaks against both; the error that follows from it is not told a second time.
     evidence = judge_annealed(walked(spread=1.2), poor())
-    assert re.search("replicates disagree: the standard error of their log evidence is 0.1.*num_particles",
+    assert re.search("replicates of the refinement disagree: the standard error of their log evidence is 0.1.*num_particles",
                      evidence.draws_reasons[0])  # fmt: skip
     assert len(evidence.draws_reasons) == 1 and evidence.reasons == evidence.draws_reasons
 
@@ -408,7 +408,9 @@ def test_chains_of_a_refinement():
 def test_replicates_without_an_evidence():
     # An estimate of nothing has no usable error.
     evidence = judge_annealed(walked(-math.inf), poor())
-    assert not evidence.reliable and any("replicates disagree" in reason for reason in evidence.draws_reasons)
+    assert not evidence.reliable and any(
+        "replicates of the refinement disagree" in reason for reason in evidence.draws_reasons
+    )
 
 
 def test_equal_weights_of_a_refinement_have_no_tail():
