@@ -380,8 +380,8 @@ def test_reasons_against_a_refinement(options, words, cure):
 def test_replicates_that_disagree():
     # Their spread speaks against both; the error that follows from it is not told a second time.
     evidence = judge_annealed(walked(spread=1.2), poor())
-    assert re.search("replicates of the refinement disagree: the standard error of their log evidence is 0.1.*num_particles",
-                     evidence.draws_reasons[0])  # fmt: skip
+    said = "replicates of the refinement disagree: the standard error of their log evidence is 0.1.*num_particles"
+    assert re.search(said, evidence.draws_reasons[0])
     assert len(evidence.draws_reasons) == 1 and evidence.reasons == evidence.draws_reasons
 
 
