@@ -94,6 +94,16 @@ def is_foreign(error: BaseException) -> bool:
     return _in(last, _LIBRARY) and not _in(last, (_PACKAGE, "/torch/", "/pyro/", "<"))
 
 
+def is_library(path: str) -> bool:
+    """Whether a file is of this package, of another installed one or of Python itself, and so not the user's.
+
+    Example:
+        >>> is_library(re.__file__), is_library("/home/me/model.py")
+        (True, False)
+    """
+    return _in(path, _LIBRARY)
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line, without its full stop and in words for the user of a model.
 

@@ -1,7 +1,9 @@
 """Slow points in worker processes: the same numbers, errors, limits of time; and nobody left behind."""
 
 import math
+import multiprocessing
 import os
+import sys
 import time
 
 import pyro
@@ -86,13 +88,14 @@ def test_answers_errors_limits_and_ends(eager, monkeypatch):
         with pytest.raises(OutOfTimeError), time_limit(start + 0.5):
             sent.answers([(1.0,), (30.0,), (31.0,)])
         assert now() - start < 10.0
-        # A worker that dies takes the others with it, and the run goes on here.
         assert all(map(is_alive, workers)) and len(workers) == 2
     assert torch.equal(state, torch.get_rng_state())
     end = time.perf_counter() + 10.0
     while any(map(is_alive, workers)) and time.perf_counter() < end:
         time.sleep(0.05)
     assert not any(map(is_alive, workers))
+    # Nor does the end of Python wait for any.
+    assert not multiprocessing.active_children()
     assert num_at_once() == 1 and sent.answers(calls) is None
 
 
@@ -197,3 +200,38 @@ def test_a_model_has_the_same_numbers_to_the_last_digit(eager, monkeypatch):
                 assert torch.equal(expected, got)
         assert target._ladder._loop_of(target._ladder.single)._sent._num_checked > 0
         assert not target._ladder._loop_of(target._ladder.single)._sent._is_refused
+
+
+# ---- what a function reads beside its arguments ----
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """A module of the user's, with a global that was set after the import, one that cannot be sent, and a function."""
+    (tmp_path / "rates_of_mine.py").write_text(
+        "import threading\nRATE = 1.0\nTABLE = {'a': 1.0}\nLOCK = threading.Lock()\n\ndef power(x):\n    return x\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = __import__("rates_of_mine")
+    yield module
+    sys.modules.pop("rates_of_mine")
+
+
+def test_globals_of_modules_go_along(eager, settings):
+    settings.RATE, settings.TABLE["a"] = 2.0, 3.0
+    sent = Sent(lambda x: x * settings.RATE + settings.TABLE["a"])
+    with with_workers():
+        wait_for(sent, [(1.0,)] * 4)
+        assert sent.answers([(float(x),) for x in range(8)]) == [2.0 * x + 3.0 for x in range(8)]
+
+
+def test_a_function_that_was_replaced_is_found_out(eager, settings):
+    # It shows where it is called only: after answers that were the same.
+    settings.power = math.sqrt
+    sent = Sent(lambda x: settings.power(x) if x > 5.0 else x)
+    with with_workers():
+        wait_for(sent, [(1.0,)] * 4)
+        assert sent.answers([(1.0,)] * 8) == [1.0] * 8
+        with pytest.raises(RuntimeError, match="other numbers in a worker process .*LOKY_MAX_CPU_COUNT to 1"):
+            for _ in range(9):
+                sent.answers([(1.0,)] * 7 + [(9.0,)])

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
-from pyro_osds.runtime.clock import check_time, now
+from pyro_osds.runtime.clock import OutOfTimeError, check_time, now
 from pyro_osds.runtime.parallel import is_together
 from pyro_osds.runtime.source import first_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
+from pyro_osds.runtime.workers.surroundings import module_values
 from pyro_osds.runtime.workers.worker import answer, begin
 
 # Seconds that long calls take in this process before workers are started: about what their start takes.
@@ -36,8 +37,11 @@ _PIECE = 0.05
 # More workers than this would wait for each other: batches of slow densities are small. Each of them holds torch, Pyro
 # and the model, and what is larger than so many bytes is not copied so many times.
 _MOST_WORKERS, _MOST_BYTES = 16, 2**28
-# Answers of a function that are held against this process; and so many calls that are no faster by workers are enough.
-_NUM_CHECKED, _MOST_IN_VAIN = 4, 5
+# Answers of a function that are held against this process to the last digit before any count. Later one of each batch
+# is, to so many digits: sums may be rounded in another way where memory lies otherwise.
+_NUM_CHECKED, _SAME = 4, 1e-6
+# So many calls in a row that are no faster by workers are enough.
+_MOST_IN_VAIN = 5
 # Seconds between two looks at the clock, and the longest that the end of a run waits for workers.
 _TICK = 0.05
 
@@ -81,6 +85,7 @@ class Sent:
 
         Raises:
             OutOfTimeError: If the time is over before the answers are there.
+            RuntimeError: If workers give other numbers than this process, after they gave the same.
         """
         pool = _pool.get()
         if pool is None or self._is_refused or len(calls) < 2 or not self._is_long(len(calls)) or not pool.is_ready():
@@ -89,25 +94,26 @@ class Sent:
         if path is None:
             return None
         start = now()
-        pieces = _pieces(calls, self._seconds, pool.num_workers)
-        futures = pool.ask(path, pieces)
+        is_new = self._num_checked < _NUM_CHECKED
+        place = self._num_checked % len(calls)
         own = []
-        try:
-            if futures and self._num_checked < _NUM_CHECKED:
-                # Workers have begun, and this process has nothing else to do.
-                own.append(self.function(*calls[0]))
+        with pool.asked(path, _pieces(calls, self._seconds, pool.num_workers)) as futures:
+            # Workers have begun, and this process has nothing else to do.
+            if futures and (is_new or len(calls) > _NUM_CHECKED):
+                try:
+                    own.append(self.function(*calls[place]))
+                except OutOfTimeError:
+                    raise
+                except Exception:  # noqa: BLE001 - as in a worker: it is asked for once more, where errors are explained
+                    return None
             results = pool.results(futures)
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
         if results is None:
             return None
-        if own and not self._holds(own[0], results[0]):
+        if own and not self._holds(own[0], results[place]):
             return None
         each = (now() - start) / len(calls)
         self._seconds = min(self._seconds, each * pool.num_workers)
-        self._in_vain = self._in_vain + 1 if not own and each >= work * self._here else 0
+        self._in_vain = self._in_vain + 1 if not is_new and each >= work * self._here else 0
         if self._in_vain >= _MOST_IN_VAIN:
             self.refuse("other processes take as long; the cores may be busy")
 
@@ -123,17 +129,23 @@ class Sent:
 
     def _holds(self, own: Any, got: Any) -> bool:
         self._num_checked += 1
-        if _equal(own, got):
-            return True
-        self.refuse("another process gives other numbers, which something outside of the function must decide")
+        if self._num_checked > 1 and not _equal(own, got, _SAME):
+            raise RuntimeError(
+                "The model gives other numbers in a worker process than in this one: something outside of it decides, "
+                "such as a function of a module that was replaced. Numbers of both are mixed by now. Run it again "
+                "without workers: set the environment variable LOKY_MAX_CPU_COUNT to 1."
+            )
+        is_same = self._num_checked > _NUM_CHECKED or _equal(own, got)
+        if not is_same:
+            self.refuse("another process gives other numbers, which something outside of the function must decide")
 
-        return False
+        return is_same
 
     def _sent_to(self, pool: _Pool) -> str | None:
         if self._path is not None and self._path[0] is pool:
             return self._path[1]
         try:
-            content = pool.dumps(self.function)
+            content = pool.dumps((self.function, pool.dumps(module_values(pool.dumps))))
         except Exception as error:  # noqa: BLE001 - whatever cannot be sent stays here
             self.refuse(f"they cannot be sent to another one ({type(error).__name__}: {first_line(error)})")
             return None
@@ -175,15 +187,23 @@ class _Pool:
 
         return not self._first and not self._is_off
 
-    def ask(self, path: str, pieces: Sequence[Sequence[tuple[Any, ...]]]) -> list[Future[Any]]:
-        """Begin with some calls."""
+    @contextlib.contextmanager
+    def asked(self, path: str, pieces: Sequence[Sequence[tuple[Any, ...]]]) -> Iterator[list[Future[Any]]]:
+        """Begin with some calls; whoever leaves before all are answered wants no more of them."""
         assert self._executor is not None
-        dtype = torch.get_default_dtype()
+        # Not by Future.cancel(): a pool that is ended while cancelled calls wait would leave its workers alive.
+        wanted = self.keep(b"")
+        arguments = path, wanted, torch.get_default_dtype()
+        futures: list[Future[Any]] = []
         try:
-            return [self._executor.submit(answer, path, pickle.dumps(list(piece)), dtype) for piece in pieces]
+            futures = [self._executor.submit(answer, pickle.dumps(list(piece)), *arguments) for piece in pieces]
         except RuntimeError as error:  # the pool broke before
             self._give_up(error)
-            return []
+        try:
+            yield futures
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(wanted)
 
     def results(self, futures: Sequence[Future[Any]]) -> list[Any] | None:
         """The answers; None if one of them failed, which then has to be asked for here, where errors are explained."""
@@ -193,8 +213,6 @@ class _Pool:
                 wait([future], timeout=_TICK)
                 check_time()
             if (error := future.exception()) is not None:
-                for each in futures:
-                    each.cancel()
                 if _is_broken(error):
                     self._give_up(error)
                 return None
@@ -232,7 +250,7 @@ class _Pool:
             self._is_off = True
             return
         self._folder = tempfile.TemporaryDirectory(prefix="pyro_osds_")
-        arguments = os.getpid(), torch.get_num_threads()
+        arguments = os.getpid(), self._folder.name, torch.get_num_threads()
         try:
             self._executor = executor_type(max_workers=self.num_workers, initializer=begin, initargs=arguments)
             self._first = [self._executor.submit(os.getpid) for _ in range(self.num_workers)]
@@ -332,17 +350,20 @@ def _pieces(calls: Sequence[tuple[Any, ...]], seconds: float, num_workers: int) 
     return [calls[start : start + size] for start in range(0, len(calls), size)]
 
 
-def _equal(first: Any, second: Any) -> bool:
-    """Whether two results are the same to the last digit."""
+def _equal(first: Any, second: Any, digits: float = 0.0) -> bool:
+    """Whether two results are the same, to the last digit or as a part of their size."""
     if isinstance(first, torch.Tensor):
         if not isinstance(second, torch.Tensor) or first.dtype != second.dtype or first.shape != second.shape:
             return False
-        return bool(((first == second) | ((first != first) & (second != second))).all())
+        if not first.is_floating_point():
+            return torch.equal(first, second)
+        return torch.allclose(first, second, rtol=digits, atol=digits, equal_nan=True)
     if isinstance(first, dict):
         return isinstance(second, dict) and first.keys() == second.keys() and all(
-            _equal(value, second[name]) for name, value in first.items()
+            _equal(value, second[name], digits) for name, value in first.items()
         )  # fmt: skip
     if isinstance(first, (list, tuple)):
-        return isinstance(second, type(first)) and len(first) == len(second) and all(map(_equal, first, second))
+        is_like = isinstance(second, type(first)) and len(first) == len(second)
+        return is_like and all(_equal(one, other, digits) for one, other in zip(first, second, strict=True))
 
     return type(first) is type(second) and bool(first == second)
