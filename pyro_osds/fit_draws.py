@@ -161,7 +161,7 @@ class FitDraws:
     def objections(self) -> tuple[Reason, ...]:
         """What speaks against draws and evidence, whatever their weights."""
         found = self.recipe.found
-        reasons = objections_to(self.leap, self.target, self.given, found)
+        reasons = objections_to(self.leap, self.target, self.given, found, self._deadline, self._per_draw)
         if found is None or found.given is None or found.progress:
             return reasons
         if self._held is None or self._held[0] is not self.leap:

@@ -59,7 +59,7 @@ CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 
 # Weighted draws at least, which a fast density gives in milliseconds: the tail of fewer is hardly known.
 _MIN_DRAWS = 4096
-NUM_PROBES, NUM_PROBES_SLOWLY = 256, 32
+NUM_PROBES, NUM_PROBES_SLOWLY, _NUM_PROBES_LATE = 256, 32, 2
 """Draws at which rounding is looked for; fewer where densities come point by point, since each takes some runs."""
 # Weighted draws for chains that mix badly, times the usual number, and terms of log densities that they may cost: some
 # seconds.
@@ -176,6 +176,7 @@ def draw_posterior(
         # Chains that are thinned out of more proposals mix better, and proposals cost less than training.
         draws = join([draws, weigh(leap, target, len(draws.z))])
         weights = summarize_weights(draws.log_weight)
+    late = slice(_NUM_PROBES_LATE if is_past(deadline) and not target.vectorized else None)
     lost = lost_by_draws(parts, draws.z, draws.log_weight, weights.log_mean_weight)
     evidence = judge(
         weights,
@@ -188,7 +189,7 @@ def draw_posterior(
             *_by_particles(leap, target, draws, weights, particles),
         ),
         annealed_check(second) if second else None,
-        rounding_at(target, draws.z, draws.log_prob) if is_whole or not is_past(deadline) else 0.0,
+        rounding_at(target, draws.z[late], draws.log_prob[late]) if is_whole or not is_past(deadline) else 0.0,
         mixed,
         target.has_tolerance,
         "diffusion" if isinstance(leap, Walk) else "flow",

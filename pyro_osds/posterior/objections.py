@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import torch
 from pyro_osds.explore.survey import Survey
 from pyro_osds.posterior.evidence import Reason
 from pyro_osds.posterior.plausibility import model_reasons, out_of_range, truncated, undefined_reasons
+from pyro_osds.runtime.clock import now
 from pyro_osds.stats.weights import weigh
 from pyro_osds.target import Target
 from pyro_osds.train.velocity import VelocityLeap
@@ -17,9 +19,19 @@ from pyro_osds.train.velocity import VelocityLeap
 # Draws that show what is wrong with a model: a share of 0.001 is seen in half of them, and one of 0.01 nearly always.
 # Where densities come point by point, a run of the model each.
 _NUM_LOOKED_AT, _NUM_LOOKED_AT_SLOWLY = 512, 64
+# Of what is left when draws begin, the part in which a model is looked at; and its draws at least, however late it is:
+# a mistake that is everywhere shows at each of them.
+_LOOK_SHARE, _FEWEST_LOOKED_AT = 0.1, 8
 
 
-def objections(leap: Any, target: Target, given: Target, found: Survey | None) -> tuple[Reason, ...]:
+def objections(
+    leap: Any,
+    target: Target,
+    given: Target,
+    found: Survey | None,
+    deadline: float = math.inf,
+    per_draw: float = 0.0,
+) -> tuple[Reason, ...]:
     """All that speaks against draws and evidence, whatever their weights.
 
     Arguments:
@@ -27,10 +39,12 @@ def objections(leap: Any, target: Target, given: Target, found: Survey | None) -
         target: The target that it leaps to.
         given: The user's posterior.
         found: What exploration found, if there was something to explore.
+        deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run should end.
+        per_draw: Seconds of a weighted draw, where there is a deadline.
     """
     hopeless = hopeless_objections(leap, target.unordered, found)
 
-    return (*_stopped(found), *hopeless, *model_objections(leap, target, given, found))
+    return (*_stopped(found), *hopeless, *model_objections(leap, target, given, found, deadline, per_draw))
 
 
 def hopeless_objections(leap: Any, target: Target, found: Survey | None) -> tuple[Reason, ...]:
@@ -44,7 +58,14 @@ def hopeless_objections(leap: Any, target: Target, found: Survey | None) -> tupl
     return (*_endless(target, found), *_without_volume(leap))
 
 
-def model_objections(leap: Any, target: Target, given: Target, found: Survey | None) -> tuple[Reason, ...]:
+def model_objections(
+    leap: Any,
+    target: Target,
+    given: Target,
+    found: Survey | None,
+    deadline: float = math.inf,
+    per_draw: float = 0.0,
+) -> tuple[Reason, ...]:
     """What a few draws of the flow show about the model itself; the caller's random numbers stay as they are.
 
     Arguments:
@@ -52,18 +73,39 @@ def model_objections(leap: Any, target: Target, given: Target, found: Survey | N
         target: The target that it leaps to.
         given: The user's posterior.
         found: What exploration found, if there was something to explore.
+        deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run should end.
+        per_draw: Seconds of a weighted draw, where there is a deadline.
     """
     model = target.unordered
     if not model.is_model:
         return ()
     if found is None:
         return _point_objections(model)
-    count = _NUM_LOOKED_AT if model.vectorized else _NUM_LOOKED_AT_SLOWLY
+    count = num_in_time(_NUM_LOOKED_AT if model.vectorized else _NUM_LOOKED_AT_SLOWLY, deadline, per_draw)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         draws = weigh(leap, target, count)
     reasons = model_reasons(model, target.to_target(draws.z), draws.log_weight)
 
     return (*reasons, *undefined_reasons(given, found.undefined_share, found.undefined_at))
+
+
+def num_in_time(wanted: int, deadline: float, per_draw: float) -> int:
+    """Draws at which a model is looked at more closely: as many as a part of the time allows, and always some.
+
+    Arguments:
+        wanted: How many there are to be with time enough.
+        deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run should end.
+        per_draw: Seconds of a weighted draw.
+
+    Example:
+        >>> num_in_time(64, math.inf, 0.1), num_in_time(64, now() - 1.0, 0.1), num_in_time(64, now() + 1e6, 0.1)
+        (64, 8, 64)
+    """
+    if deadline == math.inf or per_draw <= 0.0:
+        return wanted
+    there_is_time_for = _LOOK_SHARE * max(deadline - now(), 0.0) / per_draw
+
+    return min(wanted, max(_FEWEST_LOOKED_AT, int(there_is_time_for)))
 
 
 def _point_objections(given: Target) -> tuple[Reason, ...]:

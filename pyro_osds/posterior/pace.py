@@ -130,6 +130,10 @@ def draw_in_time(
         num_samples = min(asked, affordable // num_chains)
         limit = min(affordable, max_draws)
         is_whole = num_samples == asked
+        particles = judging.get("particles")
+        if particles is not None and not target.vectorized:
+            # They are held against draws, and say no more than as many of these.
+            judging["particles"] = particles[:: max(1, len(particles) // max(affordable, 1))]
     judging |= {"target_std_error": enough.std_error, "deadline": deadline}
     draws = draw_posterior(leap, target, num_chains, num_samples, max_draws=limit, **judging)
     if limit < max_draws:

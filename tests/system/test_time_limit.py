@@ -138,6 +138,23 @@ def test_ctrl_c_in_exploration_is_judged_and_gone_on_with(clock):
     assert_same(osds, expected)
 
 
+def test_ctrl_c_point_by_point_is_judged_by_few_points(clock, monkeypatch):
+    # 0.05 s a point: what there is in particles and in mistakes to look for may not take a run's time.
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    clock.seconds, stopped = 0.05, []
+
+    def model(y):
+        clock.model(y)
+        if clock.time > 30.0 and not stopped:
+            stopped.append(clock.time)
+            raise KeyboardInterrupt
+
+    osds = OSDS(model, **(QUICK | {"num_chains": 4}))
+    osds.run(Y)
+    assert osds.is_interrupted and not osds.evidence.draws_reliable
+    assert clock.time - stopped[0] <= 7.5
+
+
 def test_less_time_than_one_evaluation(clock):
     # A few draws, an honest verdict, and the way on.
     clock.seconds = 5.0
