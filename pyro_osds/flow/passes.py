@@ -345,8 +345,11 @@ def _moves(flow: FlowMap) -> list[_Move]:
         sizes.append((block.num_moving, block.num_fixed))
     layouts.append(list(range(flow.dim)))
     moves = []
-    for before, after, (first, second) in zip(layouts, layouts[1:], sizes, strict=False):
-        swap = (first, second) if before[first:] + before[:first] == after and first and second else None
+    after_sizes = [*sizes[1:], sizes[-1][::-1]]
+    for before, after, (first, second), (moving, _) in zip(layouts, layouts[1:], sizes, after_sizes, strict=False):
+        # The order alone does not tell: the next block may cut the same row of coordinates elsewhere.
+        is_swap = first > 0 and moving == second > 0 and before[first:] + before[:first] == after
+        swap = (first, second) if is_swap else None
         moves.append(_Move(before, after, swap, flow.layout_steps.device))
 
     return moves

@@ -128,7 +128,9 @@ def exact_volume(
         x = torch.cat([x[:num_body], _stretch(x[num_body:])]) if num_tail else x
         z, log_q, score_q, log_p, score_p = by_rows(partial(_both_scores, leap, target), x)
         log_weight = log_p - log_q.detach()
-        body, usable = log_weight[:num_body], log_weight.abs() < torch.inf
+        # One point so far out that neither density is a number there would spoil the whole step.
+        usable = log_weight.abs() < torch.inf
+        body = torch.where(usable, log_weight, -torch.inf)[:num_body]
         known = log_weight.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         # Truncated (Ionides 2008): early on, one draw would otherwise carry the whole batch.
         weight = torch.softmax(body, 0).clamp(max=num_body**-0.5)
@@ -258,8 +260,11 @@ def _both_scores(leap: Leap, target: Target, x: Tensor) -> tuple[Tensor, ...]:
 def _log_weight_from(leap: Leap, target: Target, x: Tensor) -> tuple[Tensor]:
     """Log weights of the draws from base points, ``(B,)``, with gradients through the draws."""
     z, log_abs_det = leap(x)
+    # Through its score: where the density is not finite, its own gradient would spoil those of all other points.
+    log_prob, score = log_prob_and_score(target.log_prob, z)
+    log_prob = log_prob + ((z - z.detach()) * score).sum(-1)
 
-    return (target.log_prob(z) - (leap.base.density.log_prob(x) - log_abs_det),)
+    return (log_prob - (leap.base.density.log_prob(x) - log_abs_det),)
 
 
 def _log_weight_at(leap: Leap, target: Target, z: Tensor) -> tuple[Tensor]:

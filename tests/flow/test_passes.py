@@ -17,8 +17,8 @@ def folded(flow, d):
     return folding
 
 
-def flow_of(dim, num_blocks, num_spline_blocks, size=0.1):
-    flow = FlowMap(dim, num_blocks=num_blocks, num_spline_blocks=num_spline_blocks, hidden_features=16).double()
+def flow_of(dim, num_blocks, num_spline_blocks, size=0.1, groups=()):
+    flow = FlowMap(dim, groups, num_blocks, num_spline_blocks, hidden_features=16).double()
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(size * torch.randn_like(parameter))
@@ -33,7 +33,26 @@ def test_passes_are_those_of_autograd(dim, num_blocks, num_spline_blocks, t, d, 
     # A narrow line is the product of two matrices, as between very many coordinates.
     monkeypatch.setattr(network, "_MAX_WEIGHTS", 4 if is_narrow else 2**17)
     torch.manual_seed(1)
-    flow = flow_of(dim, num_blocks, num_spline_blocks)
+    assert_those_of_autograd(flow_of(dim, num_blocks, num_spline_blocks), t, d)
+
+
+def compositions(total):
+    """All ways to cut a row of coordinates into sites."""
+    firsts = range(1, total + 1)
+    return [(first, *rest) for first in firsts for rest in (compositions(total - first) if first < total else [()])]
+
+
+@pytest.mark.parametrize("num_blocks", [4, 5, 6, 8])
+@pytest.mark.parametrize("dim", [2, 3, 4, 5, 6])
+def test_passes_are_those_of_autograd_however_sites_cut_the_coordinates(dim, num_blocks):
+    # Blocks that cut the same row of coordinates at another place: four scalar sites have them.
+    torch.manual_seed(2)
+    for groups in compositions(dim):
+        assert_those_of_autograd(flow_of(dim, num_blocks, 1, groups=groups), 0.0, 1.0)
+
+
+def assert_those_of_autograd(flow, t, d):
+    dim = flow.dim
     x = (2.0 * torch.randn(30, dim, dtype=torch.float64)).requires_grad_()
     v, c = torch.randn(30, dim, dtype=torch.float64), torch.randn(30, dtype=torch.float64)
     y, log_abs_det, score = flow.forward_with_score(x, -x, t, d)

@@ -164,6 +164,16 @@ def test_impossible_draws_do_not_spoil_the_gradient(float64, objective, value):
     assert found.isfinite().all() and found.abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("objective", [exact_volume, reverse_kl])
+def test_a_draw_whose_density_has_no_gradient_does_not_spoil_it(float64, objective):
+    # Where an exponential overflows, value and gradient are no numbers.
+    def log_prob_fn(z):
+        return -0.5 * z.square().sum(-1) - 0.0 * (1000.0 * z[:, 0]).exp()
+
+    found = gradients(objective(FunctionTarget(log_prob_fn, 2), 100), tiny_leap(0.3), 3)
+    assert found.isfinite().all() and found.abs().max() > 1e-4
+
+
 def test_one_heavy_draw_does_not_carry_the_batch(float64):
     # Weights are truncated at 1 / sqrt(B): a spike at one draw moves the surrogate no more than that share of its
     # score.
