@@ -113,7 +113,9 @@ class AnnealedSMC:
         Arguments:
             judged: Draws and verdict of the stage before; what they say of the density itself still holds.
         """
-        runs, num_draws = self._runs(), self.num_chains * self.num_samples
+        # What gave the draws that there are gives as many anew: its first runs need not show again that it is worth it.
+        known = judged.evidence.num_draws // NUM_REPLICATES if judged.source == ANNEALED_SMC else 0
+        runs, num_draws = self._runs(known), self.num_chains * self.num_samples
         z, log_prob = self._moved(runs.last, num_draws)
         evidence = self._judged(runs, judged, rounding_at(self.found.target, z, log_prob))
         nothing = torch.zeros_like(log_prob)
@@ -188,13 +190,17 @@ class AnnealedSMC:
             phase="Annealed SMC",
         )
 
-    def _runs(self) -> _Runs:
-        """Runs with twice the particles each, until they are precise enough or too long."""
+    def _runs(self, known: int = 0) -> _Runs:
+        """Runs with twice the particles each, until they are precise enough or too long.
+
+        Arguments:
+            known: Particles of a replicate that were affordable, and gave what is to be given anew.
+        """
         last, before = self.found.exploration, None
-        spent, seconds, num_particles = 0.0, 0.0, _FEWEST
+        spent, seconds, num_particles = 0.0, 0.0, max(_FEWEST, known // 2)
         while not (before is not None and self._is_enough(last)):
             cost = self._cost(last, num_particles)
-            is_planned = self._is_worth_it(last, num_particles, spent + cost)
+            is_planned = num_particles <= known or self._is_worth_it(last, num_particles, spent + cost)
             # A run takes about twice as long as one with half the particles.
             is_in_time = now() + 2.0 * seconds < self.deadline
             if not is_in_time or not (is_planned or self.deadline < math.inf):

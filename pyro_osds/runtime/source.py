@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGE = str(Path(__file__).parents[1])
-_LIBRARY = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], _PACKAGE, "<")  # fmt: skip
+# Code that some library or torch has written. What else has no file, as in "<string>" or "<stdin>", is the user's own.
+_GENERATED = ("<frozen", "<eval_with_key", "<__array_function__", "<attrs", "<lambdifygenerated", "<decorator-gen")
+_LIBRARY = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], _PACKAGE, *_GENERATED)
 # What torch says of code that cannot run in batches, as an expression, and what it means for a model.
 _MEANINGS = (
     (r"data-dependent control flow", "an if or a while asks for the value of a latent; torch.where(...) needs none"),
@@ -36,7 +38,9 @@ def user_line(error: BaseException | None = None) -> str:
     """
     frames = traceback.extract_stack()[:-1] if error is None else traceback.extract_tb(error.__traceback__)
 
-    return _shown((_own(frames) or frames)[-1])
+    beyond = [frame for frame in frames if not _in(frame.filename, (_PACKAGE,))]
+
+    return _shown((_own(frames) or beyond or frames)[-1])
 
 
 def own_line(error: BaseException) -> str:

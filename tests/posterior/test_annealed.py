@@ -43,6 +43,7 @@ def judged(log_evidence=-9.0, **numbers):
         evidence=replace(evidence, is_settled=False, **numbers),
         flow_log_weight=torch.zeros(200),
         flow_not_finite=0,
+        source="",
     )
 
 
@@ -182,6 +183,17 @@ def test_nothing_is_begun_that_would_change_no_verdict(found, monkeypatch):
     assert first.std_error > 0.4
     last, before, is_whole = annealed_runs(found, first)
     assert sizes == [] and last is first and before is None and is_whole
+
+
+def test_what_is_given_anew_has_as_many_particles(found, monkeypatch):
+    # However unlucky the first run is: the one before it was no better, and what followed was worth it.
+    torch.manual_seed(0)
+    runs(monkeypatch, [0.05, 0.005])
+    anneal = stage(replace(found, exploration=run(0.02), search=None), num_samples=250)
+    draws = anneal.posterior(judged())
+    sizes = runs(monkeypatch, [3.0, 0.005])
+    again = anneal.posterior(draws)
+    assert sizes == [64, 128] and again.evidence.num_draws == draws.evidence.num_draws == 128 * NUM_REPLICATES
 
 
 def test_a_time_limit_is_used_while_it_is_not_precise(found, monkeypatch):
