@@ -1,7 +1,8 @@
 r"""The paper's sampler: one velocity network for all numbers of steps, and three ways to weigh its draws.
 
-Time goes from the prior, :math:`N(0, s^2)` at :math:`t = 1`, to the target at :math:`t = 0`. With the rate :math:`\beta`,
-:math:`\sigma = s \sqrt\beta`, step size :math:`d` and all coefficients at the noisier end of a step, it walks by
+Time goes from the prior, :math:`N(0, s^2)` at :math:`t = 1`, to the target at :math:`t = 0`. With the rate
+:math:`\beta`, :math:`\sigma = s \sqrt\beta`, step size :math:`d` and all coefficients at the noisier end of a step, it
+walks by
 
 .. math:: x' = x + (\sigma u + \tfrac12 \beta x)\, d + \sigma \sqrt d\, \varepsilon \qquad\text{or}\qquad
     x' = x + \tfrac12 (\sigma u + \beta x)\, d
@@ -58,7 +59,7 @@ def rate(t: Tensor) -> Tensor:
 
 
 class Velocity(nn.Module):
-    """The published network: two hidden layers of 64, Fourier features of time and step size, a gain for the guidance."""
+    """The published network: two hidden layers of 64, features of time and step size, a gain for the guidance."""
 
     def __init__(self, dim: int, width: int = 64) -> None:
         super().__init__()
@@ -121,7 +122,7 @@ class Sampler:
     # ---- with noise ----
 
     def paths(self, x: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-        """Noisy paths ``(K + 1, B, D)`` from points of the prior, and their log weights ``(B,)``; both carry gradients."""
+        """Noisy paths ``(K + 1, B, D)`` from points of the prior, and log weights ``(B,)``; both carry gradients."""
         t, d, beta, sigma, clock, gain = self.grid(num_steps, x)
         noise = torch.randn(num_steps, *x.shape, dtype=x.dtype)
         keep, push, spread = 1.0 + 0.5 * beta * d, sigma * d, sigma * d.sqrt()

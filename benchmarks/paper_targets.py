@@ -1,8 +1,8 @@
 """Four targets of the paper as plain log densities with their scores, and true draws where they can be had.
 
 Prior scales and learning rates are those that the released code sets, but for the learning rate of the wells (1e-5
-there, which a short training cannot use). Funnel: neck N(0, 9), nine N(0, exp(neck)). MW54: exp(-sum (x^2 - 4)^2) in 5-D.
-Seeds and ionosphere: the posteriors of `target_cases.py`; the precision of seeds is fitted as its logarithm.
+there, which a short training cannot use). Funnel: neck N(0, 9), nine N(0, exp(neck)). MW54: exp(-sum (x^2 - 4)^2) in
+5-D. Seeds and ionosphere: the posteriors of `target_cases.py`; the precision of seeds is fitted as its logarithm.
 """
 
 import functools

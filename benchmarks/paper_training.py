@@ -42,9 +42,7 @@ class Training:
         self._descend(gradients)
         weight = _CONSISTENCY * min(1.0, len(self.history) / (_WARM_UP * self.num_iterations))
         loss_of_steps = weight * self.consistency(states)
-        self._descend(
-            torch.autograd.grad(loss_of_steps, self.parameters, allow_unused=True, materialize_grads=True)
-        )
+        self._descend(torch.autograd.grad(loss_of_steps, self.parameters, allow_unused=True, materialize_grads=True))
         self.history.append(loss)
 
     def consistency(self, states: Tensor) -> Tensor:
@@ -131,9 +129,7 @@ def reverse_kl(sampler: Sampler, x: Tensor, num_steps: int) -> tuple[float, Tens
     }
     parameters = list(network.parameters())
     of_times = (of_below.sum(1), (of_control * guidance).sum(1))
-    through_times = torch.autograd.grad(
-        (clock, gain), parameters, of_times, allow_unused=True, materialize_grads=True
-    )
+    through_times = torch.autograd.grad((clock, gain), parameters, of_times, allow_unused=True, materialize_grads=True)
     gradients = [
         found[parameter] + gradient if parameter in found else gradient
         for parameter, gradient in zip(parameters, through_times, strict=True)
