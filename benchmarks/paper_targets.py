@@ -49,7 +49,9 @@ def wells() -> PaperTarget:
 
         return grid[torch.multinomial(weight, 5 * count, replacement=True)].view(count, 5)
 
-    return PaperTarget("MW54 5-D", even_wells, score, 5, *_known("many_well_5d"), scale=0.1, sample=sample)
+    known = _known("many_well_5d")
+
+    return PaperTarget("MW54 5-D", even_wells, score, 5, *known, scale=0.1, sample=sample, alone=even_wells)
 
 
 def seeds() -> PaperTarget:

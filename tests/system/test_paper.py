@@ -15,7 +15,7 @@ from helpers import assert_within_standard_error, perturbed
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import paper
-from paper_sampler import PaperTarget, Sampler, Velocity
+from paper_sampler import PaperTarget, Sampler, Velocity, least_gap
 from paper_targets import DATA, paper_targets
 from paper_training import Training, reverse_kl
 
@@ -195,6 +195,22 @@ def test_mean_weight_of_paths_is_the_evidence():
         _, log_weight = sampler.paths(sampler.prior(20000, SIGN), 16)
     weight = (log_weight + 2.3).exp()
     assert_within_standard_error(weight.mean(), 1.0, weight.std().item() / math.sqrt(len(weight)))
+
+
+@pytest.mark.parametrize("num_steps", [1, 128])
+def test_least_gap_is_that_of_gaussians(num_steps):
+    # Coordinates N(1, 0.2): noise keeps them Gaussian, and the divergence of Gaussians has a closed form.
+    def alone(z):
+        return torch.distributions.Normal(1.0, math.sqrt(0.2)).log_prob(z).sum(-1)
+
+    target = dataclasses.replace(gaussian(np.eye(3), scale=0.7), alone=alone)
+    mean, variance = 1.0, 0.2
+    for k in range(1, num_steps + 1):
+        beta = rate_by_hand(k / num_steps) / num_steps
+        mean, variance = (1.0 - 0.5 * beta) * mean, (1.0 - 0.5 * beta) ** 2 * variance + 0.49 * beta
+    truth = 0.5 * math.log(variance / 0.49) + (0.49 + mean**2) / (2.0 * variance) - 0.5
+    assert least_gap(target, num_steps) == pytest.approx(3 * truth, rel=1e-6)
+    assert least_gap(gaussian(np.eye(3)), num_steps) is None
 
 
 # ---- training ----
