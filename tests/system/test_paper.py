@@ -162,6 +162,19 @@ def test_elbo_of_the_published_volume_in_one_step_is_its_closed_form(gain):
         assert found["published"]["elbo"] == pytest.approx(4 * 0.5 * beta)
 
 
+@pytest.mark.parametrize("name", ["funnel 10-D", "MW54 5-D", "seeds 26-D", "ionosphere 35-D"])
+def test_one_step_is_the_identity_before_training_and_its_published_volume_is_not_nothing(name):
+    # At time 1 the guidance is the prior's score alone, and takes back what the rate does.
+    target = paper_targets()[name]
+    sampler = Sampler(target, Velocity(target.dim).double())
+    x = sampler.prior(20, SIGN)
+    z, counts = sampler.flow(x, 1)
+    torch.testing.assert_close(z, x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(counts["exact"], torch.zeros_like(counts["exact"]), rtol=0.0, atol=1e-4)
+    expected = torch.full_like(counts["exact"], target.dim * 0.5 * rate_by_hand(1.0))
+    torch.testing.assert_close(counts["published"], expected, rtol=1e-4, atol=0.0)
+
+
 def test_folded_maps_are_counted_and_their_exact_volume_counts_twice():
     # Both halves of the line land on the right one, so each point there counts twice and those on the left never do:
     # of N(1, 1) twice the probability of the right half, and not 1.
