@@ -43,6 +43,8 @@ REPORTS = {
     "targets": ("targets.py", ["--report"]),
     "walk": ("walk.py", ["--report"]),
     "students": ("walk.py", ["--report"]),
+    "paper": ("paper.py", ["--report"]),
+    "paper-training": ("paper.py", ["--report"]),
     "evidence-from-samples": ("evidence_from_samples.py", ["--report"]),
 }
 # Blocks of other benchmarks.
