@@ -28,7 +28,7 @@ from pyro_osds.posterior.no_latents import PointRecipe
 from pyro_osds.posterior.pace import reserve, seconds_per_draw
 from pyro_osds.runtime.clock import OutOfTimeError, now, time_limit
 from pyro_osds.runtime.resume import random_state, set_random_state
-from pyro_osds.runtime.warnings import InterruptedWarning, warn
+from pyro_osds.runtime.warnings import InterruptedWarning, ModelWarning, warn
 from pyro_osds.runtime.watch.callback import is_watched, keep_place, tell
 from pyro_osds.settings import Settings
 from pyro_osds.target import as_target
@@ -229,6 +229,9 @@ class Fit(FitDraws):
         agreement = self.agreement()
         if agreement is not None and not self.is_interrupted:
             self.run_report += (f"initial_samples: {agreement.sentence}",)
+            if not agreement.agrees and self.draws.evidence.reliable:
+                # Nothing else would tell whoever reads the number alone.
+                warn(f"initial_samples: {agreement.sentence}", ModelWarning)
 
     def _run_once(self) -> None:
         start, self._held = now(), None

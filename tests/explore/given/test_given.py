@@ -9,7 +9,7 @@ import pytest
 import torch
 import xarray as xr
 
-from pyro_osds import OSDS, evidence_from_samples
+from pyro_osds import OSDS, ModelWarning, evidence_from_samples
 from pyro_osds.explore.given.reading import given_draws
 from pyro_osds.explore.given.survey import survey_of_draws
 from pyro_osds.explore.particles import GivenDraws
@@ -268,7 +268,8 @@ def test_draws_of_a_wrong_scale_are_told_and_the_evidence_is_right():
     pyro.set_rng_seed(0)
     wrong = {"mu": 0.5 * (posterior()["mu"] - 1.2) + 1.2}
     osds = OSDS(normal, initial_samples=wrong, disable_progbar=True)
-    osds.run(Y)
+    with pytest.warns(ModelWarning, match="initial_samples: .*disagrees.*mu"):
+        osds.run(Y)
     assert abs(osds.log_evidence - EXACT) < 4 * osds.log_evidence_se + 1e-3
     assert not osds.agreement.agrees and "mu" in osds.agreement.sentence
     assert any("disagrees" in line for line in osds.run_report)

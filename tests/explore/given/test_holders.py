@@ -12,7 +12,7 @@ import xarray as xr
 from pyro.infer import MCMC, NUTS
 from test_given import EXACT, NORMAL, Y, dataset, draws, flat, given, normal, posterior, target_of
 
-from pyro_osds import OSDS, evidence_from_samples
+from pyro_osds import OSDS, ModelWarning, evidence_from_samples
 from pyro_osds.explore.given.copies import Copies, copies_of
 from pyro_osds.explore.given.reading import given_draws
 from pyro_osds.explore.given.survey import survey_of_draws
@@ -160,7 +160,8 @@ def test_agreement_says_that_a_chain_did_not_converge(tmp_path):
     samples = posterior()["mu"].view(4, 250)
     samples[3] = 10.0 + 0.01 * torch.randn(250)
     osds = OSDS(normal, initial_samples={"mu": samples}, disable_progbar=True, num_samples=250)
-    osds.run(Y)
+    with pytest.warns(ModelWarning, match="chain 4 of 4"):
+        osds.run(Y)
     assert abs(osds.log_evidence - EXACT) < 4 * osds.log_evidence_se + 1e-3
     for agreement in (osds.agreement, osds.check_against({"mu": samples})):
         assert not agreement.agrees and agreement.sentence.startswith("The reference disagrees")
@@ -235,7 +236,8 @@ def test_agreement_says_which_copies_draws_lack():
     chosen = torch.multinomial(log_prob.exp() * (grid < 0), 1000, True, generator=torch.Generator().manual_seed(0))
     pyro.set_rng_seed(0)
     osds = OSDS(squared, initial_samples={"x": grid[chosen].float()}, disable_progbar=True, num_samples=250)
-    osds.run()
+    with pytest.warns(ModelWarning, match="sit in 1 of the 2 copies"):
+        osds.run()
     assert osds.evidence.reliable and abs(osds.log_evidence - exact) < 4 * osds.log_evidence_se + 1e-3
     assert not osds.agreement.agrees and "sit in 1 of the 2 copies" in osds.agreement.sentence
     assert "sit in 1 of the 2 copies" in osds.run_report[-1]
