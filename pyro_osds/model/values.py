@@ -66,7 +66,9 @@ def values_at(ladder: Ladder, read: Values, z: Tensor) -> dict[str, Tensor]:
 
 def _record(known: _Recorded, ladder: Ladder, read: Values, z: Tensor) -> None:
     """Record values at the first draws; what a graph gives that runs do not is not used."""
-    block = z[: ladder.large_block_size]
+    # A whole block, though these draws may be fewer than later ones.
+    rows = torch.arange(ladder.large_block_size, device=z.device) % len(z)
+    block = z[rows]
     expected: dict[str, Tensor] = {}
 
     def values(block: Tensor) -> tuple[Tensor, ...]:
@@ -76,7 +78,7 @@ def _record(known: _Recorded, ladder: Ladder, read: Values, z: Tensor) -> None:
     try:
         graph = ladder.record(values, block)
         # At other points than those where it was recorded.
-        other = z.flip(0)[: len(block)]
+        other = z.flip(0)[rows]
         with ladder.replayed():
             got = in_blocks(graph, other)
         expected = dict(ladder.map(read, other))

@@ -91,6 +91,17 @@ def test_a_recorded_graph_computes_no_density():
     assert graph.num_operations < min(each.num_operations for each in densities.values())
 
 
+def test_a_graph_made_for_few_draws_serves_many(monkeypatch):
+    monkeypatch.setattr(values_module, "_NUM_DRAWS_BEFORE", 50)
+    target = ModelTarget(scales)
+    z = torch.randn(MANY, 3, dtype=torch.float64)
+    asked_often(target, z[:70])
+
+    graph = values_module._KNOWN[target._ladder].graph
+    assert graph.block_size == target._ladder.large_block_size
+    torch.testing.assert_close(asked_often(target, z)["tau"].double(), z[:, 1].exp(), rtol=1e-6, atol=1e-7)
+
+
 def test_few_draws_record_nothing():
     target = ModelTarget(scales)
     with torch.no_grad():
