@@ -1,9 +1,13 @@
 """How long do a million one-step draws with weights take, and how much memory beside the draws themselves?
 
-    python benchmarks/draws.py [--num-draws 1000000] [--repeats 3] [--threads 1] [--report]
+    python benchmarks/draws.py [--num-draws 1000000] [--repeats 3] [--threads 1] [--only NAME ...]
+    python benchmarks/draws.py --report
 
-Each posterior gets a process of its own. Memory is that of the process, in MB: after the draws less before them
-("kept"), and the most that there was in between, less before them ("peak"). `--report` writes the table into
+Each posterior gets a process of its own, and its numbers are a line of benchmarks/results/draws.jsonl, in the place of
+an earlier one with as many draws and threads. Seconds are those of the clock and those of the processor, of which an
+idle machine makes the same where there is one thread; "arithmetic" is what the flow's products of matrices take by
+themselves, in CPU seconds. Memory is that of the process, in MB: after the draws less before them ("kept"), and the
+most that there was in between, less before them ("peak"). `--report` writes the table of all lines into
 docs/performance.md. Linux only, which tells the most that a process had.
 """
 
@@ -18,24 +22,31 @@ from typing import Any
 
 import pyro
 import torch
-from cases import all_cases
+from cases import eight_schools, german_credit
 from document import DOCS, table, write_block
 
 from pyro_osds import OSDS
 
-MODELS = ("normal, D = 10", "eight schools, D = 10")
+RESULTS = Path(__file__).parent / "results" / "draws.jsonl"
+POINTS = 8192
+"""Draws that go through the flow at once."""
+
+MODELS = {
+    "normal, D = 10": None,
+    "eight schools, D = 10": eight_schools(False),
+    "German credit, D = 25": german_credit(),
+}
 
 
 def fitted(name: str) -> OSDS:
     """A sampler of the posterior; the seconds of its fit do not count."""
     pyro.set_rng_seed(0)
-    if name == MODELS[0]:
+    model = MODELS[name]
+    if model is None:
         osds = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), 10, disable_progbar=True)
-        osds.run()
     else:
-        case = next(case for case in all_cases() if case.name == "eight schools")
-        osds = OSDS(case.model, disable_progbar=True)
-        osds.run()
+        osds = OSDS(model, disable_progbar=True)
+    osds.run()
 
     return osds
 
@@ -51,50 +62,99 @@ def memory(what: str) -> float:
 def measure(name: str, num_draws: int, repeats: int) -> dict[str, Any]:
     """Seconds of each repeat and memory of the first one, in this process."""
     osds = fitted(name)
-    seconds, megabytes = [], []
+    seconds, cpu_seconds, megabytes = [], [], []
     for _ in range(repeats):
         before = memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forgets the most that there was
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         draws = osds.draw(num_draws)
         seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
         megabytes.append((memory("VmRSS") - before, memory("VmHWM") - before))
     columns = [draws.z, draws.log_weights, draws.log_prob, draws.log_abs_det, *draws.samples.values()]
     size = sum(column.numel() * column.element_size() for column in columns) / 1e6
 
-    return {"seconds": seconds, "kept": megabytes[0][0], "peak": megabytes[0][1], "size": size}
+    return {
+        "posterior": name,
+        "draws": num_draws,
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "arithmetic": num_draws * arithmetic(osds),
+        "kept": megabytes[0][0],
+        "peak": megabytes[0][1],
+        "size": size,
+        "torch": torch.__version__,
+    }
 
 
-def row(name: str, run: dict[str, Any], num_draws: int) -> list[str]:
-    seconds = sorted(run["seconds"])
+def arithmetic(osds: OSDS) -> float:
+    """CPU seconds of a draw that the flow's products of matrices take by themselves, the least of several times."""
+    products = []
+    for block in osds.trainer.leap.flow.blocks:
+        # Without fixed coordinates one column serves all points.
+        columns = POINTS if block.num_fixed else 1
+        products += [(weight, columns) for weight in block.network.parameters() if weight.dim() == 2]
+    pairs = [(weight.detach(), torch.randn(weight.shape[1], columns)) for weight, columns in products]
+    times = []
+    for _ in range(20):
+        start = time.process_time()
+        for weight, points in pairs:
+            weight @ points
+        times.append(time.process_time() - start)
+
+    return min(times) / POINTS
+
+
+def row(run: dict[str, Any]) -> list[str]:
+    seconds, cpu_seconds = sorted(run["seconds"]), sorted(run["cpu_seconds"])
     median = seconds[len(seconds) // 2]
 
     return [
-        name,
-        f"{num_draws:,}",
+        run["posterior"],
+        f"{run['draws']:,}",
+        f"{run['threads']}",
         f"{median:.1f} ({seconds[0]:.1f} to {seconds[-1]:.1f})",
-        f"{num_draws / median / 1000:,.0f}",
-        f"{run['size'] / median:.0f}",
+        f"{cpu_seconds[len(cpu_seconds) // 2]:.1f} ({cpu_seconds[0]:.1f} to {cpu_seconds[-1]:.1f})",
+        f"{run['arithmetic']:.1f}",
         f"{run['size']:.0f}",
         f"{run['kept']:.0f}",
         f"{run['peak']:.0f}",
     ]
 
 
+def stored() -> dict[tuple[str, int, int], dict[str, Any]]:
+    """Lines by posterior, draws and threads."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    runs = [json.loads(line) for line in lines]
+
+    return {(run["posterior"], run["draws"], run["threads"]): run for run in runs}
+
+
+def keep(run: dict[str, Any]) -> None:
+    """Put a run in its place, in the order of posteriors and threads."""
+    runs = {**stored(), (run["posterior"], run["draws"], run["threads"]): run}
+    order = sorted(runs.values(), key=lambda each: (list(MODELS).index(each["posterior"]), each["threads"]))
+    RESULTS.write_text("".join(f"{json.dumps(each)}\n" for each in order))
+
+
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    if args.only:
-        print(json.dumps(measure(args.only, args.num_draws, args.repeats)))
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.num_draws, args.repeats)))
         return
-    rows = []
-    for name in MODELS:
-        again = [*sys.argv, "--only", name]
-        done = subprocess.run([sys.executable, *again], capture_output=True, text=True)
+    for name in [] if args.report else args.only:
+        done = subprocess.run([sys.executable, *sys.argv, "--measure", name], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr)
-        rows.append(row(name, json.loads(done.stdout.splitlines()[-1]), args.num_draws))
-    header = ["posterior", "draws", "seconds", "1000 draws/s", "MB/s", "MB in the draws", "MB kept", "MB at the peak"]
-    text = f"Threads: {args.threads}; median (range) of {args.repeats}.\n\n{table(header, rows, 'lrrrrrrr')}"
+        keep(json.loads(done.stdout.splitlines()[-1]))
+    runs = list(stored().values())
+    header = ["posterior", "draws", "threads", "seconds", "CPU seconds", "arithmetic"]
+    header += ["MB in the draws", "MB kept", "MB at the peak"]
+    versions = ", ".join(sorted({run["torch"] for run in runs}))
+    repeats = ", ".join(sorted({str(len(run["seconds"])) for run in runs}))
+    rows = table(header, [row(run) for run in runs], "lrrrrrrrr")
+    text = f"torch {versions}; median (range) of {repeats}.\n\n{rows}"
     print(text)
     if args.report:
         write_block("draws", text, DOCS / "performance.md")
@@ -106,5 +166,6 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", action="store_true")
-    parser.add_argument("--only", choices=MODELS, help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="NAME")
+    parser.add_argument("--measure", choices=list(MODELS), help=argparse.SUPPRESS)
     main(parser.parse_args())

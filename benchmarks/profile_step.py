@@ -1,12 +1,18 @@
 """One optimiser step, taken apart: how many tensor operations, how many milliseconds, and of which part.
 
     OMP_NUM_THREADS=1 python benchmarks/profile_step.py [--repeats 7] [--only STEP ...] [--json FILE] [--before FILE]
+    python benchmarks/profile_step.py --report
 
 Operations are counted where they reach torch's dispatcher, those of recorded graphs included; one that only looks at
 memory in another shape counts apart, as a view. Milliseconds are CPU time of the process, the median of the rounds.
 Shares are of that: the base draws, the flow with its score, the density with its score, the rest of the objective, the
-gradients, and the optimiser with clipping, average and schedule. `--json` keeps the numbers; `--before` prints those of
-another run beside them, such as that of an earlier version on the same machine.
+gradients, and the optimiser with clipping, average and schedule.
+
+The limit is what the machine could do: each operation takes as long as its floating-point operations at the rate of a
+large product of matrices, or as the bytes that it reads and writes at the rate of a sum of two tensors that fit into
+the cache, whichever is longer; both rates are measured in the same process. Each step is a line of
+benchmarks/results/profile_step.jsonl, and `--report` writes their table into docs/performance.md. `--json` keeps the
+numbers; `--before` prints those of another run beside them, such as that of an earlier version on the same machine.
 """
 
 import argparse
@@ -21,7 +27,7 @@ from typing import Any
 import pyro
 import torch
 from cases import eight_schools, german_credit
-from document import table
+from document import DOCS, table, write_block
 from target_cases import sonar
 
 from pyro_osds import OSDS
@@ -37,6 +43,9 @@ STEPS: dict[str, tuple[Callable[[], None], str]] = {
 }
 """Steps by name: the model, and which of the flows takes it."""
 
+PARTS = ("base", "flow", "density", "objective", "gradients", "optimiser")
+RESULTS = Path(__file__).parent / "results" / "profile_step.jsonl"
+
 NUM_ITERATIONS = 40
 """Enough for the gradients of further steps to be those of a fit."""
 
@@ -47,12 +56,62 @@ ROUND_SECONDS = 0.4
 """What a part is given in each round."""
 
 
-class Counted(DispatchMode):
-    """Operations and views that pass the dispatcher."""
+def rates() -> dict[str, float]:
+    """Floating-point operations of a product of matrices, in both precisions, and bytes of a sum, by CPU second."""
+    found = {}
+    for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
+        one = torch.randn(512, 512, dtype=dtype)
+        found[name] = 2 * 512**3 / fastest(lambda one=one: one @ one)
+    one = torch.randn(2**14)
+    other = torch.empty_like(one)
+    found["bytes"] = 3 * one.nbytes / fastest(lambda: torch.add(one, one, out=other), 2000)
 
-    def __init__(self) -> None:
+    return found
+
+
+def fastest(function: Callable[[], Any], num_calls: int = 20) -> float:
+    """CPU seconds of a call, the least of ten rounds."""
+    times = []
+    for _ in range(10):
+        start = time.process_time()
+        for _ in range(num_calls):
+            function()
+        times.append((time.process_time() - start) / num_calls)
+
+    return min(times)
+
+
+def multiplied(func: Any, args: Any, result: Any) -> int:
+    """Floating-point operations of a product of matrices or of a triangular solution; nothing for others."""
+    name = func.overloadpacket.__name__
+    if name in ("mm", "bmm", "addmm", "mv", "addmv", "dot"):
+        factor = args[1] if name.startswith("add") else args[0]
+        return 2 * result.numel() * factor.shape[-1]
+    if name in ("linalg_solve_triangular", "triangular_solve"):
+        return args[1].numel() * args[0].shape[-1]
+
+    return 0
+
+
+def leaves_of(value: Any) -> list[torch.Tensor]:
+    """The tensors in arguments and results of an operation."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+
+    return [tensor for part in value for tensor in leaves_of(part)]
+
+
+class Counted(DispatchMode):
+    """Operations and views that pass the dispatcher, and how long the hardware needs for them at least."""
+
+    def __init__(self, rates: dict[str, float]) -> None:
         super().__init__()
-        self.operations = self.views = 0
+        self.operations = self.views = self.flops = self.bytes = 0
+        self.seconds, self._rates = 0.0, rates
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -60,8 +119,18 @@ class Counted(DispatchMode):
             is_view = func.is_view or func in (torch.ops.aten._unsafe_view.default, torch.ops.aten.detach.default)
             self.views += is_view
             self.operations += not is_view
+            if not is_view:
+                self._add(func, args, kwargs or {}, result)
 
         return result
+
+    def _add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        tensors = leaves_of((args, kwargs, result))
+        num_bytes = sum(tensor.nbytes for tensor in tensors)
+        flops = multiplied(func, args, result) if tensors else 0
+        rate = self._rates["float32" if tensors and tensors[0].dtype == torch.float32 else "float64"]
+        self.flops, self.bytes = self.flops + flops, self.bytes + num_bytes
+        self.seconds += max(flops / rate, num_bytes / self._rates["bytes"])
 
 
 def trainer_of(model: Callable[[], None], kind: str) -> Trainer:
@@ -119,7 +188,8 @@ def profile(name: str, repeats: int) -> dict[str, float]:
     trainer = trainer_of(*STEPS[name])
     for _ in range(WARM_UP_CALLS):
         trainer.step()
-    counted = Counted()
+    speed = rates()
+    counted = Counted(speed)
     with counted:
         trainer.step()
     times = {part: milliseconds(function, repeats) for part, function in parts_of(trainer).items()}
@@ -134,28 +204,62 @@ def profile(name: str, repeats: int) -> dict[str, float]:
         "objective": max(0.0, times["loss"] - times["base"] - times["flow"] - times["density"]),
         "gradients": max(0.0, times["gradients"] - times["loss"]),
         "optimiser": max(0.0, times["step"] - times["gradients"]),
+        "flops": counted.flops,
+        "bytes": counted.bytes,
+        "limit": 1e3 * counted.seconds,
+        **{f"rate_{name}": rate for name, rate in speed.items()},
     }
 
 
 def row(name: str, found: dict[str, float]) -> list[str]:
-    shares = [f"{found[part] / found['ms']:.0%}" for part in list(found)[3:]]
+    shares = [f"{found[part] / found['ms']:.0%}" for part in PARTS]
 
     return [name, f"{found['operations']:.0f}", f"{found['views']:.0f}", f"{found['ms']:.2f}", *shares]
+
+
+def limits(runs: dict[str, dict[str, float]]) -> str:
+    """The table of what steps take, and what the machine could do."""
+    rows = []
+    for name, run in runs.items():
+        rows.append([
+            name, f"{run['operations']:.0f}", f"{run['flops'] / 1e6:.0f}", f"{run['bytes'] / 1e6:.1f}",
+            f"{run['limit']:.2f}", f"{run['ms']:.2f}", f"{run['limit'] / run['ms']:.0%}",
+        ])  # fmt: skip
+    header = ["step", "operations", "Mflop in products", "MB read and written", "limit, ms", "measured, ms", "share"]
+    first = next(iter(runs.values()))
+    speeds = (f"{first[f'rate_{name}'] / 1e9:.0f}" for name in ("float32", "float64", "bytes"))
+    single, double, num_bytes = speeds
+
+    return (
+        f"One core: {single} Gflop/s in single precision, {double} in double, {num_bytes} GB/s in the cache.\n\n"
+        f"{table(header, rows, 'lrrrrrr')}"
+    )
+
+
+def stored() -> dict[str, dict[str, float]]:
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+
+    return {run.pop("step"): run for run in map(json.loads, lines)}
 
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     before = json.loads(Path(args.before).read_text()) if args.before else {}
+    if args.report:
+        write_block("limit", limits(stored()), DOCS / "performance.md")
+        return
     rows, kept = [], {}
     for name in args.only:
         kept[name] = profile(name, args.repeats)
+        every = {**stored(), **kept}
+        RESULTS.write_text("".join(f"{json.dumps({'step': each, **every[each]})}\n" for each in STEPS if each in every))
         if name in before:
             rows.append(row(f"{name}, before", before[name]))
         rows.append(row(name, kept[name]))
         print(f"{name}: {kept[name]['ms']:.2f} ms", flush=True)
-    parts = ["base", "flow", "density", "objective", "gradients", "optimiser"]
     print(f"\ntorch {torch.__version__}, one thread\n")
-    print(table(["step", "operations", "views", "ms", *parts], rows, "l" + "r" * 9))
+    print(table(["step", "operations", "views", "ms", *PARTS], rows, "l" + "r" * 9))
+    print(f"\n{limits(kept)}")
     if args.json:
         Path(args.json).write_text(json.dumps(kept))
 
@@ -164,6 +268,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", nargs="+", default=list(STEPS), choices=list(STEPS), metavar="STEP")
+    parser.add_argument("--report", action="store_true", help="write the table of limits from stored results")
     parser.add_argument("--json", help="where to keep the numbers")
     parser.add_argument("--before", help="numbers that were kept, to be printed beside")
     main(parser.parse_args())

@@ -40,6 +40,9 @@ REPORTS = {
     "exoplanets": ("exoplanets.py", ["--report"]),
     "adversarial": ("adversarial.py", ["--report", "--any-revision"]),
     "devices": ("devices.py", ["--report"]),
+    "draws": ("draws.py", ["--report"]),
+    "whole-step": ("whole_step.py", ["--report"]),
+    "limit": ("profile_step.py", ["--report"]),
     "targets": ("targets.py", ["--report"]),
     "walk": ("walk.py", ["--report"]),
     "students": ("walk.py", ["--report"]),
@@ -48,7 +51,7 @@ REPORTS = {
     "evidence-from-samples": ("evidence_from_samples.py", ["--report"]),
 }
 # Blocks of other benchmarks.
-COMMANDS = {"peers": "peers.py", "draws": "draws.py", "posteriordb": "posteriordb.py", "sbc": "sbc.py"}
+COMMANDS = {"peers": "peers.py", "posteriordb": "posteriordb.py", "sbc": "sbc.py"}
 # No results: names of modules, output of a run that a test compares.
 WITHOUT_NUMBERS = ("modules", "summary")
 

@@ -122,12 +122,30 @@ class Passes:
         for block, at, move in zip(self._blocks, weights, self._moves, strict=False):
             state = move.points(state)
             moving, inputs = state.split([block.num_moving, block.num_fixed + _NUM_CONSTANTS])
-            moved, log_slope, _ = self._forward(block, at, moving, inputs)
-            state = torch.cat([moved, inputs])
-            log_slopes.append(log_slope.sum(0, dtype=torch.float64))
+            log_slope = self._move(block, at, moving, inputs)
+            log_slopes.append(log_slope.expand_as(moving).sum(0, dtype=torch.float64))
         state = self._moves[-1].points(state)
 
         return state[: self._dim].mT, torch.stack(log_slopes).sum(0)
+
+    def _move(self, block: CouplingBlock, at: Folded, moving: Tensor, inputs: Tensor) -> Tensor:
+        """Move the moving rows where they lie, by the operations of :meth:`_forward`; their log slopes, or one column.
+
+        Nothing is kept for a gradient, so that each large matrix is written once and never copied.
+        """
+        parameters = _network_in_place(at, inputs if block.num_fixed else inputs[:, :1])
+        num = block.num_moving
+        shift, log_slope, rest = parameters.split([num, num, len(parameters) - 2 * num])
+        log_slope = log_slope.tanh_().mul_(MAX_LOG_SCALE)
+        scale, bent = log_slope.exp(), moving
+        if block.num_bins:
+            bending = self._bending[block.num_bins]
+            knots = curve.knots(rest.unflatten(0, (num, -1)), bending, SPLINE_BOUND, block.tail_offset, self._d)
+            curved = curve.curve(moving, knots, SPLINE_BOUND)
+            bent, log_slope = curved.y, curved.slope.log() + log_slope
+        torch.addcmul(shift, bent, scale, out=moving)
+
+        return log_slope
 
     def _forward(
         self, block: CouplingBlock, at: Folded, moving: Tensor, inputs: Tensor
@@ -263,6 +281,17 @@ def _network(at: Folded, inputs: Tensor) -> tuple[_Hidden, Tensor]:
     end = torch.cat([second, inputs if at.line is None else at.line @ inputs])
 
     return _Hidden(inputs, first, second, end), at.head @ end
+
+
+def _network_in_place(at: Folded, inputs: Tensor) -> Tensor:
+    """The parameters that :func:`_network` gives, of which nothing is kept."""
+    first, width = (at.first @ inputs).relu_(), len(at.second)
+    line = inputs if at.line is None else at.line @ inputs
+    end = first.new_empty((width + len(line), inputs.shape[1]))
+    torch.mm(at.second, first, out=end[:width]).relu_()
+    end[width:] = line
+
+    return at.head @ end
 
 
 def _pulled(at: Folded, hidden: _Hidden, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

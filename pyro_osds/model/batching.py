@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -33,6 +34,7 @@ from pyro_osds.model.graph import (
     MIN_BATCH,
     DensitiesWithScores,
     Graph,
+    Scored,
     in_blocks,
     record,
     with_scores,
@@ -100,7 +102,7 @@ class Ladder:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
         self.single, self.reason = single, ""
         self._options = vectorize, capture
-        self._block_size, self._large_block_size = block_size, large_block_size
+        self._block_size, self.large_block_size = block_size, large_block_size
         self._min_batch = min(MIN_BATCH, block_size // 2)
         self._example = example
         self._batched_factories = False
@@ -132,7 +134,7 @@ class Ladder:
         vectorize, capture = self._options
 
         # What does not run in batches here does not there either, and was warned of.
-        sizes = self._block_size, self._large_block_size
+        sizes = self._block_size, self.large_block_size
         vectorize = vectorize if self.vectorized else "loop"
 
         return Ladder(
@@ -148,6 +150,11 @@ class Ladder:
     def is_fast(self) -> bool:
         """Whether batches are evaluated at once, and within some hundredths of a second."""
         return self.vectorized and self.solver_cost < _SLOW_SOLVER
+
+    @property
+    def may_record(self) -> bool:
+        """Whether what a run gives may be had from a graph: there are some, and no solver is part of a run."""
+        return self.vectorized and self._may_capture and not self.solver_cost
 
     @property
     def num_at_once(self) -> int:
@@ -178,13 +185,12 @@ class Ladder:
             except RuntimeError as error:
                 if not is_numerical(error):
                     raise
-
         if self.vectorized and self._block_size < BLOCK_SIZE and len(z) > self._block_size:
             # Without a graph, what a large density leaves behind for its gradient would fill the memory.
-            run = with_scores(self._in_python) if scores else self._in_python
-            return self._by_graph(Graph(run, self._block_size), z, scores)
+            runs = partial(self.map, self.single)
+            return self._by_graph(Graph(with_scores(runs) if scores else runs, self._block_size), z, scores)
 
-        return self._in_python(z)
+        return self.map(self.single, z)
 
     def _first_look(self) -> tuple[Tensor, ...]:
         """Densities and scores by the loop; a model that changes in place what its gradient needs is noticed here."""
@@ -239,11 +245,7 @@ class Ladder:
         return total
 
     def _is_single_enough(self, double: tuple[Tensor, ...]) -> bool:
-        """Whether a device pays for double precision with its time, and single precision is as good.
-
-        Arguments:
-            double: Densities of the points that are checked, in double precision.
-        """
+        """Whether a device pays for these densities, in double precision, with its time, and single is as good."""
         difference = sum(double[:2], double[0].new_zeros(())) - sum(self._expected[:2], double[0].new_zeros(()))
         difference = difference[difference.isfinite()]
         if len(difference) < 2 or difference.std() > _MAX_NOISE:
@@ -257,9 +259,6 @@ class Ladder:
 
         return seconds[True] > _MAX_SLOWDOWN * seconds[False]
 
-    def _in_python(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.map(self.single, z)
-
     def _graph(self, scores: bool, num_points: int) -> Graph | None:
         """The graph for a batch of this size, recorded when it is first needed; None where there is none."""
         block_size = self._block_size
@@ -269,21 +268,20 @@ class Ladder:
         elif block_size == BLOCK_SIZE < num_points:
             first = self._graphs.get((True, BLOCK_SIZE)) or self._capture(True, BLOCK_SIZE)
             is_soon_recorded = first is not None and first.num_operations < _MANY_OPERATIONS
-            block_size = self._large_block_size if is_soon_recorded else BLOCK_SIZE
+            block_size = self.large_block_size if is_soon_recorded else BLOCK_SIZE
         if not self._may_capture:
             return None
 
         return self._graphs.get((scores, block_size)) or self._capture(scores, block_size)
 
     def _by_graph(self, graph: Graph, z: Tensor, scores: bool) -> tuple[Tensor, Tensor]:
-        with self._replayed():
-            log_prior, log_likelihood = (
-                DensitiesWithScores.apply(z, graph, self._in_python) if scores else in_blocks(graph, z)
-            )
+        with self.replayed():
+            runs = partial(self.map, self.single)
+            log_prior, log_likelihood = DensitiesWithScores.apply(z, graph, runs) if scores else in_blocks(graph, z)
 
         return log_prior, log_likelihood
 
-    def _replayed(self) -> Any:
+    def replayed(self) -> Any:
         """In which precision a graph makes tensors of numbers and of integers: none of its operations says so."""
         return default_dtype(torch.float64) if self.is_double else contextlib.nullcontext()
 
@@ -343,7 +341,12 @@ class Ladder:
                 self._max_steps = min(max(_FEWEST_STEPS, _MANY_TIMES * most), MAX_STEPS)
                 if self._agrees(got):
                     self.reason = ""
-                    return self._settle_solvers(bool(used))
+                    if used:
+                        # A solver is set up anew wherever no graph holds it, so no batch is too small for a graph.
+                        self._min_batch = 1
+                    if self.is_adaptive:
+                        _log.info("a differential equation is solved for whole batches, on steps within its tolerances")
+                    return True
                 total, expected = got[0] + got[1], self._expected[0] + self._expected[1]
                 why = (
                     "under torch.func.vmap the log density or its gradient differs from single runs "
@@ -365,14 +368,14 @@ class Ladder:
         expected = self._expected
         return agree_within_tolerances(got, expected) if self.is_adaptive else agree(got, expected, self.is_double)
 
-    def _settle_solvers(self, has_solvers: bool) -> bool:
-        """A solver is set up anew wherever no graph holds it, so with a graph no batch is too small for it."""
-        if has_solvers:
-            self._min_batch = 1
-        if self.is_adaptive:
-            _log.info("a differential equation is solved for whole batches, on steps that meet its tolerances at all")
-
-        return True
+    def record(self, function: Scored, block: Tensor) -> Graph:
+        """A function of batches as a graph; it is an error if the points of this one part."""
+        self._must_agree = True
+        try:
+            with self.replayed():
+                return record(function, block)
+        finally:
+            self._must_agree = False
 
     def _capture(self, scores: bool, block_size: int) -> Graph | None:
         """A graph that agrees with the loop, or None, after which there will be no other attempt."""
@@ -380,16 +383,13 @@ class Ladder:
         function = with_scores(self.densities) if scores else self.densities
         filling = self._points[:1].expand(block_size - len(self._points), -1)
         block = torch.cat([self._points, filling])
-        self._must_agree = True
         try:
-            with self._replayed():
-                graph = record(function, block.roll(1, 0))
+            graph = self.record(function, block.roll(1, 0))
+            with self.replayed():
                 got = in_blocks(graph, block[: max(self._min_batch, len(self._points))])
         except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
             self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
             return None
-        finally:
-            self._must_agree = False
         count = len(self._points)
         if not self._agrees(tuple(part[:count] for part in got)):
             self.reason = "the captured graph differs from single runs"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.model.foreign.integration import Integration, integrations_used
+from pyro_osds.model.layout import rows_first
 from pyro_osds.runtime.clock import check_time
 from pyro_osds.runtime.execution import freeze
 from pyro_osds.runtime.interpreter import Interpreter
@@ -128,7 +129,7 @@ def record(function: Scored, z: Tensor) -> Graph:
         The recorded function, for blocks of the same size.
     """
     with torch.no_grad(), integrations_used() as used:
-        operations = record_operations(function, z)
+        operations = rows_first(record_operations(function, z), (z,))
         # A solution may be stopped by Ctrl-C or a limit of time, which TorchScript would make another error.
         run = Interpreter(operations) if used else freeze(operations, (z,))
 

@@ -15,6 +15,7 @@ from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.distributions.saturation import is_saturated
 from pyro_osds.model.run import ModelRun
 from pyro_osds.model.sites import LatentSite
+from pyro_osds.model.values import values_at
 
 # Terms of log densities that are held at once where parameters are looked at.
 _MAX_TERMS = 2**20
@@ -57,7 +58,7 @@ class SiteReadings:
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Draws at every continuous latent site, ``(B, D)`` to ``{name: (B, *shape)}``."""
-        return self._as_drawn(self._ladder.map(lambda row: self._run(row).values, z.to(self.dtype)))
+        return self._as_drawn(values_at(self._ladder, lambda row: self._run(row).values, z.to(self.dtype)))
 
     def constrain_with_log_abs_det(self, z: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Draws at every continuous latent site, and the log-determinants of the way there from ``z``.

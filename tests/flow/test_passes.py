@@ -133,3 +133,21 @@ def test_an_end_of_the_spline_is_smooth():
     x = torch.tensor([[-6.0 - 1e-9, -6.0, -6.0 + 1e-9, 6.0 - 1e-9, 6.0, 6.0 + 1e-9]], dtype=torch.float64)
     on = curve.curve(x, at, BOUND)
     assert torch.allclose(on.y, x, atol=1e-12) and torch.allclose(on.slope, torch.ones_like(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("is_narrow", [False, True])
+@pytest.mark.parametrize(("dim", "num_blocks", "num_spline_blocks"), [(1, 2, 1), (5, 6, 2), (10, 5, 1), (8, 9, 0)])
+def test_draws_have_the_bits_of_training(dim, num_blocks, num_spline_blocks, is_narrow, monkeypatch):
+    # What is changed in place is the pass's own: points stay as they were.
+    monkeypatch.setattr(network, "_MAX_WEIGHTS", 4 if is_narrow else 2**17)
+    flow = flow_of(dim, num_blocks, num_spline_blocks).float()
+    x = 3.0 * torch.randn(100, dim)
+    before = x.clone()
+    passes, folding = Passes(flow, 0.0, 1.0), folded(flow, 1.0)
+    with torch.no_grad():
+        y, log_abs_det = passes.forward(folding.matrices, x)
+        expected, trained, *_ = passes.forward_with_score(folding.matrices, x, -x)
+
+    assert torch.equal(x, before)
+    assert torch.equal(y, expected)
+    torch.testing.assert_close(log_abs_det, trained, rtol=0.0, atol=1e-5)
