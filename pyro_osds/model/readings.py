@@ -9,30 +9,17 @@ import torch
 from torch import Tensor
 
 from pyro_osds.model.batching import Ladder
-from pyro_osds.model.checks.failures import midst_failure
 from pyro_osds.model.checks.ranges import ROUNDING, End, cut_outside, site_beyond
 from pyro_osds.model.coordinates import Coordinates
 from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.distributions.saturation import is_saturated
 from pyro_osds.model.run import ModelRun
 from pyro_osds.model.sites import LatentSite
-from pyro_osds.runtime.source import telling
 
 # Terms of log densities that are held at once where parameters are looked at.
 _MAX_TERMS = 2**20
 
 
-@telling(
-    midst_failure,
-    "constrain",
-    "constrain_with_log_abs_det",
-    "saturated_sites",
-    "out_of_range",
-    "deterministics",
-    "log_likelihood",
-    "log_prior",
-    "by_group",
-)
 class SiteReadings:
     """The part of a model target that reads its runs; what it reads from belongs to the target."""
 

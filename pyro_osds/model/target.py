@@ -22,7 +22,7 @@ from torch.distributions import Transform
 from pyro_osds.model.agreement import check_points
 from pyro_osds.model.batching import Ladder
 from pyro_osds.model.checks.determinism import check_deterministic
-from pyro_osds.model.checks.failures import explained, midst_failure
+from pyro_osds.model.checks.failures import RUNNING, explained, midst_failure
 from pyro_osds.model.checks.gradients import check_gradients, lost_gradients, refuse_lost
 from pyro_osds.model.checks.impossible import why_impossible
 from pyro_osds.model.checks.observations import observed_values
@@ -72,7 +72,7 @@ _MOST_TOGETHER, _MAX_TERMS = 64, 2**19
 _MIN_TOGETHER = 32  # fewer draws of the prior are not worth the runs that one run for all is checked by
 
 
-@telling(midst_failure, "log_prior_and_likelihood", "sample_prior", "from_samples", "other_coordinates")
+@telling(midst_failure, *RUNNING)
 class ModelTarget(SiteReadings, Target):
     """The unconstrained posterior of a Pyro model, as a :class:`~pyro_osds.target.Target`.
 

@@ -33,6 +33,25 @@ _MIDST_CURE = (
     "put a value that works in the place of what fails, and where that is impossible say so by "
     "pyro.factor('possible', torch.tensor(0.0 if is_possible else -torch.inf))."
 )
+RUNNING = (
+    "log_prior_and_likelihood",
+    "sample_prior",
+    "from_samples",
+    "other_coordinates",
+    "infer_discrete",
+    "beyond_bounds",
+    "not_finite_sites",
+    "why_not_finite",
+    "constrain",
+    "constrain_with_log_abs_det",
+    "saturated_sites",
+    "out_of_range",
+    "deterministics",
+    "log_likelihood",
+    "log_prior",
+    "by_group",
+)
+"""Methods of a model's target that run the model."""
 _SAMPLE_OPTIONS = ("obs", "obs_mask", "infer")
 _DATA = ("observed", "value", "data", "y", "observation", "observations", "target", "given")
 _VALUES = re.compile(r"Boolean value of Tensor|one element tensors|single element|converted to (a )?Python|to an index")
