@@ -15,7 +15,12 @@ House :math:`i` of county :math:`j` has the log radon
 where :math:`x_{ij}` is 1 if it was measured on the first floor and 0 if in the basement, and :math:`u_j` is the log
 uranium of the county. Everything that is normal can be integrated in closed form, which leaves an integral over
 :math:`\sigma` and :math:`\tau`: the exact log evidence is printed beside each run.
+
+.. image:: /figures/radon.png
+   :alt: Log Bayes factor for the uranium over the scale of its prior, and levels of 85 counties
 """
+
+# sphinx_gallery_thumbnail_path = "figures/radon.png"
 
 import copy
 import csv
