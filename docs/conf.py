@@ -82,7 +82,7 @@ intersphinx_mapping = {name: (PAGES_OF_OTHERS[name], path) for name, path in inv
 # ---- the gallery ----
 
 # These take minutes, so their pages show code only; all others run when the pages are built.
-NOT_EXECUTED = ("distributed", "german_credit", "hidden_markov", "neutra", "nile", "one_giant_leap")
+NOT_EXECUTED = ("distributed", "german_credit", "hidden_markov", "neutra", "nile", "one_giant_leap", "radon")
 
 
 _shown = tqdm.__init__

@@ -39,6 +39,7 @@ TINY = {
     "NUM_DECODED": 3,
     "EVERY": 4,
     "NUM_ROWS": 100,
+    "NUM_NODES": 4,
     "NUM_DRAWS": 256,
     "NUM_PARTICLES": 16,
     "NUM_MATCHING": 10,

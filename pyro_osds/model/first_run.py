@@ -18,6 +18,7 @@ from pyro_osds.model.checks.shapes import check_densities, check_shapes, compute
 from pyro_osds.model.distributions.latents import UnsupportedSiteError
 from pyro_osds.model.foreign.moments import trace_of
 from pyro_osds.model.parameters import Constants
+from pyro_osds.model.pyro_internals import as_raised
 from pyro_osds.model.trace import check_priors, init_anywhere, is_latent
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.source import is_refusal
@@ -96,10 +97,11 @@ def _trace(
         if is_refusal(error):
             raise
         failed_site(error)
-        explained = failure(error, model, args, kwargs, attempt)
-        if explained is error:
-            raise
-        raise explained from error
+        raised = as_raised(error)
+        explained = failure(raised, model, args, kwargs, attempt)
+        if explained is raised:
+            raise raised from None
+        raise explained from raised
 
 
 def check_observations(trace: Any, model: Callable[[], Any]) -> None:

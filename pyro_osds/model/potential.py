@@ -16,11 +16,12 @@ from pyro_osds.model.checks.determinism import check_deterministic, no_training_
 from pyro_osds.model.checks.gradients import check_gradients
 from pyro_osds.model.graph import with_scores
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
-from pyro_osds.runtime.source import first_line, is_refusal, own_line
+from pyro_osds.runtime.source import is_refusal, named, own_line, telling, told
 from pyro_osds.runtime.warnings import AmbiguousArgumentWarning, warn
 from pyro_osds.target import Target
 
 
+@telling(lambda target, error: _midst_failure(error), "log_prob")
 class PotentialTarget(Target):
     r"""The density :math:`\gamma(z) = \exp(-U(z))` of a potential function *U*.
 
@@ -148,7 +149,7 @@ def _first_value(potential_fn: Callable[[dict[str, Tensor]], Any], values: dict[
         with torch.enable_grad():
             return potential_fn({name: value.requires_grad_() for name, value in values.items()})
     except Exception as error:  # noqa: BLE001 - whatever it raises is told with its line
-        if is_refusal(error) or isinstance(error, Warning) or type(error).__module__ not in ("builtins", "torch"):
+        if is_refusal(error) or isinstance(error, Warning):
             raise
         asked = error.args[0] if isinstance(error, KeyError) and error.args else None
         if isinstance(asked, str):
@@ -159,10 +160,18 @@ def _first_value(potential_fn: Callable[[dict[str, Tensor]], Any], values: dict[
         line = own_line(error)
         cure = "Numpy and scipy have no gradient: use torch's functions." if "numpy" in str(error) else ""
         shapes = ", ".join(f"{name!r} {tuple(value.shape)}" for name, value in values.items())
-        raise ValueError(
-            f"potential_fn failed{f' at {line}' if line else ''}: {type(error).__name__}: {first_line(error)} (sites: "
-            f"{shapes}). {cure}".rstrip()
-        ) from error
+        sentence = (
+            f"potential_fn failed{f' at {line}' if line else ''}: {named(error)} (sites: {shapes}). {cure}".rstrip()
+        )
+        raise told(error, sentence, ValueError) from error
+
+
+def _midst_failure(error: Exception) -> str:
+    """The sentence on a potential that fails at values that it had not met before."""
+    return (
+        f"potential_fn failed in the midst of a run, in {own_line(error)}: {named(error)}. Where it has no value, "
+        "return torch.tensor(torch.inf)."
+    )
 
 
 def _is_scalar(potential_fn: Callable[[dict[str, Tensor]], Tensor], values: dict[str, Tensor]) -> bool:

@@ -29,7 +29,7 @@ from pyro_osds.model.distributions.latents import quiet_draws
 from pyro_osds.model.foreign.state import State
 from pyro_osds.model.pyro_internals import Subsample, is_numerical, is_shown
 from pyro_osds.model.target import ModelTarget
-from pyro_osds.runtime.source import first_line
+from pyro_osds.runtime.source import first_line, is_refusal, is_told, named, own_line, told
 
 
 class Predictive:
@@ -161,14 +161,27 @@ def _runs(call: Callable[[], Any], rows: Sequence[Mapping[str, Tensor]]) -> Iter
             try:
                 with run:
                     call()
-            except RuntimeError as error:
-                if not is_numerical(error):
+            except Exception as error:
+                new = _explained(error, run)
+                if new is error:
                     raise
-                raise ValueError(
-                    f"The model failed at one of the draws: {first_line(error)}. Check it for values that overflow, or "
-                    "add a jitter to the matrix."
-                ) from error
+                raise new from error
             yield run.values
+
+
+def _explained(error: Exception, run: PredictiveRun) -> Exception:
+    """The error to raise for a model that failed at one of some draws."""
+    if isinstance(error, RuntimeError) and is_numerical(error):
+        return ValueError(
+            f"The model failed at one of the draws: {first_line(error)}. Check it for values that overflow, or add a "
+            "jitter to the matrix."
+        )
+    line = own_line(error)
+    if is_told(error) or is_refusal(error) or isinstance(error, Warning) or not line:
+        return error
+    after = f"after site {next(reversed(run.values))!r}" if run.values else "before its first site"
+
+    return told(error, f"The model failed at one of the draws, {after}, in {line}: {named(error)}.")
 
 
 class PredictiveRun(Messenger):

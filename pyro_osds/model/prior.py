@@ -25,6 +25,7 @@ from pyro_osds.model.distributions.densities import unconstrained_log_prob
 from pyro_osds.model.distributions.edge_draws import DrawUnconstrained, unconstrained_draw
 from pyro_osds.model.foreign.moments import Moments
 from pyro_osds.model.run import is_computed
+from pyro_osds.runtime.source import note_place
 
 # Rows that single runs are compared with; where draws are mixed up, the first few differ already.
 _NUM_CHECKED = 3
@@ -40,8 +41,18 @@ class _StopAfter(Messenger):
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
         self._missing = set(names)
+        self._at = self._after = ""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> Any:
+        note_place(None if isinstance(error, _LastLatent) else error, self._at, self._after, {})
+
+        return super().__exit__(kind, error, trace)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self._at = msg["name"]
 
     def _pyro_post_sample(self, msg: Any) -> None:
+        self._at, self._after = "", msg["name"]
         if msg["name"] in self._missing:
             self._missing.remove(msg["name"])
             if not self._missing:

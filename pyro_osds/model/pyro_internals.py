@@ -7,11 +7,13 @@ with an error that names it; a test for each name says so first, in ``tests/mode
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro.ops.special
 from pyro.ops.integrator import _EXCEPTION_HANDLERS
+from pyro.poutine import trace_messenger
 from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.subsample_messenger import _Subsample
@@ -168,3 +170,24 @@ def mask_of(fn: Any) -> Any:
         (False, None)
     """
     return getattr(fn, "_mask", None)
+
+
+def as_raised(error: Exception) -> Exception:
+    """What a model raised under a trace: of errors of value and at run time Pyro makes another, or fails to.
+
+    The new one has the shapes of all sites in its text, and nothing else of what the user's class knows; a class of
+    more arguments than a text cannot be made at all.
+
+    Arguments:
+        error: What came out of the trace. Gone: the user's own exceptions of those two kinds lose their attributes.
+    """
+    own = error.__cause__ or error.__context__
+    if not isinstance(own, (ValueError, RuntimeError)):
+        return error
+    is_copy = type(own) is type(error) and str(error).startswith(f"{own}\n")
+    frames = traceback.extract_tb(error.__traceback__)
+    is_failed = any(
+        frame.filename == trace_messenger.__file__ and "exc_type(" in (frame.line or "") for frame in frames
+    )
+
+    return own if is_copy or is_failed else error

@@ -32,6 +32,7 @@ from pyro_osds.model.distributions.densities import unconstrained_log_prob
 from pyro_osds.model.distributions.missing import observed_log_prob
 from pyro_osds.model.distributions.wrappers import by_batch
 from pyro_osds.model.pyro_internals import Subsample, enumerated_dim, is_shown, mask_of
+from pyro_osds.runtime.source import note_place
 
 _NO_DENSITY = "so there is no density of fixed dimension"
 
@@ -74,8 +75,16 @@ class ModelRun(Messenger):
         self._closed_forms: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}
         self.deterministics: dict[str, Tensor] = {}
+        self._at = self._after = ""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> Any:
+        """As for any handler; what the model raised goes on with a note on where that was."""
+        note_place(error, self._at, self._after, self.unconstrained)
+
+        return super().__exit__(kind, error, trace)
 
     def _pyro_sample(self, msg: Any) -> None:
+        self._at = msg["name"]
         if msg["is_observed"] or isinstance(msg["fn"], Subsample):
             return
         if is_missing_part(msg, {site["name"] for site in self.observed}):
@@ -117,8 +126,10 @@ class ModelRun(Messenger):
             )
 
     def _pyro_post_sample(self, msg: Any) -> None:
+        self._at = ""
         if isinstance(msg["fn"], Subsample):
             return
+        self._after = msg["name"]
         if is_deterministic(msg):
             if msg["name"] not in self.tied:
                 self.deterministics[msg["name"]] = msg["value"].clone() if self._copies else msg["value"]

@@ -22,7 +22,7 @@ from torch.distributions import Transform
 from pyro_osds.model.agreement import check_points
 from pyro_osds.model.batching import Ladder
 from pyro_osds.model.checks.determinism import check_deterministic
-from pyro_osds.model.checks.failures import explained
+from pyro_osds.model.checks.failures import RUNNING, explained, midst_failure
 from pyro_osds.model.checks.gradients import check_gradients, lost_gradients, refuse_lost
 from pyro_osds.model.checks.impossible import why_impossible
 from pyro_osds.model.checks.observations import observed_values
@@ -60,6 +60,7 @@ from pyro_osds.model.trace import (
 )
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import in_double
+from pyro_osds.runtime.source import telling
 from pyro_osds.target import CostCounter, Target
 
 # Points at which it is asked what depends on what: a gradient may vanish at one of them.
@@ -71,6 +72,7 @@ _MOST_TOGETHER, _MAX_TERMS = 64, 2**19
 _MIN_TOGETHER = 32  # fewer draws of the prior are not worth the runs that one run for all is checked by
 
 
+@telling(midst_failure, *RUNNING)
 class ModelTarget(SiteReadings, Target):
     """The unconstrained posterior of a Pyro model, as a :class:`~pyro_osds.target.Target`.
 
@@ -114,9 +116,7 @@ class ModelTarget(SiteReadings, Target):
         vectorize: str = "auto",
         capture: str | bool = "auto",
     ) -> None:
-        self.model = model
-        self.args = args
-        self.kwargs = dict(kwargs or {})
+        self.model, self.args, self.kwargs = model, args, dict(kwargs or {})
         self.init_strategy = init_strategy
         self.transforms = dict(transforms or {})
         self._constants = Constants()

@@ -20,12 +20,14 @@ class Reason(NamedTuple):
         draws: Whether it speaks against the posterior draws.
         evidence: Whether it speaks against the log evidence.
         mendable: Whether more work could mend it; what is wrong with a model, no further stage cures.
+        is_final: Whether what was sampled is no density, so that no stage is worth its time, and no other cure a cure.
     """
 
     text: str
     draws: bool = True
     evidence: bool = True
     mendable: bool = True
+    is_final: bool = False
 
 
 class Mixing(NamedTuple):

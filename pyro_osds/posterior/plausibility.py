@@ -74,6 +74,7 @@ def out_of_range(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
             f"At {lost:.0%} of the posterior (by weight) {sentence} Formulas go on there with numbers that are no "
             "densities, and both draws and log evidence count them.",
             mendable=False,
+            is_final=True,
         )
     ]
 

@@ -94,6 +94,9 @@ def with_verdicts(judged: Evidence, reasons: Sequence[Reason], improper_sites: t
         reasons: What speaks against draws and evidence.
         improper_sites: Latent sites whose prior is flat: with them there is no evidence.
     """
+    if any(reason.is_final for reason in reasons):
+        # What else was seen comes of it, or would be cured in vain.
+        reasons = [reason for reason in reasons if not reason.mendable]
     against_draws = tuple(reason.text for reason in reasons if reason.draws)
     against_evidence = tuple(reason.text for reason in reasons if reason.evidence)
     judged = replace(judged, log_integral=judged.log_evidence)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_osds.runtime.clock import now
 from pyro_osds.runtime.precision import most_precise
 from pyro_osds.runtime.resume import seed_refusal, sets_seed
-from pyro_osds.runtime.source import first_line, own_line
+from pyro_osds.runtime.source import first_line, named, own_line, telling, told
 from pyro_osds.target.cost import CostCounter, terms_in
 from pyro_osds.target.density import in_chunks
 from pyro_osds.target.gradient import differing, has_wrong_gradient
@@ -29,6 +29,7 @@ _LONG = 0.5
 _BLOCK_SIZE = 512
 
 
+@telling(lambda target, error: _midst_failure(error), "log_prob")
 class FunctionTarget(Target):
     """A target from a plain function.
 
@@ -207,7 +208,7 @@ def _probed(log_prob_fn: Callable[[Tensor], Tensor], z: Tensor) -> Any:
         with torch.enable_grad():
             return log_prob_fn(z.requires_grad_())
     except Exception as error:  # noqa: BLE001 - whatever it raises is told with its line
-        if isinstance(error, Warning) or type(error).__module__ not in ("builtins", "torch"):
+        if isinstance(error, Warning):
             raise
         line = own_line(error)
         cure = f"It gets a batch of points, a tensor {tuple(z.shape)}, and returns one number for each row."
@@ -216,9 +217,16 @@ def _probed(log_prob_fn: Callable[[Tensor], Tensor], z: Tensor) -> Any:
                 "Numpy and scipy have no gradient: compute with torch's functions from the points to the density, or "
                 "pass its gradient, score_fn=."
             )
-        raise ValueError(
-            f"log_prob_fn failed{f' at {line}' if line else ''}: {type(error).__name__}: {first_line(error)}. {cure}"
-        ) from error
+        sentence = f"log_prob_fn failed{f' at {line}' if line else ''}: {named(error)}. {cure}"
+        raise told(error, sentence, ValueError) from error
+
+
+def _midst_failure(error: Exception) -> str:
+    """The sentence on a function that fails at points that it had not met before."""
+    return (
+        f"log_prob_fn failed in the midst of a run, in {own_line(error)}: {named(error)}. Return -inf at points "
+        "that are impossible."
+    )
 
 
 def _check_same(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> None:

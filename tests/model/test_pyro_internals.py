@@ -97,3 +97,21 @@ def test_masks():
     assert pyro_internals.mask_of(dist.Normal(torch.zeros(2), 1.0).mask(mask)) is mask
     assert pyro_internals.mask_of(dist.Normal(0.0, 1.0).mask(False)) is False
     assert pyro_internals.mask_of(dist.Normal(0.0, 1.0)) is None
+
+
+def test_what_pyro_makes_of_exceptions_under_a_trace():
+    class Own(ValueError):
+        def __init__(self, row, column):
+            super().__init__(f"row {row}")
+
+    for error in (Own(1, 2), RuntimeError("text")):
+
+        def model(raised=error):
+            raise raised
+
+        with pytest.raises(Exception) as caught:
+            poutine.trace(model).get_trace()
+        assert caught.value is not error
+        assert pyro_internals.as_raised(caught.value) is error
+    other = KeyError("a")
+    assert pyro_internals.as_raised(other) is other

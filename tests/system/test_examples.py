@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 RUNNER = ROOT / "docs" / "run_example.py"
 # Data too long to stand in a notebook: the file beside it, as somebody has it who downloaded both.
-FILES = {"german_credit": "german_credit.csv", "exoplanet": "eprv3/rvs_1.txt"}
+FILES = {"german_credit": "german_credit.csv", "exoplanet": "eprv3/rvs_1.txt", "radon": "radon.csv"}
 
 
 @pytest.mark.slow

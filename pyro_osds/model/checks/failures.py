@@ -17,15 +17,41 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_osds.model.checks.cures import Reached, constant_cure, cure, misfit_sentence
 from pyro_osds.model.checks.data import Attempt, argument_cure, describe, trying
+from pyro_osds.model.pointwise import OnePoint
 from pyro_osds.runtime.arguments import misfit
 from pyro_osds.runtime.options import nearest
-from pyro_osds.runtime.source import first_line, is_refusal, own_line, user_line
+from pyro_osds.runtime.source import is_refusal, named, own_line, place_of, told, user_line
+from pyro_osds.runtime.torch_internals import is_batchedtensor
 
 _EXPLAINED = ("builtins", "torch", "numpy", "pandas", "pyro")
 _SHAPE = (
     "Site {!r} has a sample shape at {}, which no density knows. Write .expand({}).to_event(1) after the distribution, "
     "or put the site into a pyro.plate."
 )
+_MIDST_CURE = (
+    "It fails at these values each time, and a model has to run at all values that its priors allow. Before that line, "
+    "put a value that works in the place of what fails, and where that is impossible say so by "
+    "pyro.factor('possible', torch.tensor(0.0 if is_possible else -torch.inf))."
+)
+RUNNING = (
+    "log_prior_and_likelihood",
+    "sample_prior",
+    "from_samples",
+    "other_coordinates",
+    "infer_discrete",
+    "beyond_bounds",
+    "not_finite_sites",
+    "why_not_finite",
+    "constrain",
+    "constrain_with_log_abs_det",
+    "saturated_sites",
+    "out_of_range",
+    "deterministics",
+    "log_likelihood",
+    "log_prior",
+    "by_group",
+)
+"""Methods of a model's target that run the model."""
 _SAMPLE_OPTIONS = ("obs", "obs_mask", "infer")
 _DATA = ("observed", "value", "data", "y", "observation", "observations", "target", "given")
 _VALUES = re.compile(r"Boolean value of Tensor|one element tensors|single element|converted to (a )?Python|to an index")
@@ -123,26 +149,35 @@ def failure(
         attempt: A plain run with other arguments.
 
     Returns:
-        The same exception where it is of the user's own kind; else one with site, line, what was got and the cure.
+        One with site, line, what was got and the cure, which is a ValueError as well as what it was; without a cure,
+        and no ValueError, where it is of the user's own kind.
     """
-    if type(error).__module__.partition(".")[0] not in _EXPLAINED or isinstance(error, Warning):
+    if isinstance(error, Warning):
         return error
-    wrong = misfit(model, args, kwargs)
+    is_explained = _is_explained(error)
+    wrong = misfit(model, args, kwargs) if is_explained else ""
     if wrong:
         return ValueError(misfit_sentence(wrong, model, args, kwargs))
     seen = _reached(attempt, args, kwargs)
-    line, text = own_line(error), first_line(error)
+    line = own_line(error)
     site = seen[-1] if seen and not seen[-1].is_done else None
     if not line:
         # It went through the model, and failed at the log density of one of its sites.
         site, error = _improbable(seen, error)
-        line, text = site.line if site else "", first_line(error)
+        line = site.line if site else ""
     where = f"at site {site.name!r}" if site else f"after site {seen[-1].name!r}" if seen else "before its first site"
     given = ", ".join(map(describe, (*args, *kwargs.values()))) or "none"
     where = f"{where}, in {line}" if line else where
-    told = f"The model failed {where}: {type(error).__name__}: {text} (arguments: {given})."
+    sentence = f"The model failed {where}: {named(error)} (arguments: {given})."
+    if not is_explained:
+        return told(error, sentence)
 
-    return ValueError(f"{told} {cure(error, seen, site, model, args, kwargs, attempt)}".rstrip())
+    return told(error, f"{sentence} {cure(error, seen, site, model, args, kwargs, attempt)}".rstrip(), ValueError)
+
+
+def _is_explained(error: Exception) -> bool:
+    """Whether an exception is one of Python or of a package whose mistakes are known, and not the user's own."""
+    return type(error).__module__.partition(".")[0] in _EXPLAINED
 
 
 def _improbable(seen: list[Reached], error: Exception) -> tuple[Reached | None, Exception]:
@@ -174,10 +209,13 @@ def later_failure(
         discrete: Its discrete latents, which take all their values at once by then.
         attempt: The same with other arguments.
     """
-    if type(error).__module__.partition(".")[0] not in _EXPLAINED or isinstance(error, Warning):
+    if isinstance(error, Warning):
         return error
-    line, text = own_line(error), first_line(error)
+    line, place = own_line(error), place_of(error)
     on = f" at {line}" if line else ""
+    on, text = (f"{on}, {place.where}" if place else on), named(error)
+    if not _is_explained(error):
+        return told(error, f"The model runs once, and fails elsewhere{on}: {text}.")
     if discrete:
         names = ", ".join(map(repr, discrete))
         cure = (
@@ -191,15 +229,18 @@ def later_failure(
                 "(x * k).sum(-1), or a sequential plate, for i in pyro.plate(name, size), around the discrete site."
             )
         )
-        return ValueError(
+        return told(
+            error,
             f"The model fails{on} where the discrete latents {names} take all their values at once, to be summed out: "
-            f"{type(error).__name__}: {text}. {cure}"
+            f"{text}. {cure}",
+            ValueError,
         )
     cure = argument_cure(args, kwargs, model, attempt, error) or constant_cure(error)
 
-    return ValueError(
-        f"The model runs once, but its log density has no value elsewhere, or no gradient{on}: {type(error).__name__}: "
-        f"{text}. {cure}".rstrip()
+    return told(
+        error,
+        f"The model runs once, but its log density has no value elsewhere, or no gradient{on}: {text}. {cure}".rstrip(),
+        ValueError,
     )
 
 
@@ -221,12 +262,37 @@ def explained(make: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:  # noqa: BLE001 - whatever it raises is told with its line
             if is_refusal(error) or "sites" not in vars(self):
                 raise
-            told = later_failure(error, self.model, self.args, self.kwargs, self.discrete_sites, attempt)
-            if told is error:
+            explained = later_failure(error, self.model, self.args, self.kwargs, self.discrete_sites, attempt)
+            if explained is error:
                 raise
-            raise told from error
+            raise explained from error
 
     return call
+
+
+def midst_failure(target: Any, error: Exception) -> str:
+    """The sentence on a model that fails in the midst of a run, at values that it had not met before.
+
+    Arguments:
+        target: The target, with the density ``_single`` of one point.
+        error: What was raised.
+    """
+    place = place_of(error)
+    where = f"{place.where}, in {own_line(error)}" if place else f"in {own_line(error)}"
+    sentence = f"The model failed in the midst of a run, {where}: {named(error)}."
+    point = place.point if place else {}
+    names = [site.name for site in target.sites]
+    if not names or any(name not in point or is_batchedtensor(point[name]) for name in names):
+        return sentence
+    row = torch.cat([point[name].detach().reshape(-1) for name in names])
+    try:
+        OnePoint(target._single, target.is_double, False)(row, None)
+    except type(error):
+        return f"{sentence} {_MIDST_CURE}"
+    except Exception:  # noqa: BLE001 - another mistake at the same point: the first is told
+        return sentence
+
+    return f"{sentence} Run once more at the same values it did not: what decides is not among its latents."
 
 
 def _reached(attempt: Attempt, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Reached]:

@@ -10,7 +10,10 @@ from torch import tensor
 
 from pyro_osds import OSDS, UnreliableEvidenceWarning
 from pyro_osds.model import ModelTarget
+from pyro_osds.posterior.escalation import Escalation
+from pyro_osds.posterior.evidence import Evidence, Reason
 from pyro_osds.posterior.plausibility import out_of_range
+from pyro_osds.posterior.verdict import with_verdicts
 
 
 def any_number(loc=2.0, scale=2.0, size=None):
@@ -221,6 +224,42 @@ def test_innocent_models_are_not_told(model, vectorize):
     z = z[target.log_prob(z).isfinite()]
 
     assert len(z) and not out_of_range(target, z, torch.full((len(z),), 1 / len(z)))
+
+
+def test_no_stage_is_begun_where_parameters_are_out_of_range(monkeypatch):
+    # A flow that is hardly trained, of which a refinement would be made otherwise, and annealed SMC after it.
+    begun = []
+    for name in ("_walked", "_larger_flow", "_annealed"):
+        stage = getattr(Escalation, name)
+        monkeypatch.setattr(Escalation, name, lambda *given, stage=stage: begun.append(stage) or stage(*given))
+
+    def fitted(prior):
+        def model():
+            with pyro.plate("wide", 8):
+                pyro.sample("w", dist.Gamma(0.5, 1.0))
+            k = pyro.sample("k", prior)
+            with pyro.plate("data", len(SMALL)):
+                pyro.sample("y", dist.Beta(k, 2.0), obs=tensor(SMALL))
+
+        osds = OSDS(model, num_iterations=5, disable_progbar=True, seed=0)
+        osds.run()
+        return osds
+
+    with pytest.warns(UnreliableEvidenceWarning, match="concentration1 of site 'y', Beta, is out of its range"):
+        osds = fitted(dist.Normal(0.0, 1.0))
+    assert not begun and [line.split(":")[0] for line in osds.run_report] == ["flow"]
+    assert osds.evidence.is_settled and len(osds.evidence.reasons) == len(osds.evidence.draws_reasons) == 1
+    fitted(dist.LogNormal(0.0, 1.0))
+    assert begun
+
+
+def test_other_cures_are_not_told_where_parameters_are_out_of_range():
+    judged = Evidence(0.0, 0.1, -1.0, 10.0, 0.9, 1000, True, ())
+    weights, final = Reason("Train longer."), Reason("Out of range.", mendable=False, is_final=True)
+    model = Reason("Rounded.", mendable=False)
+    assert with_verdicts(judged, [weights, model], ()).reasons == ("Train longer.", "Rounded.")
+    found = with_verdicts(judged, [weights, model, final], ())
+    assert found.reasons == ("Rounded.", "Out of range.") and found.is_settled and not found.reliable
 
 
 def test_a_fit_is_denied_until_the_prior_is_on_the_range():
