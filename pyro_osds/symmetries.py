@@ -248,7 +248,10 @@ def _blocks(kind: str, sites: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
     """Names of sites by block."""
     are_names = all(isinstance(site, str) for site in sites)
     are_blocks = all(
-        isinstance(site, Sequence) and not isinstance(site, str) and site and all(isinstance(name, str) for name in site)
+        isinstance(site, Sequence)
+        and not isinstance(site, str)
+        and site
+        and all(isinstance(name, str) for name in site)
         for site in sites
     )
     if not sites or not (are_names or are_blocks):

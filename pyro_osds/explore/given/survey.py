@@ -181,9 +181,7 @@ def _nothing(given: GivenDraws) -> Tensor:
     return given.z.new_full((2,), -torch.inf, dtype=torch.float64)
 
 
-def _coordinates(
-    target: Target, drawn: Exploration, declared: Sequence[Declared]
-) -> tuple[Target, Exploration, Modes]:
+def _coordinates(target: Target, drawn: Exploration, declared: Sequence[Declared]) -> tuple[Target, Exploration, Modes]:
     """The coordinates that suit the draws best: circles cut elsewhere, components in order, sites standardised."""
     target, ordered, modes = in_one_copy(target, drawn, declared)
     around = turned(target, ordered.z, ordered.log_prob)

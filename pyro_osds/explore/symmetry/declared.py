@@ -27,6 +27,8 @@ _NUM_COPIES, NUM_FIRST = 2, 256
 # Where sums round, copies differ: by how much is seen at points that are moved by so many units in the last place. The
 # worst of a few thousand points lies this many times as far off.
 _UNITS, _WORST = 4.0, 100.0
+# Log densities below which rounding hides no difference that counts.
+_TELLING = 1e5
 # What rounding may leave of a log density in itself.
 _RELATIVE = {True: 1e-9, False: 1e-5}
 
@@ -145,11 +147,12 @@ def check_declared(target: Target, declared: Sequence[Declared], z: Tensor, wher
 
 def _check_centre(target: Target, declared: Declared, rotation: Rotation, z: Tensor) -> None:
     """Refuse particles that may be shifted together."""
-    z = z[_log_prob(target, z) > -torch.inf]
-    if len(z) < 2:
-        return
-    shift = _Shift(rotation.rows)
-    if not difference(target, Declared(declared.symmetry, shift), z).count:  # type: ignore[arg-type]
+    # Where rounding takes all digits, nothing would be told from a shift.
+    z = z[_log_prob(target, z).abs() < _TELLING]
+    index = rotation.rows.reshape(-1)
+    shift = z[:, index].square().mean().sqrt() * hashed_normals(z, rotation.rows.shape[1])
+    shifted = z.index_add(1, index, shift.to(z.dtype).repeat(1, len(rotation.rows)))
+    if len(z) > 1 and ((_log_prob(target, shifted) - _log_prob(target, z)).abs() < SAME_DENSITY).all():
         number, dim = rotation.rows.shape
         raise ValueError(
             f"The density of {declared.symmetry!r} stays the same when all particles are shifted together, so it has "
@@ -158,17 +161,3 @@ def _check_centre(target: Target, declared: Declared, rotation: Rotation, z: Ten
             f"0.5 * {dim} * math.log(2 * math.pi), which leaves the log evidence that of orthonormal coordinates "
             "without the centre. Or use such coordinates."
         )
-
-
-class _Shift(NamedTuple):
-    """Particles shifted together, by amounts that depend on nothing but the point."""
-
-    rows: Tensor
-
-    def at_random(self, z: Tensor) -> Tensor:
-        """The points shifted by about as much as their values vary, ``(B, D) -> (B, D)``."""
-        index = self.rows.reshape(-1)
-        size = z[:, index].square().mean().sqrt()
-        shift = size * hashed_normals(z, self.rows.shape[1]).to(z.dtype)
-
-        return z.index_copy(1, index, z[:, index] + shift.repeat(1, len(self.rows)))

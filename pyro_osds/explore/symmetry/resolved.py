@@ -168,9 +168,10 @@ def _split(symmetry: Symmetry, site: _Values) -> Tensor:
     if not -index.dim() <= axis < index.dim():
         blocks = ", ".join(f"({name!r},)" for name in symmetry.blocks[0])
         cure = f"Where sites are the blocks, name each as one: {symmetry.kind}({blocks})." if not index.dim() else ""
+        cure = cure if len(symmetry.blocks[0]) > 1 else ""
         raise ValueError(
             f"{symmetry!r}: site {site.name!r} has the shape {tuple(index.shape)}, without an axis {axis}. "
-            f"{cure or 'Give axis= of the values of the site.'}"
+            f"{cure or 'Give axis= of the values of the site, or leave the site out.'}"
         )
     moved = index.movedim(axis, 0)
     number = symmetry.num_blocks or len(moved)
