@@ -148,7 +148,7 @@ class OSDS:
             ``OSDS.load(checkpoint, model, ...).resume()`` gives what the run would have given.
         symmetries: Symmetries of the posterior that you know of, one or a list of what the functions of
             :mod:`pyro_osds.symmetries` return: sign flips, permutations of blocks, rotations of particles; see
-            docs/symmetries.md. They are checked, and the log evidence and the draws are those of all copies.
+            docs/models.md. They are checked, and the log evidence and the draws are those of all copies.
         potential_fn: Instead of a model: minus a log density, of a dictionary of unconstrained values by site, as
             ``HMC`` takes it. ``initial_params`` then says which sites there are.
         vectorize: ``"auto"``, ``"vmap"`` or ``"loop"``: whether densities come in batches; see docs/models.md.

@@ -16,7 +16,6 @@ from pyro_osds import OSDS
 from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.symmetry.declared import check_declared, difference, first_points
-from pyro_osds.explore.symmetry.flips import Flip
 from pyro_osds.explore.symmetry.frames import FramedTarget, Rotation, framed
 from pyro_osds.explore.symmetry.mirrored import MirroredTarget
 from pyro_osds.explore.symmetry.one_copy import in_one_copy

@@ -11,7 +11,8 @@ the particles they are points. In the plane particle *p* lies on the first axis,
 and in space particle *q* lies in the half of the plane of the first two axes, with :math:`e^\sigma` as its second
 coordinate:
 
-.. math:: \left|\frac{\partial z}{\partial (u, \rho, \sigma, v)}\right| = e^{3\rho + 2\sigma}\ 8\pi^2 \prod_k \varphi(v_k).
+.. math::
+    \left|\frac{\partial z}{\partial (u, \rho, \sigma, v)}\right| = e^{3\rho + 2\sigma}\ 8\pi^2 \prod_k \varphi(v_k).
 
 The step is a bijection for every density. Of one with the symmetry the angles are independent of all else and standard
 normal in *v*, so the volume of the group is counted, and every draw has a random rotation.
@@ -150,15 +151,11 @@ class FramedTarget(MovedTarget):
         first = z[:, rows[self.frame[0]]].double()
         radius = first.norm(dim=-1).clamp(min=tiny)
         around = 0.5 + torch.atan2(first[:, 1], first[:, 0]) / (2.0 * math.pi)
-        if rows.shape[1] == 2:
-            share = around[:, None]
-        else:
-            share = torch.stack([(0.5 + 0.5 * first[:, 2] / radius), around], -1)
+        share = around[:, None] if rows.shape[1] == 2 else torch.stack([0.5 + 0.5 * first[:, 2] / radius, around], -1)
         if len(self.frame) > 1:
             # Turned by two of three angles, the second particle shows the third.
             level = torch.cat([share, torch.full_like(share[:, :1], 0.5)], -1)
             second = (z[:, None, rows[self.frame[1]]].double() @ self._matrix(level))[:, 0]
-            share[:, :] = level[:, :2]
             share = torch.cat([share, 0.5 + torch.atan2(second[:, 2:], second[:, 1:2]) / (2.0 * math.pi)], -1)
         share = share.clamp(_END, 1.0 - _END)
         u = self.rotation.turn(z, self._matrix(share).mT.to(z.dtype))

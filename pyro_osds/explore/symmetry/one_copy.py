@@ -19,7 +19,6 @@ from pyro_osds.stats.thresholds import MANY_PARTED
 from pyro_osds.symmetries import Symmetry
 from pyro_osds.target import MovedTarget, Target, finite_log_prob, in_chunks
 
-
 # Points of either kind at which a symmetry is looked at in coordinates that another one has changed.
 _NUM_POINTS = 64
 # What nobody declared, and was found.

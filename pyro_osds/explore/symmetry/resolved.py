@@ -197,8 +197,8 @@ def _elements(symmetry: Symmetry, site: _Values) -> Tensor:
         return index
     if max(symmetry.elements) >= len(index):
         raise ValueError(
-            f"{symmetry!r}: elements go up to {max(symmetry.elements)}, and site {site.name!r} has {len(index)} values, "
-            f"counted from 0, of the shape {tuple(site.shape)}."
+            f"{symmetry!r}: elements go up to {max(symmetry.elements)}, and site {site.name!r} has {len(index)} "
+            f"values, counted from 0, of the shape {tuple(site.shape)}."
         )
 
     return index[torch.tensor(symmetry.elements)]
