@@ -191,7 +191,9 @@ def survey(
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
     given, (target, exploration, modes) = target, in_one_copy(target, exploration, declared)
-    around = turned(target, exploration.z, exploration.log_prob)
+    # What was declared belongs to the coordinates of sites, and comes before any cut.
+    is_cut = not declared or target is given
+    around = turned(target, exploration.z, exploration.log_prob) if is_cut else None
     if around is not None:
         # Particles do not walk over a cut: where it lay among them, both what they are and what they tell is wrong.
         given, starts = around, None if starts is None else around.to_ordered(starts)

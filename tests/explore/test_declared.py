@@ -228,7 +228,7 @@ def test_largest_difference_is_told():
     target = FunctionTarget(lambda z: -0.5 * (z - 0.5).square().sum(-1), dim=2)
     declared = resolved([sign_flips("z")], target)
     with pytest.raises(
-        ValueError, match=r"not have the symmetry sign_flips\('z'\): among some points, at \d+ of 256"
+        ValueError, match=r"not have the symmetry sign_flips\('z'\): among some points, at \d+ of 2048"
     ) as error:
         check_declared(target, declared, first_points(target, None), "some points")
     assert "up to" in str(error.value) and "Leave it out of symmetries" in str(error.value)

@@ -183,8 +183,8 @@ def _nothing(given: GivenDraws) -> Tensor:
 
 def _coordinates(target: Target, drawn: Exploration, declared: Sequence[Declared]) -> tuple[Target, Exploration, Modes]:
     """The coordinates that suit the draws best: circles cut elsewhere, components in order, sites standardised."""
-    target, ordered, modes = in_one_copy(target, drawn, declared)
-    around = turned(target, ordered.z, ordered.log_prob)
+    given, (target, ordered, modes) = target, in_one_copy(target, drawn, declared)
+    around = None if declared and target is not given else turned(target, ordered.z, ordered.log_prob)
     if around is not None:
         z, start = around.to_ordered(drawn.z), around.to_ordered(drawn.start)
         moved = replace(drawn, z=z, log_prob=_densities(around, z), start=start, passed=z[:1])

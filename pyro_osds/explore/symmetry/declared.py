@@ -22,8 +22,13 @@ from pyro_osds.explore.symmetry.resolved import Declared
 from pyro_osds.stats.hashing import hashed_normals
 from pyro_osds.target import Target, finite_log_prob, in_chunks
 
-# Copies of each point that are looked at, and points at which a run looks before it explores.
-_NUM_COPIES, NUM_FIRST = 2, 256
+# Copies of each point that are looked at.
+_NUM_COPIES = 2
+# Points at which a run looks before it explores: what a fitted copy stands for is searched for modes at one side only,
+# and a mode at the other side makes the density differ in a wide region around it. Fewer where densities take long.
+_NUM_FIRST, _FEWER, _FEWEST, _MANY_TERMS = 2048, 256, 32, 20_000
+# Their scales, where there is no prior.
+_SCALES = (0.25, 1.0, 4.0, 16.0)
 # Where sums round, copies differ: by how much is seen at points that are moved by so many units in the last place. The
 # worst of a few thousand points lies this many times as far off.
 _UNITS, _WORST = 4.0, 100.0
@@ -113,11 +118,11 @@ def first_points(target: Target, starts: Tensor | None) -> Tensor:
         target: The target.
         starts: Unconstrained points to look around, ``(S, D)``, where no prior can be sampled.
     """
-    number = NUM_FIRST if target.vectorized else NUM_FIRST // 8
+    number = _FEWEST if not target.vectorized else _FEWER if target.num_terms > _MANY_TERMS else _NUM_FIRST
     if target.can_sample_prior:
         return target.sample_prior(number)
     z = torch.randn(number, target.dim, dtype=target.dtype, device=target.device)
-    z = z * torch.tensor([0.25, 1.0, 4.0], dtype=z.dtype, device=z.device).repeat(number)[:number, None]
+    z = z * torch.tensor(_SCALES, dtype=z.dtype, device=z.device).repeat(number)[:number, None]
 
     return z if starts is None else z + starts.to(z)[torch.arange(number, device=z.device) % len(starts)]
 

@@ -71,6 +71,8 @@ def _in_declared_copy(
     Each step leaves a density with the same integral. So that nothing is counted twice, a symmetry is used only where
     the density has it in the coordinates of the step before, and orders only where they share no coordinate.
     """
+    # A cut of circles, for instance, takes some of what was declared for the coordinates of sites.
+    declared = [each for each in declared if _has(target, each, exploration)]
     for each in declared:
         exploration = replace(exploration, z=each.action.at_random(exploration.z))
     found = _with_found(target, exploration, declared)
