@@ -292,6 +292,19 @@ def test_particles_that_may_be_shifted_have_no_integral():
     torch.testing.assert_close(target.log_prob(z), relative[::7][:300] + normal_centre)
 
 
+def test_mirror_images_that_are_to_blame():
+    # The sense of rotation from one particle to the other has one sign.
+    def chiral(z):
+        x = z.view(-1, 2, 2)
+        area = x[:, 0, 0] * x[:, 1, 1] - x[:, 0, 1] * x[:, 1, 0]
+        return -0.5 * (x.norm(dim=-1) - 2.0).square().sum(-1) - 0.5 * (area - 3.0).square()
+
+    target, z = FunctionTarget(chiral, dim=4), torch.randn(256, 4).double()
+    with pytest.raises(ValueError, match="declare it with reflections=False"):
+        check_declared(target, resolved([rotations("z", dim=2)], target), z, "points")
+    check_declared(target, resolved([rotations("z", dim=2, reflections=False)], target), z, "points")
+
+
 def test_run_refuses_what_the_density_has_not():
     osds = OSDS.from_log_prob(lambda z: -0.5 * (z - 1.0).square().sum(-1), 2, symmetries=sign_flips("z"))
     with pytest.raises(ValueError, match="does not have the symmetry sign_flips"):

@@ -143,11 +143,22 @@ def check_declared(target: Target, declared: Sequence[Declared], z: Tensor, wher
         seen = difference(target, each, z)
         if seen.count:
             raise ValueError(
-                f"The density does not have the symmetry {each.symmetry!r}: among {where}, {seen.sentence()}. Leave "
-                "it out of symmetries: without it the run takes the density as it is."
+                f"The density does not have the symmetry {each.symmetry!r}: among {where}, {seen.sentence()}. "
+                f"{_cure(target, each, z)}"
             )
         if isinstance(each.action, Rotation):
             _check_centre(target, each, each.action, z)
+
+
+def _cure(target: Target, declared: Declared, z: Tensor) -> str:
+    """What to declare instead: rotations without mirror images where these are to blame, and otherwise nothing."""
+    action = declared.action
+    if isinstance(action, Rotation) and action.reflections:
+        turned = Declared(declared.symmetry, Rotation(action.rows, reflections=False))
+        if not difference(target, turned, z).count:
+            return "Mirror images are to blame: declare it with reflections=False."
+
+    return "Leave it out of symmetries: without it the run takes the density as it is."
 
 
 def _check_centre(target: Target, declared: Declared, rotation: Rotation, z: Tensor) -> None:

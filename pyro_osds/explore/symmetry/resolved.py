@@ -128,7 +128,9 @@ def _blocks(symmetry: Symmetry, values: Mapping[str, _Values]) -> tuple[list[Ten
                 f"{symmetry!r} needs blocks of one size; they have {[len(block) for block in blocks]} values. {cure}."
             )
         return [torch.stack(blocks)], []
-    rows, simplexes, lengths = [], [], {}
+    rows: list[Tensor] = []
+    simplexes: list[Tensor] = []
+    lengths: dict[str, int] = {}
     for name in symmetry.blocks[0]:
         site = values[name]
         if symmetry.kind == PERMUTATIONS and symmetry.elements is None and _is_simplex(site, symmetry.axis):
