@@ -91,11 +91,9 @@ def difference(target: Target, declared: Declared, z: Tensor, num_copies: int = 
     rounding = (_log_prob(target, nearby) - here).abs().nan_to_num(0.0, posinf=0.0)
     allowed = SAME_DENSITY + _WORST * rounding + _RELATIVE[target.is_double] * here.abs().nan_to_num(posinf=0.0)
     largest, wrong, worst = 0.0, torch.zeros(len(z), dtype=torch.bool, device=z.device), (math.nan, math.nan)
-    copy = z
-    for _ in range(num_copies):
-        # From copy to copy: the same point would have the same one.
-        copy = declared.action.at_random(copy)
-        there = _log_prob(target, copy)
+    for number in range(num_copies):
+        # Bits of other points, so that each copy is another one; those of the mirror image look much the same.
+        there = _log_prob(target, declared.action.at_random(z, by=(math.pi + number) * z + number))
         apart = torch.where(here == there, torch.zeros_like(here), (here - there).abs())
         beyond = torch.where(apart > allowed, apart, torch.zeros_like(apart))
         wrong |= beyond > 0.0

@@ -66,10 +66,15 @@ class Rotation:
 
         return z.index_copy(1, index, turned.flatten(1))
 
-    def at_random(self, z: Tensor) -> Tensor:
-        """Points turned by matrices that look random and depend on nothing but the point, ``(B, D) -> (B, D)``."""
+    def at_random(self, z: Tensor, by: Tensor | None = None) -> Tensor:
+        """Points turned by matrices that look random and depend on nothing but the point, ``(B, D) -> (B, D)``.
+
+        Arguments:
+            z: Points, ``(B, D)``.
+            by: Points whose bits decide, ``(B, D)``; default: the same ones.
+        """
         dim = self.rows.shape[1]
-        normals = hashed_normals(z, dim * dim).view(len(z), dim, dim)
+        normals = hashed_normals(z if by is None else by, dim * dim).view(len(z), dim, dim)
         matrix, upper = torch.linalg.qr(normals)
         # With a positive diagonal the factors of normal numbers are spread evenly over all orthogonal matrices.
         matrix = matrix * upper.diagonal(dim1=-2, dim2=-1).sign()[:, None]

@@ -71,9 +71,14 @@ class Exchange:
 
         return z
 
-    def at_random(self, z: Tensor) -> Tensor:
-        """Points with their components in an order that looks random and depends on nothing but the point."""
-        return self.permute(z, hashed_keys(z, self.num_components).argsort(-1))
+    def at_random(self, z: Tensor, by: Tensor | None = None) -> Tensor:
+        """Points with their components in an order that looks random and depends on nothing but the point.
+
+        Arguments:
+            z: Points, ``(B, D)``.
+            by: Points whose bits decide, ``(B, D)``; default: the same ones.
+        """
+        return self.permute(z, hashed_keys(z if by is None else by, self.num_components).argsort(-1))
 
     def is_strict_part_of(self, other: Exchange) -> bool:
         """Whether the other one moves all coordinates that this one moves, and more."""
