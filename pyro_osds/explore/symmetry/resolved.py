@@ -131,7 +131,7 @@ def _blocks(symmetry: Symmetry, values: Mapping[str, _Values]) -> tuple[list[Ten
     rows: list[Tensor] = []
     simplexes: list[Tensor] = []
     lengths: dict[str, int] = {}
-    for name in symmetry.blocks[0]:
+    for name in (name for block in symmetry.blocks for name in block):
         site = values[name]
         if symmetry.kind == PERMUTATIONS and symmetry.elements is None and _is_simplex(site, symmetry.axis):
             simplexes.append(site.index.reshape(-1, site.index.shape[-1]))
