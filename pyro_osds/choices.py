@@ -5,7 +5,7 @@ Modules read the words that are allowed off these types, so that there is one li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_osds.runtime.watch.callback import RunProgress
+    from pyro_osds.symmetries import Symmetry
 
 Correction: TypeAlias = Literal["imh", "psis", "none"]
 RecipeName: TypeAlias = Literal["auto", "calibrate", "cover", "distill", "few_steps"]
@@ -55,6 +56,7 @@ class _Options(TypedDict, total=False):
     callback: Callable[[RunProgress], Any] | None
     checkpoint: str | os.PathLike[str] | None
     initial_samples: Any
+    symmetries: Symmetry | Sequence[Symmetry]
     vectorize: Vectorize
     capture: Capture
 

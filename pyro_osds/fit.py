@@ -131,7 +131,10 @@ class Fit(FitDraws):
             limit = start + EXPLORING_SHARE * (deadline - start) if kept is None else deadline - kept
             last = math.inf if kept is None else deadline
             shared = settings.distributed
-            found, stopped = survey_in_time(target, num_particles, starts, journal, limit, shared, last, drawn)
+            declared = settings.symmetries
+            found, stopped = survey_in_time(
+                target, num_particles, starts, journal, limit, shared, last, drawn, declared
+            )
         deadline = -math.inf if stopped == "Ctrl-C" else deadline
         fit = cls(target, settings, found, starts, deadline, journal if stopped else None, drawn)
         fit.start_report = (f"exploration: stopped by {stopped}, {found.progress}",) if found and stopped else ()

@@ -18,6 +18,7 @@ from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.evidence import EvidenceCheck, Reason
 from pyro_osds.posterior.given import Held, hold_against
 from pyro_osds.posterior.no_latents import PointLeap, PointRecipe, PointTrainer
+from pyro_osds.posterior.objections import broken_symmetries
 from pyro_osds.posterior.objections import objections as objections_to
 from pyro_osds.posterior.pace import draw_in_time
 from pyro_osds.posterior.readings import by_chain, by_draw
@@ -162,6 +163,7 @@ class FitDraws:
         """What speaks against draws and evidence, whatever their weights."""
         found = self.recipe.found
         reasons = objections_to(self.leap, self.target, self.given, found, self._deadline, self._per_draw)
+        reasons += broken_symmetries(self.leap, self.target, as_target(self.given), self.settings.symmetries)
         if found is None or found.given is None or found.progress:
             return reasons
         if self._held is None or self._held[0] is not self.leap:

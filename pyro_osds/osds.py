@@ -69,6 +69,7 @@ from pyro_osds.runtime.workers import with_workers
 from pyro_osds.settings import Settings
 from pyro_osds.stats.thresholds import TARGET_STD_ERROR
 from pyro_osds.stats.weights import WeightedDraws, weigh
+from pyro_osds.symmetries import Symmetry
 from pyro_osds.target import FunctionTarget, NotFiniteError, as_target, finite_log_prob, in_chunks
 
 if TYPE_CHECKING:
@@ -145,6 +146,9 @@ class OSDS:
             returns True the run stops as by Ctrl-C, and :meth:`resume` goes on; if it fails, too.
         checkpoint: A file that is written after exploration and each stage, and every minute of training;
             ``OSDS.load(checkpoint, model, ...).resume()`` gives what the run would have given.
+        symmetries: Symmetries of the posterior that you know of, one or a list of what the functions of
+            :mod:`pyro_osds.symmetries` return: sign flips, permutations of blocks, rotations of particles; see
+            docs/models.md. They are checked, and the log evidence and the draws are those of all copies.
         potential_fn: Instead of a model: minus a log density, of a dictionary of unconstrained values by site, as
             ``HMC`` takes it. ``initial_params`` then says which sites there are.
         vectorize: ``"auto"``, ``"vmap"`` or ``"loop"``: whether densities come in batches; see docs/models.md.
@@ -232,6 +236,7 @@ class OSDS:
         seed: int | None = None,
         callback: Callable[[RunProgress], Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        symmetries: Symmetry | Sequence[Symmetry] = (),
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         vectorize: Vectorize = "auto",
         capture: Capture = "auto",
@@ -1042,7 +1047,7 @@ class OSDS:
     @classmethod
     def _like(cls, content: dict[str, Any], model: Callable[..., Any] | OSDS) -> OSDS:
         """A sampler for the model, made as the one in the file was."""
-        source, settings = content["source"], content["settings"]
+        source, settings = content["source"], unpack(content["settings"])
         if isinstance(model, OSDS):
             osds = copy.copy(model)
             names = ("optim", "distributed", "callback", "checkpoint")

@@ -21,6 +21,7 @@ from pyro_osds.runtime.arguments import (
 from pyro_osds.runtime.watch.callback import RunProgress
 from pyro_osds.stats.enough import Enough, most_draws
 from pyro_osds.stats.thresholds import TARGET_STD_ERROR
+from pyro_osds.symmetries import Symmetry, check_symmetries
 from pyro_osds.target import Target
 from pyro_osds.train.flows import LEAN, FlowOptions, FlowSize
 from pyro_osds.train.optimizer import check_optim
@@ -78,11 +79,13 @@ class Settings:
     seed: int | None = None
     callback: Callable[[RunProgress], Any] | None = None
     checkpoint: str | os.PathLike[str] | None = None
+    symmetries: tuple[Symmetry, ...] = ()
 
     def __post_init__(self) -> None:
         # Numbers of numpy are taken as Python's, which a file can hold.
         for name in self.names():
             object.__setattr__(self, name, plain(getattr(self, name)))
+        object.__setattr__(self, "symmetries", check_symmetries(self.symmetries))
         counts = ("num_samples", "num_chains", "num_steps", "num_iterations", "batch_size", "num_particles")
         optional = ("num_blocks", "hidden_features")
         given = {name: getattr(self, name) for name in (*counts, "num_time_steps")}

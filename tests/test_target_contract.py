@@ -21,6 +21,7 @@ from pyro_osds.explore.refinement import LatentTarget
 from pyro_osds.explore.search.mode_search import _chosen
 from pyro_osds.explore.survey import survey
 from pyro_osds.explore.symmetry.flips import Flip
+from pyro_osds.explore.symmetry.frames import FramedTarget, Rotation
 from pyro_osds.explore.symmetry.mirrored import MirroredTarget
 from pyro_osds.explore.symmetry.ordering import Exchange, OrderedTarget
 from pyro_osds.explore.variational import _Whitened
@@ -115,6 +116,10 @@ def mirror(inside):
     return MirroredTarget(inside, Flip(PAIR[None]), PAIR[:1], 0.1)
 
 
+def framed(inside):
+    return FramedTarget(inside, Rotation(PAIR[None], reflections=True), (0,))
+
+
 def whitened(inside):
     return _Whitened(inside, gaussian_base(torch.randn(100, inside.dim, dtype=inside.dtype)))
 
@@ -142,6 +147,8 @@ MAKE = {
     **{f"{name}, turned": lambda make=make: turned(make()) for name, make in INSIDE.items()},
     "function, mirrored": lambda: mirror(FunctionTarget(pair, 2)),
     "even model, mirrored": lambda: mirror(ModelTarget(product)),
+    "function, framed": lambda: framed(FunctionTarget(pair, 2)),
+    "even model, framed": lambda: framed(ModelTarget(product)),
     "function, mirrored twice, in order": lambda: ordered(
         MirroredTarget(FunctionTarget(pair, 2), Flip(PAIR[:, None]), PAIR, 0.1)
     ),
@@ -328,7 +335,7 @@ def test_a_turn_hands_on_what_the_target_declares(inside, capability):
         assert getattr(around, capability) is getattr(target, capability)
 
 
-@pytest.mark.parametrize("wrap", [ordered, turned, mirror, whitened, latent])
+@pytest.mark.parametrize("wrap", [ordered, turned, mirror, framed, whitened, latent])
 def test_all_wrappers_hand_on_what_a_density_costs(wrap):
     # Whatever the coordinates are.
     target = FunctionTarget(pair, 2, dtype=torch.float64)

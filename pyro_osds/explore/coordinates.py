@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pyro_osds.explore.circle.turned import TurnedTarget
+from pyro_osds.explore.symmetry.frames import FramedTarget
 from pyro_osds.explore.symmetry.mirrored import MirroredTarget
 from pyro_osds.explore.symmetry.ordering import Exchange, OrderedTarget
 from pyro_osds.target import Target
@@ -15,22 +16,30 @@ from pyro_osds.target import Target
 def coordinates_of(target: Target) -> dict[str, Any]:
     """Whether a target is standardised, which components are in order, where circles are cut and what has one sign.
 
+    With symmetries that were declared also which frames turn with particles, and further orders.
+
     Example:
         >>> from pyro_osds.target import FunctionTarget
         >>> coordinates_of(FunctionTarget(lambda z: -z.square().sum(-1), dim=2))
         {'standardized': False, 'exchange': None, 'ordering': None, 'circles': None, 'mirrors': []}
     """
     circles = exchange = ordering = None
-    mirrors = []
+    mirrors, frames, orders = [], [], []
     layer = target
-    while isinstance(layer, (TurnedTarget, OrderedTarget, MirroredTarget)):
+    while isinstance(layer, (TurnedTarget, OrderedTarget, MirroredTarget, FramedTarget)):
         if isinstance(layer, MirroredTarget):
             mirrors.insert(0, (layer.flip, layer.column, layer.length))
         elif isinstance(layer, TurnedTarget):
             circles = layer.index, layer.cut
+        elif isinstance(layer, FramedTarget):
+            frames.insert(0, (layer.rotation, layer.frame))
         else:
-            exchange, ordering = layer.exchange, layer.ordering
+            orders.insert(0, (layer.exchange, layer.ordering))
         layer = layer.target
+    if orders:
+        (exchange, ordering), *orders = orders
+    # What only a declared symmetry brings is told where there is some: files of others stay as they were.
+    declared = {"frames": frames, "more_orders": orders} if frames or orders else {}
 
     return {
         "standardized": target.standardized,
@@ -38,6 +47,7 @@ def coordinates_of(target: Target) -> dict[str, Any]:
         "ordering": ordering,
         "circles": circles,
         "mirrors": mirrors,
+        **declared,
     }
 
 
@@ -52,11 +62,17 @@ def in_coordinates(target: Target, coordinates: dict[str, Any]) -> Target:
     if coordinates["standardized"]:
         target = target.other_coordinates(torch.zeros(1, target.dim, dtype=target.dtype, device=target.device))[0]
     target = in_circles(target, coordinates)
+    for rotation, frame in coordinates.get("frames", []):
+        target = FramedTarget(target, rotation, frame)
     # Files of earlier versions know of no mirrors.
     for flip, column, length in coordinates.get("mirrors", []):
         target = MirroredTarget(target, flip, column, length)
 
-    return target if exchange is None else OrderedTarget(target, exchange, coordinates["ordering"])
+    target = target if exchange is None else OrderedTarget(target, exchange, coordinates["ordering"])
+    for another, ordering in coordinates.get("more_orders", []):
+        target = OrderedTarget(target, another, ordering)
+
+    return target
 
 
 def in_circles(target: Target, coordinates: dict[str, Any]) -> Target:

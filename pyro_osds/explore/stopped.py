@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from pyro_osds.explore.survey import Survey, survey
 from pyro_osds.flow.base import gaussian_base
 from pyro_osds.runtime.clock import OutOfTimeError, now, time_limit
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
+from pyro_osds.symmetries import Symmetry
 from pyro_osds.target import Target, as_target
 
 
@@ -27,6 +29,7 @@ def survey_in_time(
     is_shared: bool = False,
     last: float = math.inf,
     given: GivenDraws | None = None,
+    symmetries: Sequence[Symmetry] = (),
 ) -> tuple[Survey, str]:
     """Explore until that is done, or the time is over, or Ctrl-C stops it.
 
@@ -39,6 +42,7 @@ def survey_in_time(
         is_shared: Whether other processes wait for what is found; they would not know of Ctrl-C, so it leaves nothing.
         last: When it ends in any case; until then one that was stopped at the same place before gets more time.
         given: Draws from elsewhere that take the place of the way from the prior.
+        symmetries: Symmetries of the density that the user declares.
 
     Returns:
         What was found, and what stopped the exploration: ``"max_time"``, ``"Ctrl-C"`` or nothing.
@@ -51,8 +55,9 @@ def survey_in_time(
         # What is not noted in between is done again by whoever goes on, and has to come to its end at some time.
         with time_limit(min(last, now() + 2**journal.num_stuck * (deadline - now()))):
             if given is not None:
-                return survey_of_draws(target, given, num_particles, journal=journal), ""
-            return survey(target, num_particles, starts=starts, journal=journal), ""
+                return survey_of_draws(target, given, num_particles, journal=journal, symmetries=symmetries), ""
+            found = survey(target, num_particles, starts=starts, journal=journal, symmetries=symmetries)
+            return found, ""
     except OutOfTimeError:
         journal.stop()
         return survey_so_far(target, journal, starts), "max_time"

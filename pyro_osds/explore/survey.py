@@ -7,6 +7,7 @@ the check. In many dimensions particles are too few for a base: the Gaussian of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +29,9 @@ from pyro_osds.explore.reference import throw, wide_reference
 from pyro_osds.explore.search.mode_search import lost_modes
 from pyro_osds.explore.search.parts import Part
 from pyro_osds.explore.search.second_search import Search, search_further
+from pyro_osds.explore.symmetry.declared import check_declared, first_points
 from pyro_osds.explore.symmetry.one_copy import in_one_copy
+from pyro_osds.explore.symmetry.resolved import resolved
 from pyro_osds.explore.variational import explore_from, variational_base
 from pyro_osds.flow.base import Base
 from pyro_osds.stats.moments import weighted_moments
@@ -39,6 +42,7 @@ from pyro_osds.stats.thresholds import (
     MIN_COORDINATE_GAIN,
     SHORT_WAY,
 )
+from pyro_osds.symmetries import Symmetry
 from pyro_osds.target import (
     NotFiniteError,
     Target,
@@ -131,7 +135,8 @@ class Survey:
         ordered = ", exchangeable components in order" if seen["exchange"] else ""
         mirrors = sum(len(flip.rows) for flip, *_ in seen["mirrors"])
         mirrored = f", {mirrors} row(s) with one sign of two" if mirrors else ""
-        turned = f", {len(seen['circles'][0])} angle(s) cut elsewhere" if seen["circles"] else ""
+        frames = f", {len(seen['frames'])} frame(s) that turn with particles" if seen.get("frames") else ""
+        turned = f"{frames}, {len(seen['circles'][0])} angle(s) cut elsewhere" if seen["circles"] else frames
 
         return [
             f"coordinates: {coordinates}{mirrored}{ordered}{turned}",
@@ -150,6 +155,7 @@ def survey(
     num_replicates: int = 8,
     starts: Tensor | None = None,
     journal: Journal | None = None,
+    symmetries: Sequence[Symmetry] = (),
 ) -> Survey:
     """Explore a target and choose the base.
 
@@ -159,9 +165,13 @@ def survey(
         num_replicates: Independent repeats of the annealing.
         starts: Unconstrained points to look around, ``(S, D)``, where no prior can be sampled.
         journal: Where all is noted, so that an exploration that was stopped can be taken up again.
+        symmetries: Symmetries of the density that the user declares.
 
     Returns:
         The base, the particles and the check.
+
+    Raises:
+        ValueError: If the density does not have a symmetry that was declared.
 
     Example:
         >>> from pyro_osds.target import FunctionTarget
@@ -172,17 +182,24 @@ def survey(
     """
     journal = journal or Journal()
     target = as_target(target)
+    declared = resolved(symmetries, target)
+    if declared:
+        check_declared(target, declared, journal.part(lambda: first_points(target, starts)), "points to begin with")
     way, spread, exploration = _fast(target, num_particles, num_replicates, starts, journal)
+    if declared:
+        check_declared(target, declared, torch.cat([exploration.z, exploration.start]), "explored particles")
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
-    given, (target, exploration, modes) = target, in_one_copy(target, exploration)
-    around = turned(target, exploration.z, exploration.log_prob)
+    given, (target, exploration, modes) = target, in_one_copy(target, exploration, declared)
+    # What was declared belongs to the coordinates of sites, and comes before any cut.
+    is_cut = not declared or target is given
+    around = turned(target, exploration.z, exploration.log_prob) if is_cut else None
     if around is not None:
         # Particles do not walk over a cut: where it lay among them, both what they are and what they tell is wrong.
         given, starts = around, None if starts is None else around.to_ordered(starts)
         way, spread, exploration = _fast(given, num_particles, num_replicates, starts, journal)
         num_evaluations += exploration.num_evaluations
-        target, exploration, modes = in_one_copy(given, exploration)
+        target, exploration, modes = in_one_copy(given, exploration, declared)
     more, pace = _affordable(given, exploration) if modes.parted > MANY_PARTED and given.vectorized else (0, _SLOWLY)
     if more:
         # Modes share the particles, and few particles lose small ones: the same way again, slowly, with many more.
@@ -198,7 +215,7 @@ def survey(
         )
         num_evaluations += exploration.num_evaluations
         exploration = replace(exploration, start=exploration.start if spread is None else spread)
-        target, exploration, modes = in_one_copy(given, exploration)
+        target, exploration, modes = in_one_copy(given, exploration, declared)
     target, exploration = choose_coordinates(target, exploration)
     journal.reached = target, exploration, None
     # Of more modes than can be counted none is worth another way, but where it costs next to nothing.

@@ -63,7 +63,7 @@ def survey_from(leap: Any, found: Survey, target: Any, num_particles: int = 64, 
     if not is_bijective(leap) or not target.vectorized:
         raise FarOffError("there is no bijective flow, or densities come point by point")
     coordinates = coordinates_of(found.target)
-    if coordinates["exchange"] is not None or coordinates["mirrors"]:
+    if coordinates["exchange"] is not None or coordinates["mirrors"] or coordinates.get("frames"):
         raise FarOffError("components that may trade places, or signs, are put in order anew")
     if _layout(target) != _layout(found.target):
         raise FarOffError("the latent sites are others")

@@ -9,10 +9,13 @@ from typing import Any, cast
 import torch
 
 from pyro_osds.explore.survey import Survey
+from pyro_osds.explore.symmetry.declared import difference
+from pyro_osds.explore.symmetry.resolved import resolved
 from pyro_osds.posterior.evidence import Reason
 from pyro_osds.posterior.plausibility import model_reasons, out_of_range, truncated, undefined_reasons
 from pyro_osds.runtime.clock import now
 from pyro_osds.stats.weights import weigh
+from pyro_osds.symmetries import Symmetry
 from pyro_osds.target import Target
 from pyro_osds.train.velocity import VelocityLeap
 
@@ -22,6 +25,8 @@ _NUM_LOOKED_AT, _NUM_LOOKED_AT_SLOWLY = 512, 64
 # Of what is left when draws begin, the part in which a model is looked at; and its draws at least, however late it is:
 # a mistake that is everywhere shows at each of them.
 _LOOK_SHARE, _FEWEST_LOOKED_AT = 0.1, 8
+# Draws whose copies are looked at: a thousandth of the mass that has no copy is seen nearly always.
+_NUM_COPIED = 4096
 
 
 def objections(
@@ -45,6 +50,37 @@ def objections(
     hopeless = hopeless_objections(leap, target.unordered, found)
 
     return (*_stopped(found), *hopeless, *model_objections(leap, target, given, found, deadline, per_draw))
+
+
+def broken_symmetries(leap: Any, target: Target, given: Target, symmetries: Sequence[Symmetry]) -> tuple[Reason, ...]:
+    """Declared symmetries that the density does not have where the draws lie; random numbers stay as they are.
+
+    Arguments:
+        leap: The trained leap.
+        target: The target that it leaps to.
+        given: The user's posterior.
+        symmetries: What was declared.
+    """
+    if not symmetries or not given.dim:
+        return ()
+    count, plain = _NUM_COPIED if given.vectorized else _NUM_LOOKED_AT_SLOWLY, target.unordered
+    with torch.random.fork_rng(devices=[given.device] if given.device.type == "cuda" else []):
+        z = target.to_target(weigh(leap, target, count).z)
+    z = plain.other_coordinates(z)[1] if plain.standardized != given.standardized else z
+    reasons = []
+    for each in resolved(symmetries, given):
+        seen = difference(given, each, z)
+        if seen.count:
+            reasons.append(
+                Reason(
+                    f"The density does not have the declared symmetry {each.symmetry!r}: among posterior draws, "
+                    f"{seen.sentence()}. At points to begin with and at explored particles nothing was seen of it. "
+                    "Leave it out of symmetries, and run again.",
+                    mendable=False,
+                )
+            )
+
+    return tuple(reasons)
 
 
 def hopeless_objections(leap: Any, target: Target, found: Survey | None) -> tuple[Reason, ...]:

@@ -24,12 +24,14 @@ from pyro_osds.explore.search.parts import Part
 from pyro_osds.explore.search.second_search import Search
 from pyro_osds.explore.survey import Survey
 from pyro_osds.explore.symmetry.flips import Flip
+from pyro_osds.explore.symmetry.frames import Rotation
 from pyro_osds.explore.symmetry.ordering import Exchange
 from pyro_osds.flow.base import Base
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.verdict import Evidence, EvidenceCheck
 from pyro_osds.stats.gaussian import Gaussian
 from pyro_osds.stats.weights import FlowDraws
+from pyro_osds.symmetries import Symmetry
 from pyro_osds.train.flows import FlowSize, Plan
 from pyro_osds.train.teacher import TeacherHistory
 from pyro_osds.train.trainer import Course, History
@@ -54,8 +56,10 @@ _RECORDS: dict[str, Any] = {
         Part,
         PosteriorDraws,
         Plan,
+        Rotation,
         Search,
         Survey,
+        Symmetry,
     )
     + (TeacherHistory, Course, History)
 }

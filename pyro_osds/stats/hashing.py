@@ -30,3 +30,21 @@ def hashed_keys(u: Tensor, count: int) -> Tensor:
     key = (key ^ (key >> 27)) * _MIX_2
 
     return key ^ (key >> 31)
+
+
+def hashed_normals(u: Tensor, count: int) -> Tensor:
+    """Standard normal numbers made of the bits of each point, ``(B, D) -> (B, count)``.
+
+    Arguments:
+        u: Points, ``(B, D)``.
+        count: Numbers of each point.
+
+    Example:
+        >>> numbers = hashed_normals(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), 2)
+        >>> torch.equal(numbers[0], numbers[1]), numbers.dtype
+        (True, torch.float64)
+    """
+    # The low 53 bits: the shift of the sign leaves the highest one zero in every key.
+    share = ((hashed_keys(u, count) & (2**53 - 1)).double() + 0.5) * 2.0**-53
+
+    return torch.special.ndtri(share.clamp(2.0**-54, 1.0 - 2.0**-53))

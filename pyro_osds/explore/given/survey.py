@@ -11,6 +11,7 @@ and along lines, as in every survey; what is found is added to the base, and tol
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -36,11 +37,14 @@ from pyro_osds.explore.search.mode_search import lost_modes
 from pyro_osds.explore.search.parts import Part, lost_by_particles
 from pyro_osds.explore.search.second_search import Search, log_total, search_further
 from pyro_osds.explore.survey import Survey, choose_coordinates
+from pyro_osds.explore.symmetry.declared import check_declared
 from pyro_osds.explore.symmetry.one_copy import in_one_copy
+from pyro_osds.explore.symmetry.resolved import Declared, resolved
 from pyro_osds.explore.variational import explore_from, variational_base
 from pyro_osds.flow.base import Base
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.stats.thresholds import LOWER_SIGMAS, MANY_PARTED
+from pyro_osds.symmetries import Symmetry
 from pyro_osds.target import NotFiniteError, Target, as_target, finite_log_prob, in_chunks
 
 # Share of the mass of a part from which on the draws count as having visited it, as in a search.
@@ -53,6 +57,7 @@ def survey_of_draws(
     num_particles: int = 64,
     num_replicates: int = 8,
     journal: Journal | None = None,
+    symmetries: Sequence[Symmetry] = (),
 ) -> Survey:
     """What an exploration would find out, from draws of another sampler.
 
@@ -62,6 +67,7 @@ def survey_of_draws(
         num_particles: Particles on each replicate.
         num_replicates: Independent repeats of the annealing.
         journal: Where all is noted, so that a survey that was stopped can be taken up again.
+        symmetries: Symmetries of the density that the user declares.
 
     Returns:
         The survey; its exploration is the annealing from the base, and its ``given`` knows what the draws have missed.
@@ -92,7 +98,10 @@ def survey_of_draws(
     drawn = Exploration(
         given.z[chosen], log_prob[chosen], _nothing(given), 0, len(given.z), 1.0, 0, start=spread, passed=given.z[:1]
     )
-    target, drawn, modes = _coordinates(target, drawn)
+    declared = resolved(symmetries, target)
+    if declared:
+        check_declared(target, declared, torch.cat([drawn.z, spread]), "given draws")
+    target, drawn, modes = _coordinates(target, drawn, declared)
     base = journal.part(lambda: choose_base(target, drawn, modes))
     journal.reached = target, drawn, base
     if has_many_dimensions(target, drawn) and modes.parted <= MANY_PARTED:
@@ -172,14 +181,14 @@ def _nothing(given: GivenDraws) -> Tensor:
     return given.z.new_full((2,), -torch.inf, dtype=torch.float64)
 
 
-def _coordinates(target: Target, drawn: Exploration) -> tuple[Target, Exploration, Modes]:
+def _coordinates(target: Target, drawn: Exploration, declared: Sequence[Declared]) -> tuple[Target, Exploration, Modes]:
     """The coordinates that suit the draws best: circles cut elsewhere, components in order, sites standardised."""
-    target, ordered, modes = in_one_copy(target, drawn)
-    around = turned(target, ordered.z, ordered.log_prob)
+    given, (target, ordered, modes) = target, in_one_copy(target, drawn, declared)
+    around = None if declared and target is not given else turned(target, ordered.z, ordered.log_prob)
     if around is not None:
         z, start = around.to_ordered(drawn.z), around.to_ordered(drawn.start)
         moved = replace(drawn, z=z, log_prob=_densities(around, z), start=start, passed=z[:1])
-        target, ordered, modes = in_one_copy(around, moved)
+        target, ordered, modes = in_one_copy(around, moved, declared)
     seen, ordered = choose_coordinates(target, ordered)
 
     return seen, ordered, modes if seen is target else modes_of(seen, ordered)

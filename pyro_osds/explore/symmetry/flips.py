@@ -56,9 +56,14 @@ class Flip:
 
         return z.index_copy(1, index, z[:, index] * signs.repeat_interleave(self.rows.shape[1], -1).to(z.dtype))
 
-    def at_random(self, z: Tensor) -> Tensor:
-        """Points with signs that look random and depend on nothing but the point, ``(B, D) -> (B, D)``."""
-        return self.apply(z, 1 - 2 * (hashed_keys(z, len(self.rows)) & 1).to(z.dtype))
+    def at_random(self, z: Tensor, by: Tensor | None = None) -> Tensor:
+        """Points with signs that look random and depend on nothing but the point, ``(B, D) -> (B, D)``.
+
+        Arguments:
+            z: Points, ``(B, D)``.
+            by: Points whose bits decide, ``(B, D)``; default: the same ones.
+        """
+        return self.apply(z, 1 - 2 * (hashed_keys(z if by is None else by, len(self.rows)) & 1).to(z.dtype))
 
 
 def find_flips(target: Target, z: Tensor, spread: Tensor) -> list[Flip]:

@@ -71,20 +71,30 @@ class Exchange:
 
         return z
 
+    def at_random(self, z: Tensor, by: Tensor | None = None) -> Tensor:
+        """Points with their components in an order that looks random and depends on nothing but the point.
+
+        Arguments:
+            z: Points, ``(B, D)``.
+            by: Points whose bits decide, ``(B, D)``; default: the same ones.
+        """
+        return self.permute(z, hashed_keys(z if by is None else by, self.num_components).argsort(-1))
+
     def is_strict_part_of(self, other: Exchange) -> bool:
         """Whether the other one moves all coordinates that this one moves, and more."""
-        mine, others = self._coordinates(), other._coordinates()
+        mine, others = self.coordinates(), other.coordinates()
         same_size = self.num_components == other.num_components
 
         return same_size and bool(torch.isin(mine, others).all()) and not bool(torch.isin(others, mine).all())
 
     def orderings(self) -> list[Tensor]:
         """Coordinates ``(K,)`` by which components can be put in order: those that move with them and nothing else."""
-        count = self._coordinates().bincount()
+        count = self.coordinates().bincount()
 
         return [column for index in self.rows for column in index.T if (count[column] == 1).all()][:_MAX_ORDERINGS]
 
-    def _coordinates(self) -> Tensor:
+    def coordinates(self) -> Tensor:
+        """All coordinates that move, ``(M,)``."""
         return torch.cat([index.reshape(-1) for index in (*self.rows, *self.simplexes)])
 
 
