@@ -18,6 +18,7 @@ from pyro_osds.explore.annealing import explore
 from pyro_osds.explore.base_choice import choose_base, has_many_dimensions, modes_of
 from pyro_osds.explore.circle.cut import turned
 from pyro_osds.explore.coordinates import coordinates_of
+from pyro_osds.explore.heavy.tails import stretched
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import MAX_COMPONENTS
 from pyro_osds.explore.modes import Modes
@@ -132,9 +133,10 @@ class Survey:
         mirrors = sum(len(flip.rows) for flip, *_ in seen["mirrors"])
         mirrored = f", {mirrors} row(s) with one sign of two" if mirrors else ""
         turned = f", {len(seen['circles'][0])} angle(s) cut elsewhere" if seen["circles"] else ""
+        heavy = f", {len(seen['heavy'][0])} with heavy tails drawn in" if seen["heavy"] else ""
 
         return [
-            f"coordinates: {coordinates}{mirrored}{ordered}{turned}",
+            f"coordinates: {coordinates}{mirrored}{ordered}{turned}{heavy}",
             f"modes: {self.modes.count}, valleys between {self.modes.parted:.0%} of pairs",
             f"base: {self.base.num_components} Gaussian component(s)",
             f"exploration: log evidence {exploration.log_evidence:.3f} +- {exploration.std_error:.3f}, "
@@ -175,6 +177,12 @@ def survey(
     way, spread, exploration = _fast(target, num_particles, num_replicates, starts, journal)
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
+    around = stretched(target, exploration.z, exploration.log_prob)
+    if around is not None:
+        # Few particles have come far out, and those that have hardly move: what is drawn in has no such ends.
+        target, seen = around, None if starts is None else around.to_ordered(starts)
+        way, spread, exploration = _fast(target, num_particles, num_replicates, seen, journal)
+        num_evaluations += exploration.num_evaluations
     given, (target, exploration, modes) = target, in_one_copy(target, exploration)
     around = turned(target, exploration.z, exploration.log_prob)
     if around is not None:
