@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pyro_osds.target import MovedTarget, Target
 
-
 # From here on a point stays where it is, 1e43 scales out, whose fourth power is still a number. Of a tail of index 1/4
 # a share of exp(-25) lies farther out.
 _END = 100.0

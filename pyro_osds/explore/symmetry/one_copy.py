@@ -11,7 +11,7 @@ from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.symmetry.flips import Flip, find_flips
 from pyro_osds.explore.symmetry.mirrored import mirrored
 from pyro_osds.explore.symmetry.ordering import Exchange, find_exchanges, ordered
-from pyro_osds.stats.thresholds import MANY_PARTED, MIN_FEWER_PARTED
+from pyro_osds.stats.thresholds import MANY_PARTED, MAX_MODES_IN_ORDER
 from pyro_osds.target import MovedTarget, Target, finite_log_prob, in_chunks
 
 # Modes that a mixture can cover, in whatever order: half as many as it may have components.
@@ -73,20 +73,20 @@ def _in_all_orders(target: Target, exploration: Exploration) -> tuple[Exploratio
 def _in_one_order(
     target: Target, exploration: Exploration, modes: Modes, exchanges: list[Exchange]
 ) -> tuple[Target, Exploration, Modes]:
-    """The order that leaves the fewest valleys, if one leaves fewer than there are, and so many that it is worth it.
+    """The order that leaves the fewest valleys, if one leaves fewer than there are, and few modes.
 
     In order, a round mode whose components lie far apart is bent and thin: moves along it are short, and what lies at
     its ends is easily lost. That is no price for one copy of a mode in place of all; it is where many modes are left,
     which a mixture covers in every order as well.
     """
     best = target, exploration, modes
-    least = MIN_FEWER_PARTED if modes.count <= _FEW_MODES else 0.0
     for exchange in exchanges:
         one_order = ordered(target, exchange, exploration.z)
         if one_order is not None:
             inside = moved(one_order, exploration)
             seen = _modes(one_order, inside)
-            if seen.parted < min(best[2].parted, modes.parted - least):
+            many_left = seen.count > MAX_MODES_IN_ORDER and modes.count <= _FEW_MODES
+            if seen.parted < best[2].parted and not many_left:
                 best = one_order, inside, seen
 
     return best
