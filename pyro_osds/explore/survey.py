@@ -177,14 +177,15 @@ def survey(
     way, spread, exploration = _fast(target, num_particles, num_replicates, starts, journal)
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
-    around = stretched(target, exploration.z, exploration.log_prob)
+    around, drawn_in = stretched(target, exploration.z, exploration.log_prob), None
     if around is not None:
+        drawn_in = around.index
         # Few particles have come far out, and those that have hardly move: what is drawn in has no such ends.
         target, seen = around, None if starts is None else around.to_ordered(starts)
         way, spread, exploration = _fast(target, num_particles, num_replicates, seen, journal)
         num_evaluations += exploration.num_evaluations
     given, (target, exploration, modes) = target, in_one_copy(target, exploration)
-    around = turned(target, exploration.z, exploration.log_prob)
+    around = turned(target, exploration.z, exploration.log_prob, drawn_in)
     if around is not None:
         # Particles do not walk over a cut: where it lay among them, both what they are and what they tell is wrong.
         given, starts = around, None if starts is None else around.to_ordered(starts)

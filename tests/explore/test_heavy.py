@@ -128,6 +128,28 @@ def test_one_side_is_enough_and_others_stay():
     assert found is not None and found.index.tolist() == [0]
 
 
+def test_a_tail_along_a_sum_or_in_all_directions_stays():
+    # Two Cauchy numbers, turned, and Student's t in the plane: no coordinate has a tail of its own.
+    def turned_pair(z):
+        return -torch.log1p(0.5 * (z[:, 0] + z[:, 1]).square()) - torch.log1p(0.5 * (z[:, 0] - z[:, 1]).square())
+
+    def round_t(z):
+        return -1.5 * torch.log1p(z.square().sum(-1))
+
+    torch.manual_seed(0)
+    z = quantiles(1.0, dim=2)
+    for log_prob in (turned_pair, round_t):
+        assert stretched(FunctionTarget(log_prob, 2, dtype=torch.float64), z, torch.zeros(512)) is None
+
+
+def test_a_cauchy_number_is_no_angle():
+    # Drawn in, its tails are those of a logit, on both sides the same.
+    pyro.set_rng_seed(3)
+    found = survey(power(1.0, 1, 0.0, 1e4))
+    seen = coordinates_of(found.target)
+    assert seen["heavy"] is not None and seen["circles"] is None
+
+
 def test_points_that_lie_close_cost_nothing():
     calls = []
 

@@ -179,7 +179,7 @@ def _coordinates(target: Target, drawn: Exploration) -> tuple[Target, Exploratio
     if heavy is not None:
         target = heavy
     target, ordered, modes = in_one_copy(target, drawn if heavy is None else _moved(heavy, drawn))
-    around = turned(target, ordered.z, ordered.log_prob)
+    around = turned(target, ordered.z, ordered.log_prob, None if heavy is None else heavy.index)
     if around is not None:
         target, ordered, modes = in_one_copy(around, _moved(around, drawn))
     seen, ordered = choose_coordinates(target, ordered)

@@ -32,6 +32,8 @@ _MIN_SLOPE = 1.25
 # By how much slopes of the last decades may differ: those of a power law do by the inverse of the distance, those of
 # exp(-|z|^c) by a factor of 10^c.
 _SAME_SLOPE = 0.02
+# Nats by which a fall of several coordinates together may differ from that of each, for each of them.
+_SAME_FALL = 0.05
 # Points from which the coordinate is followed, and coordinates that are looked at, the first ones.
 _NUM_POINTS, _MAX_COORDINATES = 8, 128
 
@@ -57,8 +59,44 @@ def stretched(target: Target, z: Tensor, log_prob: Tensor) -> StretchedTarget | 
         return None
     points = z[:: max(1, len(z) // _NUM_POINTS)][:_NUM_POINTS]
     index = index[falls_like_a_power(target, points, index, *_apart(z[:, index]))]
+    if not len(index) or not is_sum(target, points, index, *_apart(z[:, index])):
+        return None
 
-    return StretchedTarget(target, index, *centre_and_scale(z[:, index])) if len(index) else None
+    return StretchedTarget(target, index, *centre_and_scale(z[:, index]))
+
+
+def is_sum(target: Target, points: Tensor, index: Tensor, loc: Tensor, scale: Tensor) -> bool:
+    """Whether the density falls as much where all of some coordinates are far out as where each of them is, added up.
+
+    If it does not, the tail lies along a sum or a difference of them, or in all directions alike: drawn in one by one
+    they would become a ridge that is thinner the farther out it is.
+
+    Arguments:
+        target: The target.
+        points: Points to move, ``(P, D)``.
+        index: The coordinates, ``(K,)``.
+        loc: Their centres, ``(K,)``.
+        scale: Their scales, ``(K,)``.
+    """
+    if len(index) < 2:
+        return True
+
+    def fall(columns: Tensor, place: Tensor) -> Tensor:
+        near, far = (points.index_copy(1, columns, at.expand(len(points), -1)) for at in place)
+        with torch.no_grad():
+            ends = [in_chunks(target.log_prob, end).double() for end in (near, far)]
+        return ends[0] - ends[1]
+
+    sides = 1.0 - 2.0 * (torch.arange(len(index), device=loc.device) % 2)
+    for side in (torch.ones_like(sides), sides):
+        distance = torch.tensor(_DISTANCES[:2], dtype=loc.dtype, device=loc.device)[:, None]
+        place = loc + side.to(loc) * scale * distance  # (2, K)
+        alone = [fall(index[k : k + 1], place[:, k : k + 1]) for k in range(len(index))]
+        together = fall(index, place)
+        if not ((together - torch.stack(alone).sum(0)).abs() < _SAME_FALL * len(index)).all():
+            return False
+
+    return True
 
 
 def _apart(z: Tensor) -> tuple[Tensor, Tensor]:
