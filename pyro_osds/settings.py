@@ -40,6 +40,8 @@ _SLOW_ROUNDS = 375
 # With so many terms a density takes as long even in batches, and the posterior of so many data is close to a Gaussian.
 _MANY_TERMS = 20_000
 _LARGE_BATCH, _LARGE_VALIDATION, _LARGE_PARTICLES = 64, 1024, 32
+# With so many a step takes half a second or more: a shorter first round is often enough, and the next one is there.
+_COSTLY_TERMS = 10_000
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ class Settings:
                 deadline=deadline,
                 optim=self.optim,
             )
+            if target.num_terms > _COSTLY_TERMS:
+                budget = replace(budget, first_round=_SLOW_ROUND)
             if target.num_terms <= _MANY_TERMS:
                 return budget
             batch_size = min(self.batch_size, _LARGE_BATCH)

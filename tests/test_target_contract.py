@@ -15,6 +15,7 @@ from torch.distributions import transforms
 
 import pyro_osds
 from pyro_osds.explore.circle.turned import TurnedTarget
+from pyro_osds.explore.heavy.stretched import StretchedTarget
 from pyro_osds.explore.propriety import _Likelihood, _walks, find_endless
 from pyro_osds.explore.reference import num_affordable
 from pyro_osds.explore.refinement import LatentTarget
@@ -112,6 +113,10 @@ def turned(inside, first=0.3, second=0.8):
     return TurnedTarget(inside, PAIR, torch.tensor([first, second], dtype=torch.float64))
 
 
+def drawn_in(inside, first=-1.0):
+    return StretchedTarget(inside, PAIR, torch.tensor([first, 0.3]).double(), torch.full((2,), 0.8).double())
+
+
 def mirror(inside):
     return MirroredTarget(inside, Flip(PAIR[None]), PAIR[:1], 0.1)
 
@@ -145,6 +150,9 @@ MAKE = {
     "model without coordinates": lambda: ModelTarget(coin),
     **{f"{name}, in order": lambda make=make: ordered(make()) for name, make in INSIDE.items()},
     **{f"{name}, turned": lambda make=make: turned(make()) for name, make in INSIDE.items()},
+    **{f"{name}, drawn in": lambda make=make: drawn_in(make()) for name, make in INSIDE.items()},
+    "standardised model, drawn in": lambda: drawn_in(standardised()),
+    "model drawn in, turned, in order": lambda: ordered(turned(drawn_in(ModelTarget(means), 0.3), 0.3, 0.3)),
     "function, mirrored": lambda: mirror(FunctionTarget(pair, 2)),
     "even model, mirrored": lambda: mirror(ModelTarget(product)),
     "function, framed": lambda: framed(FunctionTarget(pair, 2)),

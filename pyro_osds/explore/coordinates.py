@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pyro_osds.explore.circle.turned import TurnedTarget
+from pyro_osds.explore.heavy.stretched import StretchedTarget
 from pyro_osds.explore.symmetry.frames import FramedTarget
 from pyro_osds.explore.symmetry.mirrored import MirroredTarget
 from pyro_osds.explore.symmetry.ordering import Exchange, OrderedTarget
@@ -14,25 +15,27 @@ from pyro_osds.target import Target
 
 
 def coordinates_of(target: Target) -> dict[str, Any]:
-    """Whether a target is standardised, which components are in order, where circles are cut and what has one sign.
+    """Whether a target is standardised, which components are in order, and what was cut, drawn in or has one sign.
 
     With symmetries that were declared also which frames turn with particles, and further orders.
 
     Example:
         >>> from pyro_osds.target import FunctionTarget
         >>> coordinates_of(FunctionTarget(lambda z: -z.square().sum(-1), dim=2))
-        {'standardized': False, 'exchange': None, 'ordering': None, 'circles': None, 'mirrors': []}
+        {'standardized': False, 'exchange': None, 'ordering': None, 'circles': None, 'heavy': None, 'mirrors': []}
     """
-    circles = exchange = ordering = None
+    circles = heavy = exchange = ordering = None
     mirrors, frames, orders = [], [], []
     layer = target
-    while isinstance(layer, (TurnedTarget, OrderedTarget, MirroredTarget, FramedTarget)):
+    while isinstance(layer, (TurnedTarget, StretchedTarget, OrderedTarget, MirroredTarget, FramedTarget)):
         if isinstance(layer, MirroredTarget):
             mirrors.insert(0, (layer.flip, layer.column, layer.length))
         elif isinstance(layer, TurnedTarget):
             circles = layer.index, layer.cut
         elif isinstance(layer, FramedTarget):
             frames.insert(0, (layer.rotation, layer.frame))
+        elif isinstance(layer, StretchedTarget):
+            heavy = layer.index, layer.loc, layer.scale
         else:
             orders.insert(0, (layer.exchange, layer.ordering))
         layer = layer.target
@@ -46,6 +49,7 @@ def coordinates_of(target: Target) -> dict[str, Any]:
         "exchange": exchange,
         "ordering": ordering,
         "circles": circles,
+        "heavy": heavy,
         "mirrors": mirrors,
         **declared,
     }
@@ -76,13 +80,15 @@ def in_coordinates(target: Target, coordinates: dict[str, Any]) -> Target:
 
 
 def in_circles(target: Target, coordinates: dict[str, Any]) -> Target:
-    """A target with its circles, and nothing else, as :func:`coordinates_of` told of.
+    """A target with its circles and heavy tails, and nothing else, as :func:`coordinates_of` told of.
 
     Arguments:
         target: The target, in the coordinates of its sites.
         coordinates: What was told of another one with the same sites.
     """
-    # Files of earlier versions know of no circles.
-    circles = coordinates.get("circles")
+    # Files of earlier versions know of neither.
+    heavy, circles = coordinates.get("heavy"), coordinates.get("circles")
+    if heavy is not None:
+        target = StretchedTarget(target, *heavy)
 
     return target if circles is None else TurnedTarget(target, *circles)

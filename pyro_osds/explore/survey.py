@@ -19,6 +19,7 @@ from pyro_osds.explore.annealing import explore
 from pyro_osds.explore.base_choice import choose_base, has_many_dimensions, modes_of
 from pyro_osds.explore.circle.cut import turned
 from pyro_osds.explore.coordinates import coordinates_of
+from pyro_osds.explore.heavy.tails import stretched
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import MAX_COMPONENTS
 from pyro_osds.explore.modes import Modes
@@ -137,9 +138,10 @@ class Survey:
         mirrored = f", {mirrors} row(s) with one sign of two" if mirrors else ""
         frames = f", {len(seen['frames'])} frame(s) that turn with particles" if seen.get("frames") else ""
         turned = f"{frames}, {len(seen['circles'][0])} angle(s) cut elsewhere" if seen["circles"] else frames
+        heavy = f", {len(seen['heavy'][0])} with heavy tails drawn in" if seen["heavy"] else ""
 
         return [
-            f"coordinates: {coordinates}{mirrored}{ordered}{turned}",
+            f"coordinates: {coordinates}{mirrored}{ordered}{turned}{heavy}",
             f"modes: {self.modes.count}, valleys between {self.modes.parted:.0%} of pairs",
             f"base: {self.base.num_components} Gaussian component(s)",
             f"exploration: log evidence {exploration.log_evidence:.3f} +- {exploration.std_error:.3f}, "
@@ -190,10 +192,17 @@ def survey(
         check_declared(target, declared, torch.cat([exploration.z, exploration.start]), "explored particles")
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
+    # What was declared belongs to the coordinates of sites, and comes before any others.
+    around, drawn_in = None if declared else stretched(target, exploration.z, exploration.log_prob), None
+    if around is not None:
+        drawn_in = around.index
+        # Few particles have come far out, and those that have hardly move: what is drawn in has no such ends.
+        target, seen = around, None if starts is None else around.to_ordered(starts)
+        way, spread, exploration = _fast(target, num_particles, num_replicates, seen, journal)
+        num_evaluations += exploration.num_evaluations
     given, (target, exploration, modes) = target, in_one_copy(target, exploration, declared)
-    # What was declared belongs to the coordinates of sites, and comes before any cut.
     is_cut = not declared or target is given
-    around = turned(target, exploration.z, exploration.log_prob) if is_cut else None
+    around = turned(target, exploration.z, exploration.log_prob, drawn_in) if is_cut else None
     if around is not None:
         # Particles do not walk over a cut: where it lay among them, both what they are and what they tell is wrong.
         given, starts = around, None if starts is None else around.to_ordered(starts)

@@ -236,6 +236,11 @@ MANY_PARTED = 0.02
 """Share of pairs of particles with a valley between them, from which on the posterior has more than one mode: below it
 lie single modes that are a little curved; a second mode with a share of 0.01 of the mass parts 0.02 of the pairs."""
 
+MAX_MODES_IN_ORDER = 6
+"""Modes that may be left where exchangeable components are put in order, if a mixture could cover all copies as well.
+One mode in place of K! copies is what an order is for; of eighteen modes on a grid twelve are left, each of them bent
+and thin, and a quarter of some was lost."""
+
 FOLDED = 0.25
 """The same share, from which on a posterior without a mixture base is folded; a funnel, curved as it is, has fewer."""
 

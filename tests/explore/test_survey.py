@@ -15,6 +15,7 @@ from pyro_osds.explore.anew import resurvey
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import effective_share
 from pyro_osds.explore.modes import Modes
+from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.survey import _affordable, _with_lost_modes, survey
 from pyro_osds.explore.symmetry.one_copy import in_one_copy
 from pyro_osds.explore.symmetry.ordering import OrderedTarget
@@ -252,3 +253,23 @@ def test_many_dimensions(float64):
     assert effective_share(found.base, target) > 0.99
     torch.testing.assert_close(found.exploration.log_prob, target.log_prob(found.exploration.z))
     assert found.exploration.num_temperatures == 1
+
+
+def checked(places):
+    """Two exchangeable latents, each at any of some places: as many modes as pairs of places."""
+    places = torch.as_tensor(places, dtype=torch.float64)
+    x = pyro.sample("x", dist.Normal(0.0, 20.0).expand([2]).to_event(1))
+    pyro.factor("at", torch.logsumexp(-0.5 * (x[..., None] - places).square(), -1).sum(-1))
+
+
+@pytest.mark.parametrize(("places", "is_ordered"), [([-8.0, 11.0], True), ([-24.0, -8.0, 11.0, 28.0], False)])
+def test_an_order_that_leaves_many_modes_is_none(places, is_ordered):
+    # Of two places four modes become three; of four sixteen become ten, and a mixture has a component for each of them.
+    pyro.set_rng_seed(0)
+    target = ModelTarget(lambda: checked(places))
+    z = torch.tensor(places, dtype=torch.float64)[torch.randint(len(places), (512, 2))] + torch.randn(512, 2)
+    log_prob = target.log_prob(z)
+    at = Exploration(z, log_prob, torch.zeros(8), 1, 512, 1.0, 0, start=z, passed=z[:1])
+    seen, _, modes = in_one_copy(target, at)
+    assert (seen is not target) == is_ordered
+    assert is_ordered or modes.count == 16

@@ -49,7 +49,7 @@ _SAME_VALUE = 1e-3
 _SAME_STEP, _SAME_SLOPE = 1e-6, 0.02
 
 
-def turned(target: Target, z: Tensor, log_prob: Tensor) -> TurnedTarget | None:
+def turned(target: Target, z: Tensor, log_prob: Tensor, drawn_in: Tensor | None = None) -> TurnedTarget | None:
     """The target with circles cut where particles have least mass, or None where no cut is better than the present one.
 
     No random number is drawn.
@@ -58,6 +58,8 @@ def turned(target: Target, z: Tensor, log_prob: Tensor) -> TurnedTarget | None:
         target: The target.
         z: Particles, ``(N, D)``.
         log_prob: Their log densities, ``(N,)``.
+        drawn_in: Coordinates whose heavy tails were drawn in, ``(K,)``: a Cauchy number falls there like a logit, and
+            is no angle all the same.
     """
     usable = log_prob.isfinite() & z.isfinite().all(-1)
     if usable.sum() < 2:
@@ -65,6 +67,8 @@ def turned(target: Target, z: Tensor, log_prob: Tensor) -> TurnedTarget | None:
     z = z[usable]
     z = z[:: max(1, len(z) // _NUM_PARTICLES)]
     index = _may_gain(z)
+    if drawn_in is not None:
+        index = index[~torch.isin(index, drawn_in)]
     if not len(index):
         return None
     cut, is_better = best_cuts(z[:, index])

@@ -27,6 +27,7 @@ from pyro_osds.explore.given.checks import (
     without_stragglers,
     without_stuck_chains,
 )
+from pyro_osds.explore.heavy.tails import stretched
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.modes import Modes
 from pyro_osds.explore.particles import Exploration, GivenDraws
@@ -45,7 +46,7 @@ from pyro_osds.flow.base import Base
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.stats.thresholds import LOWER_SIGMAS, MANY_PARTED
 from pyro_osds.symmetries import Symmetry
-from pyro_osds.target import NotFiniteError, Target, as_target, finite_log_prob, in_chunks
+from pyro_osds.target import MovedTarget, NotFiniteError, Target, as_target, finite_log_prob, in_chunks
 
 # Share of the mass of a part from which on the draws count as having visited it, as in a search.
 _VISITED = 0.5
@@ -182,16 +183,27 @@ def _nothing(given: GivenDraws) -> Tensor:
 
 
 def _coordinates(target: Target, drawn: Exploration, declared: Sequence[Declared]) -> tuple[Target, Exploration, Modes]:
-    """The coordinates that suit the draws best: circles cut elsewhere, components in order, sites standardised."""
-    given, (target, ordered, modes) = target, in_one_copy(target, drawn, declared)
-    around = None if declared and target is not given else turned(target, ordered.z, ordered.log_prob)
+    """The coordinates that suit the draws best: heavy tails, circles, components in order, sites standardised."""
+    heavy = None if declared else stretched(target, drawn.z, drawn.log_prob)
+    if heavy is not None:
+        target = heavy
+    moved = drawn if heavy is None else _moved(heavy, drawn)
+    given, (target, ordered, modes) = target, in_one_copy(target, moved, declared)
+    is_cut = not declared or target is given
+    drawn_in = None if heavy is None else heavy.index
+    around = turned(target, ordered.z, ordered.log_prob, drawn_in) if is_cut else None
     if around is not None:
-        z, start = around.to_ordered(drawn.z), around.to_ordered(drawn.start)
-        moved = replace(drawn, z=z, log_prob=_densities(around, z), start=start, passed=z[:1])
-        target, ordered, modes = in_one_copy(around, moved, declared)
+        target, ordered, modes = in_one_copy(around, _moved(around, drawn), declared)
     seen, ordered = choose_coordinates(target, ordered)
 
     return seen, ordered, modes if seen is target else modes_of(seen, ordered)
+
+
+def _moved(around: MovedTarget, drawn: Exploration) -> Exploration:
+    """Draws in the coordinates of the sites in other ones."""
+    z, start = around.to_ordered(drawn.z), around.to_ordered(drawn.start)
+
+    return replace(drawn, z=z, log_prob=_densities(around, z), start=start, passed=z[:1])
 
 
 def _as_seen(given: Target, seen: Target, z: Tensor) -> Tensor:

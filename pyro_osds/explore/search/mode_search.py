@@ -10,6 +10,7 @@ that knows the place.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.distributions import MixtureSameFamily
 
 from pyro_osds.explore.modes import find_modes, spread_out
 from pyro_osds.explore.reference import come_to_rest, num_affordable, reference_of_modes
+from pyro_osds.explore.search.ascent import ascend
 from pyro_osds.explore.search.probes import smoothed
 from pyro_osds.runtime.light_adam import LightAdam
 from pyro_osds.stats.moments import ENOUGH_PARTICLES, weighted_moments
@@ -30,8 +32,9 @@ _NUM_CELLS = 256
 _NUM_OTHERS = 768
 # Particles that climb the gradient, and their steps: enough for a way of some standard deviations.
 _NUM_CLIMBERS, _NUM_CLIMBS = 64, 100
-# With more terms than this even those are too many.
-_MANY_TERMS = 5_000
+# With more terms than this even those are too many, and so are their steps: a quasi-Newton ascent takes a third of
+# them at most.
+_MANY_TERMS, _NUM_ASCENTS = 5_000, 30
 # As far as gradient ascent gets along each coordinate, in standard deviations of the particles.
 _CLIMB = 5.0
 # Two sets of particles of one mode do not differ as much in their largest log density.
@@ -78,6 +81,9 @@ def _climbed(target: Target, z: Tensor) -> Tensor:
     """Some particles after gradient ascent: a spike within a broad mode may hold none, and lies uphill of all."""
     loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
     chosen = z[spread_out(z, _fewer(target, _NUM_CLIMBERS))]
+    if target.num_terms > _MANY_TERMS:
+        # So few points take as long as a block of them: one after the other, a hundred steps cost more than they find.
+        return ascend(partial(log_prob_and_score, target.log_prob), chosen, loc, scale_tril, _NUM_ASCENTS).z
     u = torch.linalg.solve_triangular(scale_tril, (chosen - loc).mT, upper=False).mT
     optimizer = LightAdam([u], lr=_CLIMB / _NUM_CLIMBS)
     for _ in range(_NUM_CLIMBS):

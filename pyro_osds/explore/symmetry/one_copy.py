@@ -16,10 +16,12 @@ from pyro_osds.explore.symmetry.frames import FramedTarget, Rotation, framed
 from pyro_osds.explore.symmetry.mirrored import mirrored
 from pyro_osds.explore.symmetry.ordering import Exchange, find_exchanges, ordered
 from pyro_osds.explore.symmetry.resolved import Declared
-from pyro_osds.stats.thresholds import MANY_PARTED
+from pyro_osds.stats.thresholds import MANY_PARTED, MAX_MODES_IN_ORDER
 from pyro_osds.symmetries import Symmetry
 from pyro_osds.target import MovedTarget, Target, finite_log_prob, in_chunks
 
+# Modes that a mixture can cover, in whatever order: half as many as it may have components.
+_FEW_MODES = 64
 # Points of either kind at which a symmetry is looked at in coordinates that another one has changed.
 _NUM_POINTS = 64
 # Share of pairs of particles in one mode below which some hundred pairs tell nothing.
@@ -200,14 +202,21 @@ def _in_all_orders(target: Target, exploration: Exploration) -> tuple[Exploratio
 def _in_one_order(
     target: Target, exploration: Exploration, modes: Modes, exchanges: list[Exchange]
 ) -> tuple[Target, Exploration, Modes]:
-    """The order that leaves the fewest valleys, if one leaves fewer than there are."""
+    """The order that leaves the fewest valleys, if one leaves fewer than there are, and few modes.
+
+    In order, a round mode whose components lie far apart is bent and thin: moves along it are short, and what lies at
+    its ends is easily lost. That is no price for one copy of a mode in place of all; it is where many modes are left,
+    which a mixture covers in every order as well.
+    """
     best = target, exploration, modes
     for exchange in exchanges:
         one_order = ordered(target, exchange, exploration.z)
         if one_order is not None:
             inside = moved(one_order, exploration)
             seen = _modes(one_order, inside)
-            best = (one_order, inside, seen) if seen.parted < best[2].parted else best
+            many_left = seen.count > MAX_MODES_IN_ORDER and modes.count <= _FEW_MODES
+            if seen.parted < best[2].parted and not many_left:
+                best = one_order, inside, seen
 
     return best
 

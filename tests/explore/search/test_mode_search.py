@@ -257,6 +257,30 @@ def test_climbers_reach_a_spike_that_is_far_uphill(float64):
     assert len(climbed) == 64 and (climbed - centre).norm(dim=-1).median() < 0.3 * (z - centre).norm(dim=-1).median()
 
 
+def test_climbers_of_a_costly_density_need_fewer_steps(float64):
+    # The same slope, and a limit of scores: a third of a hundred steps, and one before the first of them.
+    centre, calls = torch.full((6,), 0.4), []
+
+    def log_prob_fn(z):
+        calls.append(len(z))
+        distance = (z - centre).norm(dim=-1)
+        return -0.5 * z.square().sum(-1) - 10.0 * (distance.square() + 1e-4).sqrt()
+
+    target = FunctionTarget(log_prob_fn, 6)
+    target.num_terms = 15_000
+    z = torch.randn(500, 6)
+    calls.clear()
+    climbed = _climbed(target, z)
+    assert len(climbed) == 21 and len(calls) <= 31 and max(calls) <= 21
+    assert (climbed - centre).norm(dim=-1).median() < 0.3 * (z - centre).norm(dim=-1).median()
+
+
+def test_costly_climbers_on_a_plateau_stay(float64):
+    z, target = torch.randn(100, 2), FunctionTarget(lambda z: 0.0 * z.sum(-1), 2)
+    target.num_terms = 15_000
+    torch.testing.assert_close(torch.cdist(_climbed(target, z), z).amin(1), torch.zeros(21), atol=1e-6, rtol=0)
+
+
 def test_climbers_on_a_plateau_stay(float64):
     # Nothing leads anywhere: they are particles still.
     z = torch.randn(100, 2)

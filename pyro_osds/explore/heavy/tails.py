@@ -1,0 +1,133 @@
+r"""Which coordinates have tails that fall like a power.
+
+Far out along a coordinate, the others being where they are, such a density has a slope in doubly logarithmic axes that
+no longer changes,
+
+.. math:: a = -\frac{\partial \log\gamma}{\partial \log |z_i - m_i|} \to \alpha + 1,
+
+with a tail index :math:`\alpha`: that of Student's t is its degrees of freedom. An exponential or Gaussian tail has a
+slope that grows without bound. It is looked for where particles lie far apart for their median distance, and seen at
+the density: no site has to say it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_osds.explore.heavy.stretched import StretchedTarget, centre_and_scale
+from pyro_osds.target import Target, in_chunks
+
+# Farthest particle of some hundred, over the median distance, from which on a coordinate is looked at: a Gaussian's
+# five hundred lie within five, those of Student's t with five degrees of freedom within ten.
+_FAR = 8.0
+# Distances at which the slope is measured, over the median distance.
+_DISTANCES = 1e3, 1e4, 1e5, 1e6
+# Largest slope that needs another coordinate: tails of a larger index, five and more, hold too little where a flow's
+# tails end.
+_MAX_SLOPE = 6.0
+# Least slope: one has no integral, which others look for, and next to it so much lies at any distance that no number
+# holds it.
+_MIN_SLOPE = 1.25
+# By how much slopes of the last decades may differ: those of a power law do by the inverse of the distance, those of
+# exp(-|z|^c) by a factor of 10^c.
+_SAME_SLOPE = 0.02
+# Nats by which a fall of several coordinates together may differ from that of each, for each of them.
+_SAME_FALL = 0.05
+# Points from which the coordinate is followed, and coordinates that are looked at, the first ones.
+_NUM_POINTS, _MAX_COORDINATES = 8, 128
+
+
+def stretched(target: Target, z: Tensor, log_prob: Tensor) -> StretchedTarget | None:
+    """The target with coordinates of heavy tails drawn in, or None where there are none.
+
+    No random number is drawn.
+
+    Arguments:
+        target: The target.
+        z: Particles, ``(N, D)``.
+        log_prob: Their log densities, ``(N,)``.
+    """
+    usable = log_prob.isfinite() & z.isfinite().all(-1)
+    if usable.sum() < 2 or not target.is_double:
+        # In single precision a far end has too few digits left for its slope.
+        return None
+    z = z[usable]
+    distance = (z - z.median(0).values).abs()
+    index = (distance.amax(0) > _FAR * distance.median(0).values).nonzero()[:_MAX_COORDINATES, 0]
+    if not len(index):
+        return None
+    points = z[:: max(1, len(z) // _NUM_POINTS)][:_NUM_POINTS]
+    index = index[falls_like_a_power(target, points, index, *_apart(z[:, index]))]
+    if not len(index) or not is_sum(target, points, index, *_apart(z[:, index])):
+        return None
+
+    return StretchedTarget(target, index, *centre_and_scale(z[:, index]))
+
+
+def is_sum(target: Target, points: Tensor, index: Tensor, loc: Tensor, scale: Tensor) -> bool:
+    """Whether the density falls as much where all of some coordinates are far out as where each of them is, added up.
+
+    If it does not, the tail lies along a sum or a difference of them, or in all directions alike: drawn in one by one
+    they would become a ridge that is thinner the farther out it is.
+
+    Arguments:
+        target: The target.
+        points: Points to move, ``(P, D)``.
+        index: The coordinates, ``(K,)``.
+        loc: Their centres, ``(K,)``.
+        scale: Their scales, ``(K,)``.
+    """
+    if len(index) < 2:
+        return True
+
+    def fall(columns: Tensor, place: Tensor) -> Tensor:
+        near, far = (points.index_copy(1, columns, at.expand(len(points), -1)) for at in place)
+        with torch.no_grad():
+            ends = [in_chunks(target.log_prob, end).double() for end in (near, far)]
+        return ends[0] - ends[1]
+
+    sides = 1.0 - 2.0 * (torch.arange(len(index), device=loc.device) % 2)
+    for side in (torch.ones_like(sides), sides):
+        distance = torch.tensor(_DISTANCES[:2], dtype=loc.dtype, device=loc.device)[:, None]
+        place = loc + side.to(loc) * scale * distance  # (2, K)
+        alone = [fall(index[k : k + 1], place[:, k : k + 1]) for k in range(len(index))]
+        together = fall(index, place)
+        if not ((together - torch.stack(alone).sum(0)).abs() < _SAME_FALL * len(index)).all():
+            return False
+
+    return True
+
+
+def _apart(z: Tensor) -> tuple[Tensor, Tensor]:
+    loc = z.median(0).values
+
+    return loc, (z - loc).abs().median(0).values
+
+
+def falls_like_a_power(target: Target, points: Tensor, index: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """Whether the density falls like a power far out on either side, for each of some coordinates.
+
+    Arguments:
+        target: The target.
+        points: Points to move along the coordinates, ``(P, D)``.
+        index: The coordinates, ``(K,)``.
+        loc: Their centres, ``(K,)``.
+        scale: Their scales, ``(K,)``.
+
+    Returns:
+        A truth value for each, ``(K,)``: whether most of the points say so, of the same side.
+    """
+    distance = torch.tensor(_DISTANCES, dtype=points.dtype, device=points.device)
+    ends = loc[:, None, None] + scale[:, None, None] * torch.stack([-distance, distance])  # (K, 2, 4)
+    moved = points.expand(*ends.shape, *points.shape).clone()
+    for row, column in enumerate(index):
+        moved[row, ..., column] = ends[row, :, :, None]
+    with torch.no_grad():
+        log_prob = in_chunks(target.log_prob, moved.flatten(0, 3)).double().view(moved.shape[:-1])
+    slope = -log_prob.diff(dim=2) / distance.double().log().diff()[:, None]  # (K, 2, 3, P)
+    last = slope[:, :, -1]
+    same = (slope.diff(dim=2).abs() < _SAME_SLOPE * last[:, :, None]).all(2)
+    is_power = same & (last > _MIN_SLOPE) & (last < _MAX_SLOPE)
+
+    return (2 * is_power.sum(-1) > len(points)).any(-1)

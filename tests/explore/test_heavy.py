@@ -1,0 +1,246 @@
+"""Heavy tails: drawn in without a change of the evidence, seen at the density, and right as a whole."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers import assert_within_standard_error
+
+from pyro_osds import OSDS
+from pyro_osds.explore.coordinates import coordinates_of, in_coordinates
+from pyro_osds.explore.heavy.stretched import StretchedTarget, centre_and_scale
+from pyro_osds.explore.heavy.tails import stretched
+from pyro_osds.explore.survey import survey
+from pyro_osds.model import ModelTarget
+from pyro_osds.target import FunctionTarget
+
+
+def power(df, dim=1, loc=0.0, scale=1.0):
+    """Independent Student-t numbers; the integral of each is ``exp(-log_constant(df, scale))``."""
+
+    def log_prob(z):
+        return (-0.5 * (df + 1.0) * torch.log1p(((z - loc) / scale).square() / df)).sum(-1)
+
+    return FunctionTarget(log_prob, dim, dtype=torch.float64)
+
+
+def log_integral(df, scale=1.0):
+    """Closed form: the inverse of the constant of Student's t."""
+    return math.log(scale) + 0.5 * math.log(df * math.pi) + math.lgamma(0.5 * df) - math.lgamma(0.5 * (df + 1.0))
+
+
+def quantiles(df, count=512, dim=1, loc=0.0, scale=1.0):
+    """Points of Student's t, one column like the other but for its order."""
+    from scipy import stats
+
+    z = torch.tensor(stats.t.ppf([(i + 0.5) / count for i in range(count)], df)).double()
+    return loc + scale * torch.stack([z[torch.randperm(count)] for _ in range(dim)], -1)
+
+
+# ---- drawn in ----
+
+
+@pytest.mark.parametrize(("df", "loc", "scale"), [(1.0, 0.0, 1.0), (0.5, 3.0, 100.0), (3.0, -7.0, 0.01)])
+def test_the_integral_stays(df, loc, scale):
+    # A sum over a fine grid of the drawn-in coordinate, against the closed form in the plain one.
+    target = power(df, 1, loc, scale)
+    index, one = torch.tensor([0]), torch.ones(1, dtype=torch.float64)
+    around = StretchedTarget(target, index, 0.9 * loc * one, 1.3 * scale * one)
+    u = torch.linspace(-80.0, 80.0, 200_001, dtype=torch.float64)
+    got = torch.logsumexp(around.log_prob(u[:, None]), 0) + math.log(160.0 / 200_000)
+    assert abs(got.item() - log_integral(df, scale)) < 1e-8
+
+
+def test_there_and_back_and_its_volume():
+    target = power(1.0, 3)
+    around = StretchedTarget(
+        target, torch.tensor([0, 2]), torch.tensor([1.0, -2.0]).double(), torch.tensor([0.1, 30.0]).double()
+    )
+    u = torch.randn(20, 3, dtype=torch.float64) * torch.tensor([1.0, 5.0, 10.0])
+    torch.testing.assert_close(around.outside(around.inside(u)), u)
+    jacobian = torch.autograd.functional.jacobian(lambda x: around.inside(x[None])[0], u[0])
+    torch.testing.assert_close(around.volume_inside(u[:1])[0], torch.linalg.slogdet(jacobian)[1])
+    # What has lost its way is led back, from where a hyperbolic sine has long overflown as well.
+    far = torch.full((1, 3), 1e7, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(around.log_prob(far).sum(), far)
+    assert slope.isfinite().all() and (slope[0, [0, 2]] < 0).all()
+
+
+def test_coordinates_that_are_alike_are_seen_alike():
+    torch.manual_seed(0)
+    loc, scale = centre_and_scale(quantiles(1.0, dim=3))
+    assert (loc == 0).all() and len(scale.unique()) == 1
+    loc, scale = centre_and_scale(torch.cat([quantiles(1.0), quantiles(1.0, loc=50.0, scale=10.0)], -1))
+    torch.testing.assert_close(loc, torch.tensor([0.0, 50.0]).double(), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(scale, torch.tensor([1.0, 10.0]).double(), rtol=0.01, atol=0.01)
+
+
+# ---- where ----
+
+
+def gaussian(z):
+    return -0.5 * z.square().sum(-1)
+
+
+def laplace(z):
+    return -z.abs().sum(-1)
+
+
+def stretched_exponential(z):
+    return -z.abs().sqrt().sum(-1)
+
+
+def observed(z):
+    # A Cauchy prior on what the data determine, far out.
+    return (-torch.log1p(z.square()) - 0.5 * ((z - 3.0) / 10.0).square()).sum(-1)
+
+
+def flat(z):
+    return 0.0 * z.sum(-1)
+
+
+@pytest.mark.parametrize("log_prob", [gaussian, laplace, stretched_exponential, observed, flat])
+def test_no_other_tail_is_drawn_in(log_prob):
+    # Though the particles lie as far apart as those of a Cauchy distribution.
+    torch.manual_seed(0)
+    z = quantiles(1.0, dim=2)
+    assert stretched(FunctionTarget(log_prob, 2, dtype=torch.float64), z, torch.zeros(512)) is None
+
+
+@pytest.mark.parametrize("df", [0.3, 1.0, 2.0, 4.0])
+def test_power_laws_are_found(df):
+    torch.manual_seed(0)
+    found = stretched(power(df, 2, 5.0, 3.0), quantiles(df, dim=2, loc=5.0, scale=3.0), torch.zeros(512))
+    assert found is not None and found.index.tolist() == [0, 1]
+
+
+def test_one_side_is_enough_and_others_stay():
+    def log_prob(z):
+        one_sided = torch.where(z[:, 0] > 0, -torch.log1p(z[:, 0].square()), -0.5 * z[:, 0].square())
+        return one_sided - 0.5 * z[:, 1].square()
+
+    torch.manual_seed(0)
+    z = quantiles(1.0, dim=2)
+    z[:, 0] = z[:, 0].abs()
+    found = stretched(FunctionTarget(log_prob, 2, dtype=torch.float64), z, torch.zeros(512))
+    assert found is not None and found.index.tolist() == [0]
+
+
+def test_a_tail_along_a_sum_or_in_all_directions_stays():
+    # Two Cauchy numbers, turned, and Student's t in the plane: no coordinate has a tail of its own.
+    def turned_pair(z):
+        return -torch.log1p(0.5 * (z[:, 0] + z[:, 1]).square()) - torch.log1p(0.5 * (z[:, 0] - z[:, 1]).square())
+
+    def round_t(z):
+        return -1.5 * torch.log1p(z.square().sum(-1))
+
+    torch.manual_seed(0)
+    z = quantiles(1.0, dim=2)
+    for log_prob in (turned_pair, round_t):
+        assert stretched(FunctionTarget(log_prob, 2, dtype=torch.float64), z, torch.zeros(512)) is None
+
+
+def test_a_cauchy_number_is_no_angle():
+    # Drawn in, its tails are those of a logit, on both sides the same.
+    pyro.set_rng_seed(3)
+    found = survey(power(1.0, 1, 0.0, 1e4))
+    seen = coordinates_of(found.target)
+    assert seen["heavy"] is not None and seen["circles"] is None
+
+
+def test_points_that_lie_close_cost_nothing():
+    calls = []
+
+    def counted(z):
+        calls.append(len(z))
+        return -0.5 * z.square().sum(-1)
+
+    torch.manual_seed(0)
+    target = FunctionTarget(counted, 3, dtype=torch.float64)
+    calls.clear()
+    assert stretched(target, torch.randn(512, 3).double(), torch.zeros(512)) is None
+    assert not calls
+
+
+# ---- as a whole ----
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_independent_cauchy_numbers(seed):
+    # Two of the seeds with which this was low by 0.025 and 0.029 at a standard error of 0.002.
+    pyro.set_rng_seed(seed)
+    osds = OSDS.from_log_prob(power(1.0, 5).log_prob, 5, num_samples=500, disable_progbar=True)
+    osds.run()
+    assert osds.evidence.reliable, osds.evidence
+    assert_within_standard_error(osds.log_evidence, 5 * log_integral(1.0), osds.log_evidence_se + 5e-4)
+    assert "5 with heavy tails drawn in" in osds.fit.recipe.found.description()[0]
+    # A quarter lies beyond one on either side, a thousandth beyond 318.
+    draws = osds.draw(20_000)
+    weights = torch.softmax(draws.log_weights, 0)
+    for bound, share in ((1.0, 0.25), (318.3, 0.001)):
+        got = (weights[:, None] * (draws.samples["z"] > bound)).sum(0)
+        assert ((got - share).abs() < 5 * math.sqrt(share / 15_000)).all()
+
+
+def unseen_effects():
+    """Effects with a heavy prior of a scale of their own, of which one is measured."""
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    effect = pyro.sample("effect", dist.StudentT(1.5, 0.0, scale).expand([3]).to_event(1))
+    pyro.sample("y", dist.Normal(effect[0], 1.0), obs=torch.tensor(1.0))
+
+
+def unseen_effects_truth():
+    """By quadrature over the scale and the effect that is measured."""
+    import numpy as np
+    from scipy import stats
+
+    v = np.linspace(-3.0, 3.0, 1201)[:, None]
+    x = np.linspace(-9.0, 11.0, 8001)[None]
+    inside = stats.t.pdf(x, 1.5, scale=np.exp(v)) * stats.norm.pdf(1.0, x, 1.0)
+    by_scale = np.trapezoid(inside, x[0], axis=1) * stats.norm.pdf(v[:, 0], 0.0, 0.5)
+    return math.log(np.trapezoid(by_scale, v[:, 0]))
+
+
+def fixed_effects():
+    """The same with a scale that is known."""
+    effect = pyro.sample("effect", dist.StudentT(1.5, 0.0, 2.0).expand([3]).to_event(1))
+    pyro.sample("y", dist.Normal(effect[0], 1.0), obs=torch.tensor(1.0))
+
+
+def fixed_effects_truth():
+    """By quadrature over the effect that is measured."""
+    import numpy as np
+    from scipy import stats
+
+    x = np.linspace(-15.0, 17.0, 20_001)
+
+    return math.log(np.trapezoid(stats.t.pdf(x, 1.5, scale=2.0) * stats.norm.pdf(1.0, x, 1.0), x))
+
+
+@pytest.mark.slow
+def test_a_model_that_is_saved(tmp_path):
+    # What the data determine stays as it is; this was low by 0.0027 at a standard error of 0.0007.
+    pyro.set_rng_seed(0)
+    osds = OSDS(fixed_effects, num_samples=500, disable_progbar=True)
+    osds.run()
+    assert osds.evidence.reliable, osds.evidence
+    assert_within_standard_error(osds.log_evidence, fixed_effects_truth(), osds.log_evidence_se + 2e-4)
+    osds.save(tmp_path / "fit.pt")
+    loaded = OSDS.load(tmp_path / "fit.pt", fixed_effects)
+    assert coordinates_of(loaded.fit.target)["heavy"][0].tolist() == [1, 2]
+    assert torch.equal(loaded.get_samples()["effect"], osds.get_samples()["effect"])
+    assert loaded.log_evidence == osds.log_evidence
+
+
+def test_coordinates_are_found_again():
+    pyro.set_rng_seed(0)
+    target = ModelTarget(unseen_effects)
+    found = survey(target)
+    again = in_coordinates(ModelTarget(unseen_effects), coordinates_of(found.target))
+    z = found.exploration.z[:5]
+    torch.testing.assert_close(again.log_prob(z), found.target.log_prob(z))
+    assert_within_standard_error(
+        found.exploration.log_evidence, unseen_effects_truth(), 1.5 * found.exploration.std_error
+    )
