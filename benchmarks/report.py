@@ -1,10 +1,8 @@
 """What the benchmarks share: one run of a case, the modes it found, the requirements it missed, the table."""
 
-import argparse
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,28 +113,3 @@ def evidence_cells(result: Result) -> list[str]:
         f"{evidence.pareto_k:.2f}",
         f"{evidence.ess / evidence.num_draws:.3f}",
     ]
-
-
-def print_table(
-    description: str | None,
-    cases: Sequence[Case],
-    header: Sequence[str],
-    row: Callable[[Result], list[str]],
-    **options: Any,
-) -> None:
-    """Run the cases and seeds that the command line asks for, and print a row of each as soon as it is there.
-
-    What is not the default setting is given as options.
-    """
-    names = [case.name for case in cases]
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument(
-        "--only", nargs="+", default=names, choices=names, metavar="NAME", help=f"of {', '.join(names)}"
-    )
-    args = parser.parse_args()
-    print(f"| {' | '.join(header)} |")
-    print(f"|---|{'--:|' * (len(header) - 2)}---|")
-    for case in cases:
-        for seed in args.seeds if case.name in args.only else ():
-            print(f"| {' | '.join(row(run(case, seed, **options)))} |", flush=True)

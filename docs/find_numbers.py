@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 # Blocks whose results are stored: the benchmark, and what makes its report.
 REPORTS = {
+    "accuracy": ("accuracy.py", ["--report"]),
     "search": ("search.py", ["--report"]),
     "calibration": ("calibration.py", ["--report"]),
     "exoplanets": ("exoplanets.py", ["--report"]),

@@ -234,6 +234,16 @@ def test_a_model_that_is_saved(tmp_path):
     assert loaded.log_evidence == osds.log_evidence
 
 
+@pytest.mark.slow
+def test_a_scale_above_heavy_tails():
+    # Four coordinates, cut into one and three: the gradient of their flow was wrong, and nearly half of the steps lost.
+    pyro.set_rng_seed(0)
+    osds = OSDS(unseen_effects, num_samples=500, disable_progbar=True)
+    osds.run()
+    assert osds.evidence.reliable and not osds.fit.trainer.history.num_skipped
+    assert_within_standard_error(osds.log_evidence, unseen_effects_truth(), osds.log_evidence_se + 2e-4)
+
+
 def test_coordinates_are_found_again():
     pyro.set_rng_seed(0)
     target = ModelTarget(unseen_effects)
