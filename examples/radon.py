@@ -175,7 +175,8 @@ for name, osds in runs.items():
 # The effect :math:`\gamma` of the uranium has a normal prior with scale :math:`s`, 1 so far. Two further runs, for
 # :math:`s` of 0.1 and 10, start from the flow of that one. In between no run is needed: a draw of the flow with weight
 # :math:`w` has under another prior the weight :math:`w \, p_s(\gamma) / p(\gamma)`, so that the same draws give each
-# point of the curve, with a standard error.
+# point of the curve, with a standard error. The draws are those of the next wider prior: the other way round, the
+# weights of few draws far out would grow without bound.
 
 scales = np.logspace(-1.0, 1.0, NUM_SCALES)
 osds, drawn = copy.deepcopy(runs["uranium"]), {1.0: runs["uranium"].draw(NUM_DRAWS)}
@@ -186,8 +187,8 @@ for fitted in (0.1, 10.0):
 
 
 def reweighted(scale):
-    """Log evidence for another scale of the prior and its standard error, from the draws of the nearest run."""
-    fitted = min(drawn, key=lambda each: abs(math.log(each / scale)))
+    """Log evidence for another scale of the prior and its standard error, from draws of the next wider one."""
+    fitted = min(each for each in drawn if each > 0.99 * scale)
     effect = drawn[fitted].samples["uranium"].double()
     ratio = dist.Normal(0.0, scale).log_prob(effect) - dist.Normal(0.0, fitted).log_prob(effect)
     log_weights = drawn[fitted].log_weights.double() + ratio
