@@ -7,11 +7,14 @@ from typing import Any
 import torch
 
 from pyro_osds.explore.circle.turned import TurnedTarget
+from pyro_osds.explore.heavy.radial import RadialTarget
 from pyro_osds.explore.heavy.stretched import StretchedTarget
 from pyro_osds.explore.symmetry.frames import FramedTarget
 from pyro_osds.explore.symmetry.mirrored import MirroredTarget
 from pyro_osds.explore.symmetry.ordering import Exchange, OrderedTarget
 from pyro_osds.target import Target
+
+_LAYERS = TurnedTarget, StretchedTarget, RadialTarget, OrderedTarget, MirroredTarget, FramedTarget
 
 
 def coordinates_of(target: Target) -> dict[str, Any]:
@@ -27,15 +30,15 @@ def coordinates_of(target: Target) -> dict[str, Any]:
     circles = heavy = exchange = ordering = None
     mirrors, frames, orders = [], [], []
     layer = target
-    while isinstance(layer, (TurnedTarget, StretchedTarget, OrderedTarget, MirroredTarget, FramedTarget)):
+    while isinstance(layer, _LAYERS):
         if isinstance(layer, MirroredTarget):
             mirrors.insert(0, (layer.flip, layer.column, layer.length))
         elif isinstance(layer, TurnedTarget):
             circles = layer.index, layer.cut
         elif isinstance(layer, FramedTarget):
             frames.insert(0, (layer.rotation, layer.frame))
-        elif isinstance(layer, StretchedTarget):
-            heavy = layer.index, layer.loc, layer.scale
+        elif isinstance(layer, (StretchedTarget, RadialTarget)):
+            heavy = layer.index, layer.loc, layer.scale, *([layer.h] if isinstance(layer, RadialTarget) else [])
         else:
             orders.insert(0, (layer.exchange, layer.ordering))
         layer = layer.target
@@ -89,6 +92,7 @@ def in_circles(target: Target, coordinates: dict[str, Any]) -> Target:
     # Files of earlier versions know of neither.
     heavy, circles = coordinates.get("heavy"), coordinates.get("circles")
     if heavy is not None:
-        target = StretchedTarget(target, *heavy)
+        # An index, where they are drawn in together.
+        target = (StretchedTarget if len(heavy) == 3 else RadialTarget)(target, *heavy)
 
     return target if circles is None else TurnedTarget(target, *circles)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_osds.explore.heavy.radial import RadialTarget, centre_and_scatter
 from pyro_osds.explore.heavy.stretched import StretchedTarget, centre_and_scale
 from pyro_osds.target import Target, in_chunks
 
@@ -29,6 +30,8 @@ _MAX_SLOPE = 6.0
 # Least slope: one has no integral, which others look for, and next to it so much lies at any distance that no number
 # holds it.
 _MIN_SLOPE = 1.25
+# The same of a density of several coordinates that are far out together: by so much more than their number.
+_MAX_INDEX = 5.0
 # By how much slopes of the last decades may differ: those of a power law do by the inverse of the distance, those of
 # exp(-|z|^c) by a factor of 10^c.
 _SAME_SLOPE = 0.02
@@ -38,7 +41,7 @@ _SAME_FALL = 0.05
 _NUM_POINTS, _MAX_COORDINATES = 8, 128
 
 
-def stretched(target: Target, z: Tensor, log_prob: Tensor) -> StretchedTarget | None:
+def stretched(target: Target, z: Tensor, log_prob: Tensor) -> StretchedTarget | RadialTarget | None:
     """The target with coordinates of heavy tails drawn in, or None where there are none.
 
     No random number is drawn.
@@ -58,11 +61,52 @@ def stretched(target: Target, z: Tensor, log_prob: Tensor) -> StretchedTarget | 
     if not len(index):
         return None
     points = z[:: max(1, len(z) // _NUM_POINTS)][:_NUM_POINTS]
-    index = index[falls_like_a_power(target, points, index, *_apart(z[:, index]))]
-    if not len(index) or not is_sum(target, points, index, *_apart(z[:, index])):
+    alone = index[falls_like_a_power(target, points, index, *_apart(z[:, index]))]
+    if len(alone) and is_sum(target, points, alone, *_apart(z[:, alone])):
+        return StretchedTarget(target, alone, *centre_and_scale(z[:, alone]))
+    together = index[falls_like_a_power(target, points, index, *_apart(z[:, index]), _MAX_INDEX + len(index))]
+    if len(together) < 2 or len(z) <= 2 * len(together):
         return None
+    # The scatter is that of directions, which no scale changes.
+    slope = round_slope(target, points, together, *centre_and_scatter(z[:, together], 1.0))
+    if slope is None:
+        return None
+    h = 1.0 / (slope - len(together))
 
-    return StretchedTarget(target, index, *centre_and_scale(z[:, index]))
+    return RadialTarget(target, together, *centre_and_scatter(z[:, together], h), h)
+
+
+def round_slope(target: Target, points: Tensor, index: Tensor, loc: Tensor, scale_tril: Tensor) -> float | None:
+    """The power by which a density falls in all directions alike, or None where it does not.
+
+    Along each coordinate on either side, along sums and differences of neighbours, and along the sums of all.
+
+    Arguments:
+        target: The target.
+        points: Points to move, ``(P, D)``, whose other coordinates are kept.
+        index: The coordinates, ``(K,)``.
+        loc: Their centre, ``(K,)``.
+        scale_tril: Their scatter, ``(K, K)``.
+    """
+    num = len(index)
+    eye = torch.eye(num, dtype=points.dtype, device=points.device)
+    mixed = torch.stack([torch.ones_like(eye[0]), 1.0 - 2.0 * (torch.arange(num, device=eye.device) % 2)])
+    ways = torch.cat([eye, -eye, eye + eye.roll(1, 0), eye - eye.roll(1, 0), mixed])
+    ways = ways / ways.norm(dim=1, keepdim=True)
+    distance = torch.tensor(_DISTANCES, dtype=points.dtype, device=points.device)
+    ends = loc + (ways[:, None] * distance[:, None]) @ scale_tril.mT  # (W, 4, K)
+    moved = points.expand(*ends.shape[:2], *points.shape).clone()
+    moved[..., index] = ends[:, :, None]
+    with torch.no_grad():
+        log_prob = in_chunks(target.log_prob, moved.flatten(0, 2)).double().view(moved.shape[:-1])
+    slopes = -log_prob.diff(dim=1) / distance.double().log().diff()[:, None]  # (W, 3, P)
+    slope = slopes[:, -1].median().item()
+    if not ((slopes - slope).abs() < _SAME_SLOPE * slope).all() or not _MIN_SLOPE - 1.0 < slope - num < _MAX_INDEX:
+        return None
+    level = log_prob[:, -1].median(-1).values
+
+    # How high the density is may differ where the scatter is not known well, by a factor of two in distance.
+    return slope if level.max() - level.min() < 2.0 * slope else None
 
 
 def is_sum(target: Target, points: Tensor, index: Tensor, loc: Tensor, scale: Tensor) -> bool:
@@ -105,7 +149,9 @@ def _apart(z: Tensor) -> tuple[Tensor, Tensor]:
     return loc, (z - loc).abs().median(0).values
 
 
-def falls_like_a_power(target: Target, points: Tensor, index: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+def falls_like_a_power(
+    target: Target, points: Tensor, index: Tensor, loc: Tensor, scale: Tensor, max_slope: float = _MAX_SLOPE
+) -> Tensor:
     """Whether the density falls like a power far out on either side, for each of some coordinates.
 
     Arguments:
@@ -114,6 +160,7 @@ def falls_like_a_power(target: Target, points: Tensor, index: Tensor, loc: Tenso
         index: The coordinates, ``(K,)``.
         loc: Their centres, ``(K,)``.
         scale: Their scales, ``(K,)``.
+        max_slope: Slopes from here on are no heavy tail.
 
     Returns:
         A truth value for each, ``(K,)``: whether most of the points say so, of the same side.
@@ -128,6 +175,6 @@ def falls_like_a_power(target: Target, points: Tensor, index: Tensor, loc: Tenso
     slope = -log_prob.diff(dim=2) / distance.double().log().diff()[:, None]  # (K, 2, 3, P)
     last = slope[:, :, -1]
     same = (slope.diff(dim=2).abs() < _SAME_SLOPE * last[:, :, None]).all(2)
-    is_power = same & (last > _MIN_SLOPE) & (last < _MAX_SLOPE)
+    is_power = same & (last > _MIN_SLOPE) & (last < max_slope)
 
     return (2 * is_power.sum(-1) > len(points)).any(-1)
