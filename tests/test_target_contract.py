@@ -15,6 +15,7 @@ from torch.distributions import transforms
 
 import pyro_osds
 from pyro_osds.explore.circle.turned import TurnedTarget
+from pyro_osds.explore.heavy.radial import RadialTarget
 from pyro_osds.explore.heavy.stretched import StretchedTarget
 from pyro_osds.explore.propriety import _Likelihood, _walks, find_endless
 from pyro_osds.explore.reference import num_affordable
@@ -117,6 +118,11 @@ def drawn_in(inside, first=-1.0):
     return StretchedTarget(inside, PAIR, torch.tensor([first, 0.3]).double(), torch.full((2,), 0.8).double())
 
 
+def drawn_in_together(inside, first=-1.0):
+    root = torch.tensor([[0.8, 0.0], [0.3, 0.6]]).double()
+    return RadialTarget(inside, PAIR, torch.tensor([first, 0.3]).double(), root, 0.5)
+
+
 def mirror(inside):
     return MirroredTarget(inside, Flip(PAIR[None]), PAIR[:1], 0.1)
 
@@ -152,6 +158,8 @@ MAKE = {
     **{f"{name}, turned": lambda make=make: turned(make()) for name, make in INSIDE.items()},
     **{f"{name}, drawn in": lambda make=make: drawn_in(make()) for name, make in INSIDE.items()},
     "standardised model, drawn in": lambda: drawn_in(standardised()),
+    **{f"{name}, drawn in together": lambda make=make: drawn_in_together(make()) for name, make in INSIDE.items()},
+    "standardised model, drawn in together": lambda: drawn_in_together(standardised()),
     "model drawn in, turned, in order": lambda: ordered(turned(drawn_in(ModelTarget(means), 0.3), 0.3, 0.3)),
     "function, mirrored": lambda: mirror(FunctionTarget(pair, 2)),
     "even model, mirrored": lambda: mirror(ModelTarget(product)),

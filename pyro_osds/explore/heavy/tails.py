@@ -35,6 +35,9 @@ _MAX_INDEX = 5.0
 # By how much slopes of the last decades may differ: those of a power law do by the inverse of the distance, those of
 # exp(-|z|^c) by a factor of 10^c.
 _SAME_SLOPE = 0.02
+# By how much the logarithms of distances at which the density is the same may differ far out: a scatter of some hundred
+# particles is known to a tenth.
+_SAME_LEVEL = 0.3
 # Nats by which a fall of several coordinates together may differ from that of each, for each of them.
 _SAME_FALL = 0.05
 # Points from which the coordinate is followed, and coordinates that are looked at, the first ones.
@@ -68,8 +71,9 @@ def stretched(target: Target, z: Tensor, log_prob: Tensor) -> StretchedTarget | 
     if len(together) < 2 or len(z) <= 2 * len(together):
         return None
     # The scatter is that of directions, which no scale changes.
-    slope = round_slope(target, points, together, *centre_and_scatter(z[:, together], 1.0))
-    if slope is None:
+    loc, scale_tril = centre_and_scatter(z[:, together], 1.0)
+    slope = round_slope(target, points, together, loc, scale_tril)
+    if slope is None or not is_round(target, z, points[0], together, loc, scale_tril, slope):
         return None
     h = 1.0 / (slope - len(together))
 
@@ -107,6 +111,33 @@ def round_slope(target: Target, points: Tensor, index: Tensor, loc: Tensor, scal
 
     # How high the density is may differ where the scatter is not known well, by a factor of two in distance.
     return slope if level.max() - level.min() < 2.0 * slope else None
+
+
+def is_round(
+    target: Target, z: Tensor, point: Tensor, index: Tensor, loc: Tensor, scale_tril: Tensor, slope: float
+) -> bool:
+    """Whether the density knows no more of what is far out than its distance, at places where particles are.
+
+    A ridge, as that of heavy tails along a sum of coordinates, is next to no direction that was not chosen for it; but
+    there the particles are.
+
+    Arguments:
+        target: The target.
+        z: Particles, ``(N, D)``.
+        point: Where other coordinates are, ``(D,)``.
+        index: The coordinates, ``(K,)``.
+        loc: Their centre, ``(K,)``.
+        scale_tril: Their scatter, ``(K, K)``.
+        slope: The power by which the density falls.
+    """
+    part = z[:, index]
+    far = torch.linalg.solve_triangular(scale_tril, (part - loc).mT, upper=False).norm(dim=0)
+    chosen = far.argsort(descending=True)[: max(len(z) // 5, 2)]
+    with torch.no_grad():
+        log_prob = in_chunks(target.log_prob, point.expand(len(chosen), -1).index_copy(1, index, part[chosen]))
+    level = log_prob.double() + slope * far[chosen].double().log()
+
+    return bool(level.std() < _SAME_LEVEL * slope)
 
 
 def is_sum(target: Target, points: Tensor, index: Tensor, loc: Tensor, scale: Tensor) -> bool:
