@@ -25,10 +25,10 @@ def coordinates_of(target: Target) -> dict[str, Any]:
     Example:
         >>> from pyro_osds.target import FunctionTarget
         >>> coordinates_of(FunctionTarget(lambda z: -z.square().sum(-1), dim=2))
-        {'standardized': False, 'exchange': None, 'ordering': None, 'circles': None, 'heavy': None, 'mirrors': []}
+        {'standardized': False, 'exchange': None, 'ordering': None, 'circles': None, 'heavy': [], 'mirrors': []}
     """
-    circles = heavy = exchange = ordering = None
-    mirrors, frames, orders = [], [], []
+    circles = exchange = ordering = None
+    mirrors, frames, orders, heavy = [], [], [], []
     layer = target
     while isinstance(layer, _LAYERS):
         if isinstance(layer, MirroredTarget):
@@ -38,7 +38,8 @@ def coordinates_of(target: Target) -> dict[str, Any]:
         elif isinstance(layer, FramedTarget):
             frames.insert(0, (layer.rotation, layer.frame))
         elif isinstance(layer, (StretchedTarget, RadialTarget)):
-            heavy = layer.index, layer.loc, layer.scale, *([layer.h] if isinstance(layer, RadialTarget) else [])
+            by_distance = [layer.h] if isinstance(layer, RadialTarget) else []
+            heavy.insert(0, (layer.index, layer.loc, layer.scale, *by_distance))
         else:
             orders.insert(0, (layer.exchange, layer.ordering))
         layer = layer.target
@@ -90,9 +91,8 @@ def in_circles(target: Target, coordinates: dict[str, Any]) -> Target:
         coordinates: What was told of another one with the same sites.
     """
     # Files of earlier versions know of neither.
-    heavy, circles = coordinates.get("heavy"), coordinates.get("circles")
-    if heavy is not None:
-        # An index, where they are drawn in together.
+    for heavy in coordinates.get("heavy", []):
         target = (StretchedTarget if len(heavy) == 3 else RadialTarget)(target, *heavy)
+    circles = coordinates.get("circles")
 
     return target if circles is None else TurnedTarget(target, *circles)

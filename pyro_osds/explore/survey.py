@@ -19,7 +19,7 @@ from pyro_osds.explore.annealing import explore
 from pyro_osds.explore.base_choice import choose_base, has_many_dimensions, modes_of
 from pyro_osds.explore.circle.cut import turned
 from pyro_osds.explore.coordinates import coordinates_of
-from pyro_osds.explore.heavy.tails import stretched
+from pyro_osds.explore.heavy.tails import drawn_in, stretched
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.mixture import MAX_COMPONENTS
 from pyro_osds.explore.modes import Modes
@@ -138,7 +138,8 @@ class Survey:
         mirrored = f", {mirrors} row(s) with one sign of two" if mirrors else ""
         frames = f", {len(seen['frames'])} frame(s) that turn with particles" if seen.get("frames") else ""
         turned = f"{frames}, {len(seen['circles'][0])} angle(s) cut elsewhere" if seen["circles"] else frames
-        heavy = f", {len(seen['heavy'][0])} with heavy tails drawn in" if seen["heavy"] else ""
+        num_heavy = sum(len(index) for index, *_ in seen["heavy"])
+        heavy = f", {num_heavy} with heavy tails drawn in" if num_heavy else ""
 
         return [
             f"coordinates: {coordinates}{mirrored}{ordered}{turned}{heavy}",
@@ -193,16 +194,15 @@ def survey(
     num_evaluations, ways = exploration.num_evaluations, 1
     first, from_prior = exploration, isinstance(way, PriorPath)
     # What was declared belongs to the coordinates of sites, and comes before any others.
-    around, drawn_in = None if declared else stretched(target, exploration.z, exploration.log_prob), None
+    around = heavy = None if declared else stretched(target, exploration.z, exploration.log_prob)
     if around is not None:
-        drawn_in = around.index
         # Few particles have come far out, and those that have hardly move: what is drawn in has no such ends.
         target, seen = around, None if starts is None else around.to_ordered(starts)
         way, spread, exploration = _fast(target, num_particles, num_replicates, seen, journal)
         num_evaluations += exploration.num_evaluations
     given, (target, exploration, modes) = target, in_one_copy(target, exploration, declared)
     is_cut = not declared or target is given
-    around = turned(target, exploration.z, exploration.log_prob, drawn_in) if is_cut else None
+    around = turned(target, exploration.z, exploration.log_prob, drawn_in(heavy)) if is_cut else None
     if around is not None:
         # Particles do not walk over a cut: where it lay among them, both what they are and what they tell is wrong.
         given, starts = around, None if starts is None else around.to_ordered(starts)

@@ -85,9 +85,8 @@ def missed_reasons(missed: Sequence[tuple[Part, float]], log_evidence: float) ->
         Reason(
             f"The draws in initial_samples miss a part of the posterior: {part.where()} search found a log mass of "
             f"{part.log_mass:.3f} +- {part.std_error:.3f}, {min(share, 1.0):.0%} of the evidence, and they have less "
-            f"than "
-            f"half of that there{others}. With what was found, annealing gives a log evidence of {log_evidence:.3f}; "
-            f"there may be more. {_CURE}",
+            f"than a twentieth of that there{others}. With what was found, annealing gives a log evidence of "
+            f"{log_evidence:.3f}; there may be more. {_CURE}",
             mendable=False,
         )
     ]

@@ -41,8 +41,8 @@ class RadialTarget(MovedTarget):
         >>> from pyro_osds.target import FunctionTarget
         >>> cauchy = FunctionTarget(lambda z: -1.5 * torch.log1p(z.square().sum(-1)), dim=2)
         >>> target = RadialTarget(cauchy, torch.arange(2), torch.zeros(2), torch.eye(2), 1.0)
-        >>> target.inside(torch.tensor([[0.0, 2.0]])).round(decimals=1).tolist()  # 2 e^2
-        [[0.0, 14.8]]
+        >>> target.inside(torch.tensor([[0.0, 2.0]])).round().tolist()  # 2 e^2 = 14.8
+        [[0.0, 15.0]]
     """
 
     def __init__(self, target: Target, index: Tensor, loc: Tensor, scale_tril: Tensor, h: float) -> None:

@@ -42,9 +42,13 @@ _SAME_LEVEL = 0.3
 _SAME_FALL = 0.05
 # Points from which the coordinate is followed, and coordinates that are looked at, the first ones.
 _NUM_POINTS, _MAX_COORDINATES = 8, 128
+# So many coordinates are looked at in pairs.
+_MAX_PAIRED = 16
+
+DrawnIn = StretchedTarget | RadialTarget
 
 
-def stretched(target: Target, z: Tensor, log_prob: Tensor) -> StretchedTarget | RadialTarget | None:
+def stretched(target: Target, z: Tensor, log_prob: Tensor) -> DrawnIn | None:
     """The target with coordinates of heavy tails drawn in, or None where there are none.
 
     No random number is drawn.
@@ -67,17 +71,66 @@ def stretched(target: Target, z: Tensor, log_prob: Tensor) -> StretchedTarget | 
     alone = index[falls_like_a_power(target, points, index, *_apart(z[:, index]))]
     if len(alone) and is_sum(target, points, alone, *_apart(z[:, alone])):
         return StretchedTarget(target, alone, *centre_and_scale(z[:, alone]))
-    together = index[falls_like_a_power(target, points, index, *_apart(z[:, index]), _MAX_INDEX + len(index))]
-    if len(together) < 2 or len(z) <= 2 * len(together):
+    # What is far out together falls faster along each of its coordinates.
+    steep = index[falls_like_a_power(target, points, index, *_apart(z[:, index]), _MAX_INDEX + len(index))]
+    groups = _groups(target, points, steep, z)
+    single = [group for group in groups if len(group) == 1 and bool(torch.isin(group, alone))]
+    around: DrawnIn | None = None
+    if single:
+        columns = torch.cat(single)
+        around = StretchedTarget(target, columns, *centre_and_scale(z[:, columns]))
+        z, points = around.outside(z), around.outside(points)
+    for group in groups:
+        if len(group) > 1:
+            around = _by_distance(around or target, points, z, group) or around
+
+    return around
+
+
+def drawn_in(target: Target | None) -> Tensor | None:
+    """The coordinates that were drawn in, ``(K,)``, or None where there are none.
+
+    Arguments:
+        target: What :func:`stretched` gave.
+    """
+    found = []
+    while isinstance(target, (StretchedTarget, RadialTarget)):
+        found.append(target.index)
+        target = target.target
+
+    return torch.cat(found) if found else None
+
+
+def _groups(target: Target, points: Tensor, index: Tensor, z: Tensor) -> list[Tensor]:
+    """Coordinates in groups of those that are far out together, each in one; those of many are one group."""
+    if len(index) > _MAX_PAIRED:
+        return [index]
+    groups: list[list[int]] = []
+    for column in index.tolist():
+        tied = [group for group in groups if any(_are_tied(target, points, z, column, other) for other in group)]
+        groups = [group for group in groups if group not in tied] + [[column, *(k for group in tied for k in group)]]
+
+    return [torch.tensor(sorted(group), device=z.device) for group in groups]
+
+
+def _are_tied(target: Target, points: Tensor, z: Tensor, first: int, second: int) -> bool:
+    pair = torch.tensor([first, second], device=z.device)
+
+    return not is_sum(target, points, pair, *_apart(z[:, pair]))
+
+
+def _by_distance(target: Target, points: Tensor, z: Tensor, index: Tensor) -> RadialTarget | None:
+    """The target with some coordinates drawn in by their distance, or None where it is not that alone which counts."""
+    if len(z) <= 2 * len(index):
         return None
     # The scatter is that of directions, which no scale changes.
-    loc, scale_tril = centre_and_scatter(z[:, together], 1.0)
-    slope = round_slope(target, points, together, loc, scale_tril)
-    if slope is None or not is_round(target, z, points[0], together, loc, scale_tril, slope):
+    loc, scale_tril = centre_and_scatter(z[:, index], 1.0)
+    slope = round_slope(target, points, index, loc, scale_tril)
+    if slope is None or not is_round(target, z, points[0], index, loc, scale_tril, slope):
         return None
-    h = 1.0 / (slope - len(together))
+    h = 1.0 / (slope - len(index))
 
-    return RadialTarget(target, together, *centre_and_scatter(z[:, together], h), h)
+    return RadialTarget(target, index, *centre_and_scatter(z[:, index], h), h)
 
 
 def round_slope(target: Target, points: Tensor, index: Tensor, loc: Tensor, scale_tril: Tensor) -> float | None:
