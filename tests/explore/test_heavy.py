@@ -129,6 +129,19 @@ def test_one_side_is_enough_and_others_stay():
     assert found is not None and found.index.tolist() == [0]
 
 
+@pytest.mark.slow
+def test_one_steep_side():
+    # Gaussian on the left, Student's t on the right: stretched, the left side would be too steep to come back from.
+    def log_prob(z):
+        return torch.where(z < 0, -0.5 * z.square(), -1.5 * torch.log1p(z.square() / 2)).sum(-1)
+
+    pyro.set_rng_seed(0)
+    osds = OSDS.from_log_prob(log_prob, 2, disable_progbar=True)
+    osds.run()
+    exact = 2 * math.log(math.sqrt(2 * math.pi) / 2 + math.sqrt(2))
+    assert abs(osds.log_evidence - exact) < 4 * osds.log_evidence_se + 0.02
+
+
 def test_a_cauchy_number_is_no_angle():
     # Drawn in, its tails are those of a logit, on both sides the same.
     pyro.set_rng_seed(3)

@@ -247,7 +247,8 @@ def falls_like_a_power(
         max_slope: Slopes from here on are no heavy tail.
 
     Returns:
-        A truth value for each, ``(K,)``: whether most of the points say so, of the same side.
+        A truth value for each, ``(K,)``: whether most of the points say so, of one side; of both, if the target has no
+        prior.
     """
     distance = torch.tensor(_DISTANCES, dtype=points.dtype, device=points.device)
     ends = loc[:, None, None] + scale[:, None, None] * torch.stack([-distance, distance])  # (K, 2, 4)
@@ -261,4 +262,7 @@ def falls_like_a_power(
     same = (slope.diff(dim=2).abs() < _SAME_SLOPE * last[:, :, None]).all(2)
     is_power = same & (last > _MIN_SLOPE) & (last < max_slope)
 
-    return (2 * is_power.sum(-1) > len(points)).any(-1)
+    sides = 2 * is_power.sum(-1) > len(points)  # (K, 2)
+
+    # Without a prior points are thrown around the origin, and no ascent comes back from a steep side that is stretched.
+    return sides.any(-1) if target.can_sample_prior else sides.all(-1)
