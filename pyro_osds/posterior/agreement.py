@@ -57,7 +57,8 @@ class Agreement:
         forward_log_evidence: Log evidence from the reference draws, nats.
         forward_std_error: Its standard error, nats.
         parameters: A row for each number at each site: ``mean_error`` in standard deviations of the reference, its
-            ``std_error``, and ``sd_ratio``, the flow's standard deviation over the reference's.
+            ``std_error``, and ``sd_ratio``, the flow's standard deviation over the reference's, with the standard error
+            of its logarithm, ``sd_ratio_std_error``, which heavy tails make large.
 
     Example:
         >>> import pandas as pd
@@ -204,8 +205,7 @@ def _worst(parameters: pd.DataFrame) -> str | None:
     mean = parameters["mean_error"].abs()
     scale = parameters["sd_ratio"].map(math.log).abs()
     bad_mean = mean[mean > np.maximum(SMALL_ERROR, MAX_SIGMAS * parameters["std_error"])]
-    # The log of a ratio of standard deviations has about the standard error of a mean over the square root of two.
-    bad_scale = scale[scale > np.maximum(SMALL_ERROR, MAX_SIGMAS * parameters["std_error"])]
+    bad_scale = scale[scale > np.maximum(SMALL_ERROR, MAX_SIGMAS * parameters["sd_ratio_std_error"])]
     worst = max((bad_mean, bad_scale), key=lambda bad: -math.inf if bad.empty else bad.max())
 
     return None if worst.empty else str(worst.idxmax())
@@ -230,15 +230,27 @@ def parameter_errors(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor
             index = ",".join(map(str, np.unravel_index(column, shape))) if shape else ""
             rows[f"{name}[{index}]" if index else name] = _errors(ours[:, column], theirs[:, column])
 
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean_error", "std_error", "sd_ratio"])
+    return pd.DataFrame.from_dict(
+        rows, orient="index", columns=["mean_error", "std_error", "sd_ratio", "sd_ratio_std_error"]
+    )
 
 
-def _errors(ours: Tensor, theirs: Tensor) -> tuple[float, float, float]:
+def _errors(ours: Tensor, theirs: Tensor) -> tuple[float, float, float, float]:
     sd = theirs.std().item()
     ratio = ours.std().item() / sd if sd > 0 else math.inf
     error = (ours.mean() - theirs.mean()).item() / sd if sd > 0 else math.inf
 
-    return error, math.hypot(ratio / math.sqrt(_effective(ours)), 1.0 / math.sqrt(_effective(theirs))), ratio
+    std_error = math.hypot(ratio / math.sqrt(_effective(ours)), 1.0 / math.sqrt(_effective(theirs)))
+    # The variance of the log of a standard deviation is a quarter of the kurtosis less one: heavy tails tell little.
+    kurtosis = max(_kurtosis(ours), _kurtosis(theirs))
+
+    return error, std_error, ratio, std_error * math.sqrt(max(kurtosis - 1.0, 4.0) / 4.0)
+
+
+def _kurtosis(values: Tensor) -> float:
+    variance = values.var(correction=0)
+
+    return ((values - values.mean()).pow(4).mean() / variance.square()).item() if variance > 0 else 1.0
 
 
 def _effective(values: Tensor) -> float:

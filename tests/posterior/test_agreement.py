@@ -120,3 +120,15 @@ def test_what_was_taken_out_is_said_first(float64):
     got = well.with_objections("chain 4 of 4 did not converge", "they sit in 1 of 2 copies")
     assert not got.agrees and " agree:" not in got.sentence
     assert got.sentence.startswith("The reference disagrees: chain 4 of 4 did not converge; they sit in 1 of 2 copies.")
+
+
+def test_a_standard_deviation_of_heavy_tails_tells_little():
+    # Two sets of exact draws of Student's t with two degrees of freedom, whose variance does not exist.
+    torch.manual_seed(0)
+    draws = torch.distributions.StudentT(torch.tensor(2.0).double()).sample(torch.Size([12, 4000]))
+    for one, other in draws.view(6, 2, 4000):
+        errors = parameter_errors({"z": one}, {"z": other})
+        assert abs(math.log(errors["sd_ratio"].item())) < 3 * errors["sd_ratio_std_error"].item()
+    # Of a normal number a ratio is known as well as before.
+    normal = parameter_errors({"z": torch.randn(4000)}, {"z": torch.randn(4000)})
+    assert normal["sd_ratio_std_error"].item() == normal["std_error"].item()
