@@ -68,12 +68,12 @@ def stretched(target: Target, z: Tensor, log_prob: Tensor) -> DrawnIn | None:
     if not len(index):
         return None
     points = z[:: max(1, len(z) // _NUM_POINTS)][:_NUM_POINTS]
-    alone = index[falls_like_a_power(target, points, index, *_apart(z[:, index]))]
+    slope = power_slopes(target, points, index, *_apart(z[:, index]))
+    alone = index[slope < _MAX_SLOPE]
     if len(alone) and is_sum(target, points, alone, *_apart(z[:, alone])):
         return StretchedTarget(target, alone, *centre_and_scale(z[:, alone]))
     # What is far out together falls faster along each of its coordinates.
-    steep = index[falls_like_a_power(target, points, index, *_apart(z[:, index]), _MAX_INDEX + len(index))]
-    groups = _groups(target, points, steep, z)
+    groups = _groups(target, points, index[slope < _MAX_INDEX + len(index)], z)
     single = [group for group in groups if len(group) == 1 and bool(torch.isin(group, alone))]
     around: DrawnIn | None = None
     if single:
@@ -102,8 +102,8 @@ def drawn_in(target: Target | None) -> Tensor | None:
 
 
 def _groups(target: Target, points: Tensor, index: Tensor, z: Tensor) -> list[Tensor]:
-    """Coordinates in groups of those that are far out together, each in one; those of many are one group."""
-    if len(index) > _MAX_PAIRED:
+    """Coordinates in groups of those that are far out together, each in one; where pairs take too long, one group."""
+    if len(index) > _MAX_PAIRED or not target.vectorized:
         return [index]
     groups: list[list[int]] = []
     for column in index.tolist():
@@ -233,10 +233,8 @@ def _apart(z: Tensor) -> tuple[Tensor, Tensor]:
     return loc, (z - loc).abs().median(0).values
 
 
-def falls_like_a_power(
-    target: Target, points: Tensor, index: Tensor, loc: Tensor, scale: Tensor, max_slope: float = _MAX_SLOPE
-) -> Tensor:
-    """Whether the density falls like a power far out on either side, for each of some coordinates.
+def power_slopes(target: Target, points: Tensor, index: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """The powers by which a density falls far out along each of some coordinates; infinity where it is no power.
 
     Arguments:
         target: The target.
@@ -244,11 +242,11 @@ def falls_like_a_power(
         index: The coordinates, ``(K,)``.
         loc: Their centres, ``(K,)``.
         scale: Their scales, ``(K,)``.
-        max_slope: Slopes from here on are no heavy tail.
 
     Returns:
-        A truth value for each, ``(K,)``: whether most of the points say so, of one side; of both, if the target has no
-        prior.
+        Slopes that most of the points agree on, ``(K,)``: the smaller one of the two sides, or the larger one if the
+        target has no prior. From there points are thrown around the origin, and no ascent comes back from a steep side
+        that is stretched.
     """
     distance = torch.tensor(_DISTANCES, dtype=points.dtype, device=points.device)
     ends = loc[:, None, None] + scale[:, None, None] * torch.stack([-distance, distance])  # (K, 2, 4)
@@ -257,12 +255,11 @@ def falls_like_a_power(
         moved[row, ..., column] = ends[row, :, :, None]
     with torch.no_grad():
         log_prob = in_chunks(target.log_prob, moved.flatten(0, 3)).double().view(moved.shape[:-1])
-    slope = -log_prob.diff(dim=2) / distance.double().log().diff()[:, None]  # (K, 2, 3, P)
-    last = slope[:, :, -1]
-    same = (slope.diff(dim=2).abs() < _SAME_SLOPE * last[:, :, None]).all(2)
-    is_power = same & (last > _MIN_SLOPE) & (last < max_slope)
+    slopes = -log_prob.diff(dim=2) / distance.double().log().diff()[:, None]  # (K, 2, 3, P)
+    last = slopes[:, :, -1]
+    same = (slopes.diff(dim=2).abs() < _SAME_SLOPE * last[:, :, None]).all(2)
+    last = torch.where(same & (last > _MIN_SLOPE), last, torch.inf)
+    # That which more than half of the points do not exceed.
+    sides = last.sort(-1).values[..., len(points) // 2]
 
-    sides = 2 * is_power.sum(-1) > len(points)  # (K, 2)
-
-    # Without a prior points are thrown around the origin, and no ascent comes back from a steep side that is stretched.
-    return sides.any(-1) if target.can_sample_prior else sides.all(-1)
+    return sides.amin(-1) if target.can_sample_prior else sides.amax(-1)
