@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.evidence import EvidenceCheck, Reason
 from pyro_osds.posterior.given import Held, hold_against
 from pyro_osds.posterior.no_latents import PointLeap, PointRecipe, PointTrainer
-from pyro_osds.posterior.objections import broken_symmetries
+from pyro_osds.posterior.objections import broken_symmetries, num_in_time
 from pyro_osds.posterior.objections import objections as objections_to
 from pyro_osds.posterior.pace import draw_in_time
 from pyro_osds.posterior.readings import by_chain, by_draw
@@ -162,8 +163,9 @@ class FitDraws:
     def objections(self) -> tuple[Reason, ...]:
         """What speaks against draws and evidence, whatever their weights."""
         found = self.recipe.found
-        reasons = objections_to(self.leap, self.target, self.given, found, self._deadline, self._per_draw)
-        reasons += broken_symmetries(self.leap, self.target, as_target(self.given), self.settings.symmetries)
+        in_time = partial(num_in_time, deadline=self._deadline, per_draw=self._per_draw)
+        reasons = objections_to(self.leap, self.target, self.given, found, in_time)
+        reasons += broken_symmetries(self.leap, self.target, as_target(self.given), self.settings.symmetries, in_time)
         if found is None or found.given is None or found.progress:
             return reasons
         if self._held is None or self._held[0] is not self.leap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -28,14 +28,12 @@ _LOOK_SHARE, _FEWEST_LOOKED_AT = 0.1, 8
 # Draws whose copies are looked at: a thousandth of the mass that has no copy is seen nearly always.
 _NUM_COPIED = 4096
 
+InTime = Callable[[int], int]
+"""Maps a number of draws to that which there is time for."""
+
 
 def objections(
-    leap: Any,
-    target: Target,
-    given: Target,
-    found: Survey | None,
-    deadline: float = math.inf,
-    per_draw: float = 0.0,
+    leap: Any, target: Target, given: Target, found: Survey | None, in_time: InTime = int
 ) -> tuple[Reason, ...]:
     """All that speaks against draws and evidence, whatever their weights.
 
@@ -44,15 +42,16 @@ def objections(
         target: The target that it leaps to.
         given: The user's posterior.
         found: What exploration found, if there was something to explore.
-        deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run should end.
-        per_draw: Seconds of a weighted draw, where there is a deadline.
+        in_time: How many draws there is time for, of so many.
     """
     hopeless = hopeless_objections(leap, target.unordered, found)
 
-    return (*_stopped(found), *hopeless, *model_objections(leap, target, given, found, deadline, per_draw))
+    return (*_stopped(found), *hopeless, *model_objections(leap, target, given, found, in_time))
 
 
-def broken_symmetries(leap: Any, target: Target, given: Target, symmetries: Sequence[Symmetry]) -> tuple[Reason, ...]:
+def broken_symmetries(
+    leap: Any, target: Target, given: Target, symmetries: Sequence[Symmetry], in_time: InTime = int
+) -> tuple[Reason, ...]:
     """Declared symmetries that the density does not have where the draws lie; random numbers stay as they are.
 
     Arguments:
@@ -60,10 +59,12 @@ def broken_symmetries(leap: Any, target: Target, given: Target, symmetries: Sequ
         target: The target that it leaps to.
         given: The user's posterior.
         symmetries: What was declared.
+        in_time: How many draws there is time for, of so many.
     """
     if not symmetries or not given.dim:
         return ()
-    count, plain = _NUM_COPIED if given.vectorized else _NUM_LOOKED_AT_SLOWLY, target.unordered
+    count = in_time(_NUM_COPIED if given.vectorized else _NUM_LOOKED_AT_SLOWLY)
+    plain = target.unordered
     with torch.random.fork_rng(devices=[given.device] if given.device.type == "cuda" else []):
         z = target.to_target(weigh(leap, target, count).z)
     z = plain.other_coordinates(z)[1] if plain.standardized != given.standardized else z
@@ -95,12 +96,7 @@ def hopeless_objections(leap: Any, target: Target, found: Survey | None) -> tupl
 
 
 def model_objections(
-    leap: Any,
-    target: Target,
-    given: Target,
-    found: Survey | None,
-    deadline: float = math.inf,
-    per_draw: float = 0.0,
+    leap: Any, target: Target, given: Target, found: Survey | None, in_time: InTime = int
 ) -> tuple[Reason, ...]:
     """What a few draws of the flow show about the model itself; the caller's random numbers stay as they are.
 
@@ -109,15 +105,14 @@ def model_objections(
         target: The target that it leaps to.
         given: The user's posterior.
         found: What exploration found, if there was something to explore.
-        deadline: Time of :func:`~pyro_osds.runtime.clock.now` at which the run should end.
-        per_draw: Seconds of a weighted draw, where there is a deadline.
+        in_time: How many draws there is time for, of so many.
     """
     model = target.unordered
     if not model.is_model:
         return ()
     if found is None:
         return _point_objections(model)
-    count = num_in_time(_NUM_LOOKED_AT if model.vectorized else _NUM_LOOKED_AT_SLOWLY, deadline, per_draw)
+    count = in_time(_NUM_LOOKED_AT if model.vectorized else _NUM_LOOKED_AT_SLOWLY)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         draws = weigh(leap, target, count)
     reasons = model_reasons(model, target.to_target(draws.z), draws.log_weight)
