@@ -28,6 +28,57 @@ student(4, 2.0)
 student(30, 3.0)
 
 
+correlated = torch.full((3, 3), 0.5, dtype=torch.float64) + 0.5 * torch.eye(3, dtype=torch.float64)
+
+
+@shapes.density(3)
+def student_1_correlated_3d(z):
+    """Correlated Cauchy numbers that are far out together."""
+    square = (z @ correlated.inverse().to(z) * z).sum(-1)
+    constant = math.lgamma(2.0) - math.lgamma(0.5) - 1.5 * math.log(math.pi) - 0.5 * float(correlated.logdet())
+    return constant - 2.0 * torch.log1p(square)
+
+
+@shapes.density(2)
+def cauchy_turned_2d(z):
+    """Two Cauchy numbers, turned by 45 degrees: tails along a sum and a difference."""
+    turned = torch.stack([z[:, 0] - z[:, 1], z[:, 0] + z[:, 1]], -1) / math.sqrt(2.0)
+    return -(math.log(math.pi) + torch.log1p(turned.square())).sum(-1)
+
+
+@shapes.density(2, 2 * math.log(2 * math.gamma(1 + 1 / 0.3)))
+def stretched_exponential_2d(z):
+    """Far heavier than an exponential, and no power."""
+    return -(z.abs() + 1e-12).pow(0.3).sum(-1)
+
+
+@shapes.density(2, 2 * math.log(math.sqrt(2 * math.pi) / 2 + math.sqrt(2)))
+def one_steep_side_2d(z):
+    """Gaussian on the left, Student's t with two degrees of freedom on the right."""
+    return torch.where(z < 0, -0.5 * z.square(), -1.5 * torch.log1p(z.square() / 2)).sum(-1)
+
+
+def one_group_truth() -> float:
+    """The group and its mean integrated, over the logarithm of the scale."""
+    v = np.linspace(-40, 40, 400_001)
+    variance = np.exp(2 * v) + 2.0**2 + 0.4**2
+    prior = math.log(2 / math.pi) + v - np.log1p(np.exp(2 * v))
+    return integrate_log(prior - 0.5 * (np.log(2 * math.pi * variance) + float(exact(one_group)[0]) ** 2 / variance), v)
+
+
+one_group = data([0.7])
+
+
+@shapes.model(3, one_group_truth)
+def one_group_half_cauchy() -> None:
+    """A single group, whose scale nothing tells."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+    with pyro.plate("group", 1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu + tau * z, 0.4), obs=one_group)
+
+
 @shapes.density(4)
 def cauchy_product_4d(z):
     """Four Cauchy numbers: tails along the axes."""
