@@ -1,8 +1,11 @@
-"""What several tests need: comparison in standard errors, Jacobians, flows with weights that are not zero."""
+"""What several tests need: comparison in standard errors, Jacobians, flows with weights that are not zero, runs."""
 
 import math
 
+import pyro
 import torch
+
+from pyro_osds import OSDS
 
 
 def assert_within_standard_error(estimate, truth, std_error, k=5):
@@ -26,3 +29,13 @@ def perturbed(module, size=0.05):
             parameter.add_(size * torch.randn_like(parameter))
 
     return module
+
+
+def reliable_run(log_prob, dim, **options):
+    """A run of a log density, with the random numbers that it always has; its verdict must be good."""
+    pyro.set_rng_seed(0)
+    osds = OSDS.from_log_prob(log_prob, dim, disable_progbar=True, **options)
+    osds.run()
+    assert osds.evidence.reliable, osds.evidence.reasons
+
+    return osds

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import assert_within_standard_error
+from helpers import assert_within_standard_error, reliable_run
 from models import regression
 
 from pyro_osds import OSDS
@@ -315,16 +315,8 @@ def test_two_groups_are_put_in_order_one_after_the_other():
 # ---- the whole run, against integrals that were computed otherwise ----
 
 
-def fitted(log_prob, dim, symmetries, **options):
-    pyro.set_rng_seed(0)
-    osds = OSDS.from_log_prob(log_prob, dim, symmetries=symmetries, disable_progbar=True, **options)
-    osds.run()
-    assert osds.evidence.reliable, osds.evidence.reasons
-    return osds
-
-
 def test_evidence_and_draws_of_labels(tmp_path):
-    osds = fitted(labels, 4, permutations("z"))
+    osds = reliable_run(labels, 4, symmetries=permutations("z"))
     assert_within_standard_error(osds.log_evidence, LOG_LABELS, osds.log_evidence_se)
     order = osds.get_samples()["z"].argsort(-1)
     for place in range(4):
@@ -343,7 +335,7 @@ def test_evidence_of_a_product():
     grid = np.linspace(-8.0, 8.0, 3201)
     a, b = np.meshgrid(grid, grid)
     exact = math.log(np.exp(-0.5 * (a * a + b * b) - 0.5 * ((a * b - 2.0) / 0.2) ** 2).sum() * 0.005**2)
-    osds = fitted(product, 2, [sign_flips("z"), permutations("z")])
+    osds = reliable_run(product, 2, symmetries=[sign_flips("z"), permutations("z")])
     assert_within_standard_error(osds.log_evidence, exact, osds.log_evidence_se)
     positive = (osds.get_samples()["z"][:, 0] > 0).double().mean()
     assert_within_standard_error(positive, 0.5, 0.5 / math.sqrt(2000))

@@ -2,10 +2,9 @@
 
 import math
 
-import pyro
 import pytest
 import torch
-from helpers import assert_within_standard_error
+from helpers import assert_within_standard_error, reliable_run
 from scipy.integrate import quad
 
 from pyro_osds import OSDS
@@ -130,19 +129,11 @@ def test_a_frame_and_its_mirror_image():
 # ---- the whole run ----
 
 
-def fitted(log_prob, dim, symmetries, **options):
-    pyro.set_rng_seed(0)
-    osds = OSDS.from_log_prob(log_prob, dim, symmetries=symmetries, disable_progbar=True, **options)
-    osds.run()
-    assert osds.evidence.reliable, osds.evidence.reasons
-    return osds
-
-
 def test_evidence_and_draws_of_a_ring(tmp_path):
     def ring(z):
         return -0.5 * ((z.norm(dim=-1) - 4.0) / 0.2).square()
 
-    osds = fitted(ring, 2, rotations("z", dim=2))
+    osds = reliable_run(ring, 2, symmetries=rotations("z", dim=2))
     exact = 2.0 * math.pi * quad(lambda r: r * math.exp(-0.5 * ((r - 4.0) / 0.2) ** 2), 2.0, 6.0)[0]
     assert_within_standard_error(osds.log_evidence, math.log(exact), osds.log_evidence_se)
     z = osds.get_samples()["z"]
@@ -170,5 +161,5 @@ def test_evidence_of_three_particles_in_a_plane():
     log_terms = pairs(first, grid[:, 1:]) + grid[:, 0].log()
     cell = (r[1] - r[0]) * (y[1] - y[0]) ** 2
     exact = (log_terms.logsumexp(0) + math.log(2.0 * math.pi) + cell.log()).item()
-    osds = fitted(lambda z: pairs(z[:, :2], z[:, 2:]), 4, rotations("z", dim=2))
+    osds = reliable_run(lambda z: pairs(z[:, :2], z[:, 2:]), 4, symmetries=rotations("z", dim=2))
     assert_within_standard_error(osds.log_evidence, exact, osds.log_evidence_se)
