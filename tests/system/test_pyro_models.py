@@ -1031,8 +1031,17 @@ STRATEGIES = {
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 def test_init_strategy(strategy):
-    # Each of them only has to run at Pyro; here the evidence, one, must not depend on where a run starts.
-    osds = fit(log_normal, init_strategy=strategy, num_iterations=50, num_particles=16)
+    # Each of them only has to run at Pyro; here the density must not depend on where a run starts.
+    target = ModelTarget(log_normal, init_strategy=strategy)
+    z = torch.linspace(-3.0, 3.0, 64, dtype=torch.float64)[:, None]
+    assert target.start.shape == (1,) and target.log_prob(target.start[None]).isfinite().all()
+    torch.testing.assert_close(target.log_prob(z), dist.Normal(0.0, 1.0).log_prob(z[:, 0]))
+
+
+@pytest.mark.parametrize("strategy", ["feasible", "uniform(0.1)", "value(3)"])
+def test_evidence_wherever_a_run_starts(strategy):
+    # At the origin, at a random place, at a place that is given: the evidence is one.
+    osds = fit(log_normal, init_strategy=STRATEGIES[strategy], num_iterations=50, num_particles=16)
     check_evidence(osds, 0.0)
 
 
