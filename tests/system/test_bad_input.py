@@ -654,9 +654,9 @@ SLOW = {
     "scale_of_a_site",
 }
 # What takes half a minute or more, flagged at every stage: the flow alone is judged here, all stages in the long run.
-CLIMBING = {"observation_1e+30_float32", "wide_prior_1e+30_float32"}
+CLIMBING = {"observation_1e+30_float32", "wide_prior_1e+30_float32", "needle_normal", "plateau"}
 assert CASES.keys() >= SLOW | CLIMBING
-_FLOW_ALONE = {"escalate": False, "num_particles": 16}
+_FLOW_ALONE = {"escalate": False, "num_particles": 16, "num_iterations": 50}
 _PARAMS = [
     pytest.param(case, {}, id=name, marks=[pytest.mark.long] if name in SLOW | CLIMBING else [])
     for name, case in CASES.items()
