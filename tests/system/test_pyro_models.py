@@ -34,6 +34,7 @@ from scipy import stats
 from torch.distributions import biject_to
 
 from pyro_osds import OSDS
+from pyro_osds.explore.propriety import find_endless
 from pyro_osds.model import ModelTarget, PotentialTarget, VectorizationWarning
 
 HALF = 0.5
@@ -891,6 +892,13 @@ def test_potential_of_one_element(fitted):
     check_site(osds, "points", [[10.0, 0.0]], [[1.0, 1.0]])
 
 
+def test_potential_that_falls_without_an_end():
+    # The same, asked of the density alone.
+    target = PotentialTarget(lambda params: params["z"], {"z": torch.tensor(0.0)})
+    assert find_endless(target, torch.zeros(1).double(), torch.eye(1).double()) is not None
+
+
+@pytest.mark.long  # a run follows it as far as numbers reach
 def test_potential_without_a_posterior():
     # HMC takes ten steps along the potential z at Pyro, whose integral is infinite; here that is an error.
     with pytest.raises(ValueError, match="not finite"):
