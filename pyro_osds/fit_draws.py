@@ -158,6 +158,7 @@ class FitDraws:
             reasons=self.objections(),
             parts=found.parts if found else (),
             particles=found.exploration.z if found else None,
+            necks=self.recipe.necks,
         )
 
     def objections(self) -> tuple[Reason, ...]:

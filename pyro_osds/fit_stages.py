@@ -123,8 +123,9 @@ def escalation_of(fit: Any, recipe: Recipe, judge: Judge, deadline: float, stage
 
     def walk(leap: Leap, judged: PosteriorDraws) -> PosteriorDraws:
         improper = fit.model_target.improper_sites
+        reasons = fit.objections()
         return refined_posterior(
-            leap, fit.target, *chains, judged, improper, fit.objections(), found.parts, found.exploration
+            leap, fit.target, *chains, judged, improper, reasons, found.parts, found.exploration, recipe.necks
         )
 
     # No stage cures a density without an integral.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.choices import Correction
+from pyro_osds.explore.necks.tilted import Tilted
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.refinement import refine
 from pyro_osds.explore.search.parts import Part, lost_by_draws, lost_by_particles
@@ -24,21 +25,19 @@ from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.flow.walk import Walk
 from pyro_osds.posterior.evidence import Evidence, EvidenceCheck, Mixing, Reason, annealed_check
-from pyro_osds.posterior.reasons import lost_reasons, particle_reasons, unlike_reasons, unseen_reasons
+from pyro_osds.posterior.reasons import lost_reasons, neck_reasons, unlike_reasons
+from pyro_osds.posterior.unseen import by_particles, gap_by_draws, gap_by_particles
 from pyro_osds.posterior.verdict import judge, judge_annealed
 from pyro_osds.runtime.clock import OutOfTimeError, is_past, time_limit
 from pyro_osds.runtime.precision import is_rough, rounding_noise
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.chains import check_any_weight, independence_chains, mixing
-from pyro_osds.stats.enough import MAX_DRAWS, Enough, share_in_tail, unseen
+from pyro_osds.stats.enough import MAX_DRAWS, Enough
 from pyro_osds.stats.pareto import pareto_smooth
 from pyro_osds.stats.thresholds import (
     ENOUGH_CHAIN_ESS,
-    EQUAL_MAX_OVER_MEAN,
-    EQUAL_SHARE,
     GOOD_PARETO_K,
     GOOD_WEIGHT_ESS,
-    HEAVY_SHARE,
     MAX_PARETO_K,
     TARGET_STD_ERROR,
 )
@@ -131,6 +130,7 @@ def draw_posterior(
     parts: Sequence[Part] = (),
     deadline: float = math.inf,
     particles: Tensor | None = None,
+    necks: Sequence[Tilted] = (),
 ) -> PosteriorDraws:
     """Fresh draws, weighed, judged and corrected.
 
@@ -149,6 +149,7 @@ def draw_posterior(
         parts: Parts of the posterior that search found, which the draws have to reach.
         deadline: When a second opinion is left at the latest.
         particles: Explored particles, ``(N, D)``, which have a say where the weights have a heavy tail.
+        necks: Particles of necks, which tell how much of the posterior the draws do not see there.
 
     Returns:
         The posterior draws.
@@ -178,6 +179,7 @@ def draw_posterior(
         weights = summarize_weights(draws.log_weight)
     late = slice(_NUM_PROBES_LATE if is_past(deadline) and not target.vectorized else None)
     lost = lost_by_draws(parts, draws.z, draws.log_weight, weights.log_mean_weight)
+    gap = gap_by_draws(leap, target, necks, draws.log_weight)
     evidence = judge(
         weights,
         check,
@@ -186,13 +188,15 @@ def draw_posterior(
         (
             *reasons,
             *lost_reasons(lost, weights.log_mean_weight),
-            *_by_particles(leap, target, draws, weights, particles),
+            *by_particles(leap, target, draws, weights, particles),
+            *neck_reasons(gap),
         ),
         annealed_check(second) if second else None,
         rounding_at(target, draws.z[late], draws.log_prob[late]) if is_whole or not is_past(deadline) else 0.0,
         mixed,
         target.has_tolerance,
         "diffusion" if isinstance(leap, Walk) else "flow",
+        gap.share if gap else 0.0,
     )
 
     return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight, draws.num_not_finite, is_whole)
@@ -205,32 +209,6 @@ def _most_for_chains(target: Target, max_draws: int, deadline: float) -> int:
     affordable = int(_CHAIN_TERMS / max(target.num_terms, 1))
 
     return max(max_draws, min(_CHAIN_DRAWS * max_draws, affordable))
-
-
-def _by_particles(
-    leap: Proposal, target: Target, draws: FlowDraws, weights: WeightSummary, particles: Tensor | None
-) -> list[Reason]:
-    """Whether explored particles confirm what the weights say: their tail, and that they see all of the posterior."""
-    if particles is None:
-        return []
-    is_equal = weights.ess > EQUAL_SHARE * weights.num_draws
-    is_heavy = GOOD_PARETO_K < weights.pareto_k <= MAX_PARETO_K
-    # Any point has paths back. What a walk learnt it learnt from particles, so that they always have a say.
-    asked = isinstance(leap, Walk) or (leap.can_invert and (is_heavy or not is_equal))
-    if not asked:
-        return []
-    of_particles = log_weights_at(leap, target, particles)
-    if not isinstance(leap, Walk) and not is_heavy:
-        return unseen_reasons(unseen(draws.log_weight, of_particles), len(particles))
-    if is_equal:
-        # Equal weights have no tail but noise: particles must not weigh far more, and that is all they can say.
-        share = (of_particles > weights.log_mean_weight + math.log(EQUAL_MAX_OVER_MEAN)).double().mean().item()
-        share = share if share > HEAVY_SHARE else HEAVY_SHARE
-    else:
-        share = share_in_tail(draws.log_weight, of_particles)
-    speaking = particle_reasons(share, len(particles), is_heavy=weights.pareto_k > GOOD_PARETO_K)
-
-    return speaking or unseen_reasons(unseen(draws.log_weight, of_particles), len(particles))
 
 
 def _choose(
@@ -282,6 +260,7 @@ def refined_posterior(
     reasons: Sequence[Reason] = (),
     parts: Sequence[Part] = (),
     explored: Exploration | None = None,
+    necks: Sequence[Tilted] = (),
 ) -> PosteriorDraws:
     """Draws and evidence from a refinement instead of weights, for a leap whose weights did not suffice.
 
@@ -295,18 +274,22 @@ def refined_posterior(
         reasons: What else speaks against the results.
         parts: Parts of the posterior that search found, which the draws have to reach.
         explored: Particles that know nothing of the leap, and have to lie where those of the refinement do.
+        necks: Particles of necks, which tell how much of the posterior the refinement does not see there.
 
     Returns:
         Equally weighted posterior draws.
     """
-    found = refine(leap, target, particles_for(num_chains * num_samples), NUM_REPLICATES)
+    found, gap = refine(leap, target, particles_for(num_chains * num_samples), NUM_REPLICATES), None
     if explored is not None and leap.can_invert:
         sets = [(log_weights_at(leap, target, each.z), len(each.replicate_log_evidence)) for each in (explored, found)]
         weights = [log_weight.view(count, -1) for log_weight, count in sets]
         log_mean = summarize_weights(judged.flow_log_weight).log_mean_weight
-        reasons = (*reasons, *unlike_reasons(unlike(weights[0], weights[1], log_mean)))
+        gap = gap_by_particles(leap, target, necks, weights[1].flatten(), log_mean)
+        reasons = (*reasons, *unlike_reasons(unlike(weights[0], weights[1], log_mean)), *neck_reasons(gap))
 
-    return annealed_posterior(found, target, num_chains, num_samples, judged, improper_sites, reasons, parts=parts)
+    return annealed_posterior(
+        found, target, num_chains, num_samples, judged, improper_sites, reasons, parts, gap.share if gap else 0.0
+    )
 
 
 def particles_for(num_draws: int) -> int:
@@ -328,6 +311,7 @@ def annealed_posterior(
     improper_sites: Sequence[str] = (),
     reasons: Sequence[Reason] = (),
     parts: Sequence[Part] = (),
+    unseen: float = 0.0,
 ) -> PosteriorDraws:
     """Draws and evidence of particles that were annealed from a flow.
 
@@ -340,6 +324,7 @@ def annealed_posterior(
         improper_sites: Latent sites with an improper prior.
         reasons: What else speaks against the results.
         parts: Parts of the posterior that search found, which the draws have to reach.
+        unseen: Share of the posterior that the particles do not see.
 
     Returns:
         Equally weighted posterior draws.
@@ -360,6 +345,7 @@ def annealed_posterior(
         Mixing(*mixing(found.z[index])),
         len(judged.flow_log_weight),
         target.has_tolerance,
+        unseen,
     )
     acceptance = torch.full_like(index, math.nan, dtype=nothing.dtype)
 

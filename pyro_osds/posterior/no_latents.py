@@ -80,6 +80,7 @@ class PointRecipe:
 
     name = "point"
     found = None
+    necks = ()
     is_paused = False
     can_escalate = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.search.parts import Part
@@ -12,6 +13,7 @@ from pyro_osds.stats.enough import Unseen, confirms_tail
 from pyro_osds.stats.thresholds import (
     CHECK_QUANTILE,
     HEAVY_SHARE,
+    LOST_SHARE,
     MAX_NOT_FINITE,
     MAX_R_HAT,
     MAX_ROUNDING,
@@ -22,6 +24,7 @@ from pyro_osds.stats.thresholds import (
     MIN_CHECK_ERROR,
     MIN_REFINEMENT_ERROR,
     MIN_WEIGHT_ESS,
+    UNSEEN_SIGMAS,
     apart,
     pareto_k_threshold,
 )
@@ -84,6 +87,40 @@ def unseen_reasons(found: Unseen | None, num_particles: int) -> list[Reason]:
             f"{found.by_particles:.1%} of {num_particles} explored particles lie where weights are more than "
             f"{found.multiple:g} times their mean, and {found.by_draws:.1%} of the posterior does by the draws: the "
             "flow hardly proposes a part of it. Raise num_iterations, or reparametrise the model."
+        )
+    ]
+
+
+class Gap(NamedTuple):
+    """What draws do not see of a neck.
+
+    Arguments:
+        share: Share of the posterior, not below zero.
+        std_error: Its standard error.
+        by_neck: Share with large weights by the particles of the neck.
+        by_draws: The same by the draws.
+    """
+
+    share: float
+    std_error: float
+    by_neck: float
+    by_draws: float
+
+
+def neck_reasons(gap: Gap | None) -> list[Reason]:
+    """What is said of a neck that draws do not see; a smaller gap is part of the standard error.
+
+    Arguments:
+        gap: What they do not see, if anybody looked.
+    """
+    if gap is None or not gap.share > max(LOST_SHARE, UNSEEN_SIGMAS * gap.std_error):
+        return []
+
+    return [
+        Reason(
+            f"The posterior narrows into a neck, and {gap.by_neck:.1%} of it lies there where the draws hardly go, of "
+            f"which they see {gap.by_draws:.1%}. Reparametrise the model: a non-centred hierarchy, or its members "
+            "summed out, for instance."
         )
     ]
 

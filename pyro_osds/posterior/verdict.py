@@ -42,6 +42,7 @@ def judge(
     mixing: Mixing | None = None,
     has_tolerance: bool = False,
     drawn_by: str = "flow",
+    unseen: float = 0.0,
 ) -> Evidence:
     """Evidence and verdicts from the weights of fresh draws.
 
@@ -56,6 +57,7 @@ def judge(
         mixing: How the chains of posterior draws mix.
         has_tolerance: Whether a solver with tolerances is part of the density: noise is then its own, not rounding.
         drawn_by: What the draws come from, in words.
+        unseen: Share of the posterior that the draws do not see, part of the standard error.
 
     Returns:
         The evidence with its verdicts.
@@ -67,7 +69,7 @@ def judge(
         True
     """
     estimate, num_draws = weights.log_mean_weight, weights.num_draws
-    std_error = math.hypot(weights.std_error, rounding)
+    std_error = math.hypot(weights.std_error, rounding, unseen)
     reasons = [
         *other_reasons,
         *tail_reasons(weights.pareto_k, num_draws, drawn_by),
@@ -125,6 +127,7 @@ def judge_annealed(
     mixing: Mixing | None = None,
     num_flow_draws: int | None = None,
     has_tolerance: bool = False,
+    unseen: float = 0.0,
 ) -> Evidence:
     """Evidence and verdicts from particles annealed from a flow, for one whose weights did not suffice.
 
@@ -141,9 +144,10 @@ def judge_annealed(
         mixing: How the chains of posterior draws mix.
         num_flow_draws: How many draws of the flow there were. Default: as many as the stage before has.
         has_tolerance: Whether a solver with tolerances is part of the density.
+        unseen: Share of the posterior that the particles do not see, part of the standard error.
     """
     num_draws, estimate = len(found.z), found.log_evidence
-    std_error = math.hypot(found.std_error, UNREACHED, rounding)
+    std_error = math.hypot(found.std_error, UNREACHED, rounding, unseen)
     # Where hardly any particle is lost between two temperatures, the shape of the tail is that of noise.
     equal = found.ess > EQUAL_SHARE * num_draws
     k = -math.inf if equal else found.pareto_k

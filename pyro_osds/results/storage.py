@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from pyro_osds.explore.modes import Modes
+from pyro_osds.explore.necks.tilted import Tilted
 from pyro_osds.explore.particles import Exploration, GivenDraws
 from pyro_osds.explore.propriety import Endless
 from pyro_osds.explore.search.coverage import Coverage
@@ -60,6 +61,7 @@ _RECORDS: dict[str, Any] = {
         Search,
         Survey,
         Symmetry,
+        Tilted,
     )
     + (TeacherHistory, Course, History)
 }

@@ -66,6 +66,10 @@ MIN_UNSEEN, UNSEEN_SIGMAS = 0.005, 4.0
 errors that it has to differ by: the log evidence is low by the same number. It is looked for from several weights on,
 and particles are not quite independent, so that it takes more than three."""
 
+MIN_NARROWING = 1.0
+"""Nats of volume that other coordinates lose where one is far out, from which on it leads into a neck: their standard
+deviations, multiplied, are then a third of those in the middle. Three standard errors of that volume are added."""
+
 MIN_UNLIKE = 0.05
 """Difference of the shares of two sets of particles, where a flow weighs them much, from which on it counts."""
 

@@ -15,10 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from pyro_osds.choices import Network, RecipeName
+from pyro_osds.explore.necks.covered import cover_necks
+from pyro_osds.explore.necks.tilted import Tilted
 from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.diffusion import Diffusion
 from pyro_osds.flow.leap import Leap
+from pyro_osds.runtime.clock import OutOfTimeError, time_limit
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
 from pyro_osds.stats.thresholds import MAX_PARETO_K
 from pyro_osds.train.budget import Budget
@@ -140,6 +143,9 @@ class Recipe:
         self._has_many_dimensions = has_many_dimensions(found)
         self._has_grown = False
         self._contest: _Contest | None = None
+        # Particles of the necks that the trained flow lacked, once it was looked for them.
+        self.necks: tuple[Tilted, ...] = ()
+        self._knows_necks = self._is_cut_at_necks = False
         self._plan = Plan("first", found)
         budget = budget or Budget()
         self._builder = Builder(
@@ -158,6 +164,11 @@ class Recipe:
         """
         if self.teacher is not None and not self._teach(self.teacher):
             return
+        self._train()
+        if not self._is_training:
+            self._cover_necks()
+
+    def _train(self) -> None:
         if not self._has_grown:
             self.trainer.run()
             left = self._builder.budget.num_iterations - len(self.trainer.history.loss)
@@ -183,8 +194,29 @@ class Recipe:
 
     @property
     def is_paused(self) -> bool:
-        """Whether training was cut short and would go on."""
+        """Whether training was cut short and would go on, or the look for necks that follows it."""
+        return self._is_training or self._is_cut_at_necks
+
+    @property
+    def _is_training(self) -> bool:
         return self._contest is not None or self.trainer.paused is not None or self.teacher_history.paused is not None
+
+    def _cover_necks(self) -> None:
+        """Give base draws to necks that the trained flow lacks; cut short, it is done when training is run again."""
+        if self._knows_necks or not isinstance(self.trainer, Trainer):
+            return
+        self._is_cut_at_necks = True
+        try:
+            with time_limit(self._builder.budget.deadline):
+                leap, self.necks = cover_necks(self.trainer.leap, self.found.target)
+        except OutOfTimeError:
+            return
+        except KeyboardInterrupt:
+            self.trainer.history.interrupted = True
+            warn("The look for necks was interrupted; the flow stays as it was trained.", InterruptedWarning)
+            return
+        self.trainer.leap.base, self.trainer.history.interrupted = leap.base, False
+        self._knows_necks, self._is_cut_at_necks = True, False
 
     def set_deadline(self, deadline: float, seconds_per_draw: float = 0.0) -> None:
         """From now on training ends at a time.
@@ -202,7 +234,7 @@ class Recipe:
         """Make do with the better flow so far; what was cut short is not gone on with."""
         if self._contest is not None and self._contest.is_won:
             self._plan, self.found = self._contest.plan, self._contest.plan.found
-        self._contest, self.teacher_history.paused = None, None
+        self._contest, self.teacher_history.paused, self._is_cut_at_necks = None, None, False
         self.trainer.stop()
 
     @property
@@ -224,9 +256,12 @@ class Recipe:
         if self._contest is None:
             self._challenge(Plan("largest", found, self.iterations_left))
         assert self._contest is not None
+        flow = self.trainer
         self._compete(self._contest)
         if self._contest is None:
             self._more_iterations = 0
+            self._knows_necks &= self.trainer is flow
+            self._cover_necks()
 
     def _challenge(self, plan: Plan) -> None:
         """Put a larger flow beside the one that there is."""
@@ -286,6 +321,9 @@ class Recipe:
             "found": _untargeted(self.found),
             "plan": replace(self._plan, found=_untargeted(self._plan.found)),
             "trainer": (contest.champion if contest else self.trainer).state(),
+            "base": (contest.champion if contest else self.trainer).leap.base if self._knows_necks else None,
+            "necks": self.necks,
+            "knows_necks": self._knows_necks,
             "rival": replace(contest.plan, found=_untargeted(contest.plan.found)) if contest else None,
             "rival_trainer": contest.challenger.state() if contest else None,
             "has_grown": self._has_grown,
@@ -309,6 +347,10 @@ class Recipe:
         self._plan = replace(state["plan"], found=replace(state["plan"].found, target=target))
         self.trainer = self._builder.build(self._plan)
         self.trainer.restore(state["trainer"])
+        # Files of earlier versions know nothing of necks, and need not look for them.
+        self.necks, self._knows_necks = state.get("necks", ()), state.get("knows_necks", True)
+        if state.get("base") is not None:
+            self.trainer.leap.base = state["base"]
         if self.teacher is not None:
             self.teacher.network.load_state_dict(state["teacher"])
         if self._walks is not None:
