@@ -29,7 +29,7 @@ import torch
 from cases import CIRCLE, CIRCLE_WEIGHTS, HERE, Case, all_cases
 from document import DOCS, table, write_block
 from report import found_modes
-from runs import Record, keep, read_records
+from runs import Record, keep, stored
 from target_cases import FORTY_MEANS, even_wells, target_cases, tilted_wells
 from torch import Tensor
 
@@ -457,9 +457,10 @@ def cases() -> dict[str, Case]:
 
 
 def write_report(records: list[Record]) -> None:
-    """Both tables, in docs/method.md."""
-    write_block("ablation", variants_table([each for each in records if "variant" in each]), DOCS / "method.md")
-    write_block("steps", steps_table([each for each in records if "sampler" in each]), DOCS / "method.md")
+    """Both tables, in docs/method.md, as far as there is something for them."""
+    for name, key, make in (("ablation", "variant", variants_table), ("steps", "sampler", steps_table)):
+        if rows := [each for each in records if key in each]:
+            write_block(name, make(rows), DOCS / "method.md")
 
 
 def main() -> None:
@@ -473,7 +474,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the tables, run nothing")
     args = parser.parse_args()
     if args.report:
-        write_report(read_records(RESULTS))
+        write_report(stored(RESULTS))
         return
     names = [name for name in args.only if args.part != "steps" or name in STEPPED]
     # The longest first, so that the cores end together.

@@ -142,9 +142,10 @@ def report(records: list[Record]) -> str:
         for each in ({found["torch"] for found in records}, {str(len(found["density"])) for found in records})
     )
     header = ["posterior", "D", f"density and score of {NUM_POINTS} points", "training step", "whole fit"]
-    fitted = ", ".join(f"{len(found['fit'])} of {found['posterior']}" for found in records if found["fit"])
+    fitted = sorted({str(len(found["fit"])) for found in records if found["fit"]})
+    said = f"{rounds} rounds" + (f", of whole fits {', '.join(fitted)}" if fitted else "")
 
-    return f"torch {versions}, one thread; {rounds} rounds, of whole fits {fitted}.\n\n{table(header, rows, 'lrrrr')}"
+    return f"torch {versions}, one thread; {said}.\n\n{table(header, rows, 'lrrrr')}"
 
 
 def main(args: argparse.Namespace) -> None:

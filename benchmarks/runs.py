@@ -35,14 +35,30 @@ def keep(record: Record, path: Path, *names: str) -> None:
 
     every = {key(each): each for each in [*read_records(path), record]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{json.dumps(each)}\n" for each in every.values()))
+    # Whoever interrupts this has the file as it was.
+    new = path.with_suffix(".new")
+    new.write_text("".join(f"{json.dumps(each)}\n" for each in every.values()))
+    new.replace(path)
+
+
+def stored(path: Path) -> list[Record]:
+    """The records of a file, for a report of them.
+
+    Raises:
+        SystemExit: If there are none: a report of nothing would empty the table of the page.
+    """
+    records = read_records(path)
+    if not records:
+        raise SystemExit(f"There are no results in {path}: run the benchmark without --report first.")
+
+    return records
 
 
 def ordered(path: Path, name: str, order: Iterable[str]) -> list[Record]:
-    """The records of a file in the order that what stands under a name has elsewhere."""
+    """The stored records in the order that what stands under a name has elsewhere; what is not there comes last."""
     places = {value: place for place, value in enumerate(order)}
 
-    return sorted(read_records(path), key=lambda record: places.get(record[name], len(places)))
+    return sorted(stored(path), key=lambda record: places.get(record[name], len(places)))
 
 
 def run_all(

@@ -24,7 +24,7 @@ import torch
 from cases import posteriordb
 from pyro import poutine
 from rank_statistics import is_central, rank, thin
-from runs import Record, read_records, run_all
+from runs import Record, run_all, stored
 from torch import Tensor
 
 from pyro_osds import OSDS
@@ -134,7 +134,7 @@ def main() -> None:
     if args.report:
         from sbc_report import write_report
 
-        write_report([record for record in read_records(args.out) if record["model"] in args.only], NUM_DRAWS)
+        write_report([record for record in stored(args.out) if record["model"] in args.only], NUM_DRAWS)
         return
     tasks = [(name, seed) for seed in range(args.fits) for name in args.only]
     run_all(measure, tasks, args.out, lambda record: (record["model"], record["seed"]), args.jobs)

@@ -34,7 +34,7 @@ from large_models import (
     pines,
     regression_data,
 )
-from runs import Record, keep, read_records
+from runs import Record, keep, stored
 
 from pyro_osds import OSDS
 from pyro_osds.explore.modes import Modes
@@ -59,7 +59,7 @@ LARGE: dict[str, tuple[Callable[..., None], Callable[[], tuple[torch.Tensor, ...
 
 NAMES = {
     "pines": "log-Gaussian Cox process, Finnish pines, 40 x 40 cells",
-    "small pines": "the same, 20 x 20 cells",
+    "small pines": "log-Gaussian Cox process, Finnish pines, 20 x 20 cells",
     "hierarchy": "normal hierarchy, centred, with its scale",
     "regression": "logistic regression, 100,000 observations",
 }
@@ -233,13 +233,12 @@ def main() -> None:
     torch.set_num_threads(1)
     pyro.set_rng_seed(args.seed)
     if args.report:
-        records = read_records(RESULTS)
-        curves = sorted(
-            (each for each in records if "curve" in each), key=lambda each: list(CURVES).index(each["curve"])
-        )
-        runs = sorted((each for each in records if "run" in each), key=lambda each: list(LARGE).index(each["run"]))
-        write_block("scaling", "\n\n".join(map(curve_table, curves)), DOCS / "large.md")
-        write_block("large", run_table(runs), DOCS / "large.md")
+        for name, key, order, make in (
+            ("scaling", "curve", list(CURVES), lambda found: "\n\n".join(map(curve_table, found))),
+            ("large", "run", list(LARGE), run_table),
+        ):
+            if found := sorted((one for one in stored(RESULTS) if key in one), key=lambda one: order.index(one[key])):
+                write_block(name, make(found), DOCS / "large.md")
     elif args.run:
         found = run(args.run, args.seed)
         keep(found, RESULTS, "curve", "run", "seed")
