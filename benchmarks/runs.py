@@ -56,7 +56,9 @@ def stored(path: Path) -> list[Record]:
 
 def ordered(path: Path, name: str, order: Iterable[str]) -> list[Record]:
     """The stored records in the order that what stands under a name has elsewhere; what is not there comes last."""
-    places = {value: place for place, value in enumerate(order)}
+    places: dict[str, int] = {}
+    for value in order:
+        places.setdefault(value, len(places))
 
     return sorted(stored(path), key=lambda record: places.get(record[name], len(places)))
 

@@ -306,7 +306,7 @@ def test_results_are_kept_in_the_place_of_earlier_ones(tmp_path):
         ("a", 1, 1.0),
     ]
     # Names that the order has not come last.
-    assert [(each["case"], each["seed"]) for each in runs.ordered(path, "case", ["b"])] == [
+    assert [(each["case"], each["seed"]) for each in runs.ordered(path, "case", ["b", "a", "b"])] == [
         ("b", 0),
         ("a", 0),
         ("a", 1),
