@@ -38,7 +38,8 @@ from pyro_osds.flow.base import gaussian_base
 from pyro_osds.flow.diffusion import Diffusion
 from pyro_osds.flow.leap import Leap
 from pyro_osds.model import ModelTarget
-from pyro_osds.stats.weights import effective_sample_size, log_mean_weight, pareto_k, weigh
+from pyro_osds.stats.pareto import pareto_k
+from pyro_osds.stats.weights import effective_sample_size, log_mean_weight, weigh
 from pyro_osds.target import FunctionTarget
 from pyro_osds.train.distillation import dyadic, self_distillation
 from pyro_osds.train.flows import COVERING, LEAN, FlowOptions, FlowSize

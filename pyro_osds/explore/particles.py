@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_osds.stats.weights import effective_sample_size, pareto_k
+from pyro_osds.stats.pareto import pareto_k
+from pyro_osds.stats.weights import effective_sample_size
 
 # Particles of each temperature that are kept.
 _NUM_PASSED = 32

@@ -54,7 +54,7 @@ class Enough:
         >>> round(Enough(0.01).shortfall(summary, 0.5 * log_weight), 2)
         0.51
         >>> round(Enough(0.001).shortfall(summary, 0.5 * log_weight), 2)
-        3.05
+        3.14
     """
 
     std_error: float = TARGET_STD_ERROR

@@ -19,7 +19,7 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from pyro_osds.stats.thresholds import EQUAL_MAX_OVER_MEAN, EQUAL_SHARE, NEGLIGIBLE_TAIL
+from pyro_osds.stats.thresholds import EQUAL_MAX_OVER_MEAN, EQUAL_SHARE, MAX_PARETO_K, NEGLIGIBLE_TAIL
 
 # The tail is the largest fifth of few weights and three roots of many (1507.02646, section 3.1).
 _TAIL_SHARE, _TAIL_ROOTS = 0.2, 3.0
@@ -46,6 +46,27 @@ class TailFit(NamedTuple):
     cutoff: float
     k: float
     sigma: float
+
+    @property
+    def mean_beyond(self) -> float:
+        r"""Mean of the weights that exceed the largest one that was drawn, over that one; 0 where there is no tail.
+
+        .. math:: 1 + \frac{\sigma + k (1 - u)}{1 - k}
+
+        A shape beyond what is trusted counts as the largest that is: at 1 there is no mean.
+
+        Example:
+            >>> TailFit(100, 0.25, 0.5, 0.125).mean_beyond
+            2.0
+        """
+        if self.k == -math.inf:
+            return 0.0
+        k = min(self.k, MAX_PARETO_K)
+        sigma = self.sigma if math.isfinite(self.sigma) else 0.0
+        cutoff = self.cutoff if math.isfinite(self.cutoff) else 0.0
+
+        # A negative shape has an end, which the largest weight may lie beyond by the noise of the fit.
+        return 1.0 + max(sigma + k * (1.0 - cutoff), 0.0) / (1.0 - k)
 
 
 def fit_tail(log_weight: Tensor) -> TailFit:

@@ -23,7 +23,7 @@ from pyro_osds.runtime.chunks import chunk_sizes, stack_chunks
 from pyro_osds.runtime.clock import is_past
 from pyro_osds.runtime.parallel import by_rows
 from pyro_osds.runtime.workers import num_at_once
-from pyro_osds.stats.pareto import TailFit, fit_tail, pareto_k
+from pyro_osds.stats.pareto import TailFit, fit_tail
 from pyro_osds.stats.thresholds import GOOD_PARETO_K
 from pyro_osds.target import Target, finite_log_prob
 
@@ -256,7 +256,7 @@ def summarize_weights(log_weight: Tensor) -> WeightSummary:
         (-2.0, 0.0, -2.0, -inf)
     """
     tail = fit_tail(log_weight)
-    estimate, std_error = _mean_and_error(log_weight, tail.k)
+    estimate, std_error = _mean_and_error(log_weight, tail)
 
     return WeightSummary(
         estimate, std_error, lower_bound(log_weight), effective_sample_size(log_weight), len(log_weight), tail
@@ -264,11 +264,17 @@ def summarize_weights(log_weight: Tensor) -> WeightSummary:
 
 
 def log_mean_weight(log_weight: Tensor) -> tuple[float, float]:
-    """Log of the mean weight and its standard error, nats.
+    r"""Log of the mean weight and its standard error, nats.
 
-    The standard error is the delta method's, from the spread of the weights. Where pareto k exceeds 1/2 that spread has
-    no limit, and the error of a mean of S weights falls like :math:`S^{k-1}` instead of :math:`S^{-1/2}`: it is scaled
-    up by :math:`S^{k - 1/2}`.
+    .. math::
+        \mathrm{se}^2 = \frac{\mathrm{Var}(w)}{S \bar w^2} + m_>^2, \qquad
+        m_> = \frac{w_{\max}}{S \bar w} \Big(1 + \frac{\sigma + k (1 - u)}{1 - k}\Big)
+
+    The first part is the delta method's, from the spread of the weights. The second is what S weights are expected to
+    leave beyond the largest of them, by the Pareto distribution of their tail; its cutoff *u* and its scale *sigma* are
+    shares of the largest weight. The spread of weights with a heavy tail does not know it, and their mean is more often
+    too low than too high. Where pareto k exceeds 1/2 the spread has no limit, and the error of a mean of S weights
+    falls like :math:`S^{k-1}` instead of :math:`S^{-1/2}`: the first part is scaled up by :math:`S^{k - 1/2}`.
 
     Arguments:
         log_weight: Log weights, ``(S,)``; ``-inf`` counts as weight zero.
@@ -280,22 +286,23 @@ def log_mean_weight(log_weight: Tensor) -> tuple[float, float]:
         >>> log_mean_weight(torch.zeros(100))
         (0.0, 0.0)
     """
-    return _mean_and_error(log_weight, pareto_k(log_weight))
+    return _mean_and_error(log_weight, fit_tail(log_weight))
 
 
-def _mean_and_error(log_weight: Tensor, k: float) -> tuple[float, float]:
-    """Log of the mean weight and its standard error, nats, from weights whose tail has shape *k*."""
+def _mean_and_error(log_weight: Tensor, tail: TailFit) -> tuple[float, float]:
+    """Log of the mean weight and its standard error, nats, from weights with such a tail."""
     log_weight = log_weight.double()
-    size = len(log_weight)
+    size, k = len(log_weight), tail.k
     estimate = (torch.logsumexp(log_weight, 0) - math.log(size)).item()
     if not math.isfinite(estimate):
         return estimate, math.inf
-    std_error = (log_weight - estimate).exp().std().item() / math.sqrt(size)
+    over_mean = (log_weight - estimate).exp()
+    spread = over_mean.std().item() / math.sqrt(size)
     if k > GOOD_PARETO_K:
         # At k = 1 the error no longer falls with S; beyond it the weights have no mean, and no factor says how far off.
-        std_error *= size ** (min(k, 1.0) - 0.5)
+        spread *= size ** (min(k, 1.0) - 0.5)
 
-    return estimate, std_error
+    return estimate, math.hypot(spread, over_mean.max().item() * tail.mean_beyond / size)
 
 
 def lower_bound(log_weight: Tensor) -> float:

@@ -12,7 +12,8 @@ from pyro_osds.explore.annealing import _HamiltonianMover, _increment, _places, 
 from pyro_osds.explore.particles import Annealing, MovesSoFar, resample
 from pyro_osds.explore.paths import PriorPath, ReferencePath
 from pyro_osds.model import ModelTarget
-from pyro_osds.stats.weights import effective_sample_size, pareto_k
+from pyro_osds.stats.pareto import pareto_k
+from pyro_osds.stats.weights import effective_sample_size
 from pyro_osds.target import FunctionTarget
 
 

@@ -12,7 +12,8 @@ from pyro_osds.explore.refinement import LatentTarget, refine
 from pyro_osds.flow.base import Base, coordinatewise, gaussian_base, standard_base
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.leap import Leap
-from pyro_osds.stats.weights import pareto_k, weigh
+from pyro_osds.stats.pareto import pareto_k
+from pyro_osds.stats.weights import weigh
 from pyro_osds.target import FunctionTarget
 
 
