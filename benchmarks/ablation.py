@@ -457,11 +457,12 @@ def cases() -> dict[str, Case]:
     return {case.name: case for case in [*target_cases(), *all_cases()] if case.name in EVERYWHERE}
 
 
-def write_report(records: list[Record]) -> None:
-    """Both tables, in docs/method.md, as far as there is something for them."""
-    for name, key, make in (("ablation", "variant", variants_table), ("steps", "sampler", steps_table)):
-        if rows := [each for each in records if key in each]:
-            write_block(name, make(rows), DOCS / "method.md")
+def tables_of(records: list[Record]) -> dict[str, str]:
+    """Both tables, as far as there is something for them."""
+    kinds = (("ablation", "variant", variants_table), ("steps", "sampler", steps_table))
+    rows = {name: (make, [each for each in records if key in each]) for name, key, make in kinds}
+
+    return {name: make(found) for name, (make, found) in rows.items() if found}
 
 
 def main() -> None:
@@ -475,7 +476,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the tables, run nothing")
     args = parser.parse_args()
     if args.report:
-        write_report(stored(RESULTS))
+        for name, text in tables_of(stored(RESULTS)).items():
+            write_block(name, text, DOCS / "method.md")
         return
     names = [name for name in args.only if args.part != "steps" or name in STEPPED]
     # The longest first, so that the cores end together.
@@ -485,8 +487,8 @@ def main() -> None:
         for found in pool.imap(records_of, tasks, 1):
             for record in found:
                 keep(record, RESULTS, "target", "seed", "variant", "steps", "sampler")
-            print(variants_table([each for each in found if "variant" in each]), flush=True)
-            print(steps_table([each for each in found if "sampler" in each]), flush=True)
+            for text in tables_of(found).values():
+                print(f"{text}\n", flush=True)
 
 
 if __name__ == "__main__":
