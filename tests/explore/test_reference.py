@@ -137,6 +137,15 @@ def test_points_far_out_that_are_as_good_as_any_stay(float64):
     assert len(rest.z) == 64
 
 
+def test_points_without_a_finite_square_are_left_out(float64):
+    # The density is nearly as large there as anywhere; with them there is no covariance.
+    z = torch.tensor([[0.0], [1.0], [1e200], [-math.inf]])
+    target = FunctionTarget(lambda z: torch.tanh(-z[:, 0].abs() / 100.0), 1)
+    assert come_to_rest(target, z).z.abs().max() < 1e6
+    # Where nothing is finite nothing is lost, and nothing has come to rest.
+    assert not len(come_to_rest(FunctionTarget(lambda z: z.sum(-1) * math.nan, 1), z).z)
+
+
 def test_steps_adapt_to_the_width_of_a_mode(float64):
     # A point of its own each: a hundred times as narrow, about a hundred times as short.
     scales = torch.tensor([1.0, 0.01])
