@@ -25,7 +25,7 @@ from target_cases import sonar
 
 from pyro_osds import OSDS
 from pyro_osds.model import ModelTarget
-from pyro_osds.runtime.execution import INTERPRETER, TORCHSCRIPT, VARIABLE
+from pyro_osds.runtime.recording.execution import INTERPRETER, TORCHSCRIPT, VARIABLE
 from pyro_osds.target import log_prob_and_score
 from pyro_osds.train.trainer import Trainer
 

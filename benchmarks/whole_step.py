@@ -37,10 +37,10 @@ from pyro_osds import OSDS
 from pyro_osds.flow.folding import Folding
 from pyro_osds.flow.passes import Passes
 from pyro_osds.model.graph import with_scores
-from pyro_osds.runtime.execution import TorchScript
-from pyro_osds.runtime.interpreter import Interpreter
 from pyro_osds.runtime.precision import default_dtype
-from pyro_osds.runtime.recorder import record_operations
+from pyro_osds.runtime.recording.execution import TorchScript
+from pyro_osds.runtime.recording.interpreter import Interpreter
+from pyro_osds.runtime.recording.recorder import record_operations
 from pyro_osds.train import objectives
 from pyro_osds.train.trainer import Trainer
 

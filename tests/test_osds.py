@@ -331,11 +331,19 @@ def far_apart(z):
     return torch.logsumexp(-0.5 * square, -1) - math.log(4 * math.pi)
 
 
-@pytest.mark.parametrize("log_prob_fn", [half_plane, pole, far_apart])
-def test_hard_densities_end_with_an_honest_verdict(log_prob_fn):
+@pytest.mark.parametrize(
+    ("log_prob_fn", "options"),
+    [
+        (half_plane, {}),
+        (pole, {"escalate": False}),
+        pytest.param(pole, {}, marks=pytest.mark.long),  # climbs all the stages
+        (far_apart, {}),
+    ],
+)
+def test_hard_densities_end_with_an_honest_verdict(log_prob_fn, options):
     # An edge, a pole of the score, modes a hundred widths apart: nothing is nan, and reliable means right.
     pyro.set_rng_seed(0)
-    osds = OSDS.from_log_prob(log_prob_fn, 2, num_iterations=150, num_samples=500, disable_progbar=True)
+    osds = OSDS.from_log_prob(log_prob_fn, 2, num_iterations=150, num_samples=500, disable_progbar=True, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         osds.run()

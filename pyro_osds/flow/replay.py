@@ -22,8 +22,8 @@ from torch.func import functional_call
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.folding import Folding
 from pyro_osds.flow.passes import Passes
-from pyro_osds.runtime.execution import freeze
-from pyro_osds.runtime.recorder import Recorder, needed
+from pyro_osds.runtime.recording.execution import freeze
+from pyro_osds.runtime.recording.recorder import Recorder, needed
 
 # Recording costs as much as some sixty passes, and a training has hundreds; the first calls wait for those that have.
 _NUM_CALLS_BEFORE = 10

@@ -9,8 +9,7 @@
 A backend is used after it agreed with the loop, value and gradient, at eight points. From the loop upwards: vmap, then
 vmap with tensors that belong to the batch from the start, then a graph of whichever of the two worked.
 
-All of them run the density in double precision (``precision``), unless the model insists on single: the loop in both
-must tell of the same density.
+All run in double precision (``precision``), or all in single where the model insists on it: it is one density.
 """
 
 from __future__ import annotations
@@ -42,8 +41,9 @@ from pyro_osds.model.graph import (
 from pyro_osds.model.pointwise import Loop, OnePoint, Single, in_loop, or_nan, seconds_of
 from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.vmap import PointsDisagree, VmapCompat
+from pyro_osds.runtime.errors.lines import user_line
+from pyro_osds.runtime.errors.told import first_line
 from pyro_osds.runtime.precision import default_dtype, is_rounding, resembles
-from pyro_osds.runtime.source import first_line, user_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
 from pyro_osds.runtime.workers import in_this_process
 

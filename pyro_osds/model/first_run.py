@@ -21,7 +21,7 @@ from pyro_osds.model.parameters import Constants
 from pyro_osds.model.pyro_internals import as_raised
 from pyro_osds.model.trace import check_priors, init_anywhere, is_latent
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
-from pyro_osds.runtime.source import is_refusal
+from pyro_osds.runtime.errors.lines import is_refusal
 
 # Runs until one has a finite density, or an observation inside a support that moves with the latents.
 _TRIES = 20

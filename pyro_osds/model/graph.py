@@ -20,9 +20,9 @@ from torch import Tensor
 from pyro_osds.model.foreign.integration import Integration, integrations_used
 from pyro_osds.model.layout import rows_first
 from pyro_osds.runtime.clock import check_time
-from pyro_osds.runtime.execution import freeze
-from pyro_osds.runtime.interpreter import Interpreter
-from pyro_osds.runtime.recorder import record_operations
+from pyro_osds.runtime.recording.execution import freeze
+from pyro_osds.runtime.recording.interpreter import Interpreter
+from pyro_osds.runtime.recording.recorder import record_operations
 
 BLOCK_SIZE = 256
 """Points that a graph evaluates at once, where the density is not large."""

@@ -31,7 +31,7 @@ def rows_first(operations: fx.GraphModule, arguments: tuple[Tensor, ...]) -> fx.
         arguments: Where it can be run.
 
     Example:
-        >>> from pyro_osds.runtime.recorder import record_operations
+        >>> from pyro_osds.runtime.recording.recorder import record_operations
         >>> x, w = torch.randn(7, 3), torch.randn(4, 3)
         >>> recorded = record_operations(lambda w: ((x @ w.mT).mT,), w)
         >>> recorded(w)[0].stride(), rows_first(recorded, (w,))(w)[0].stride()

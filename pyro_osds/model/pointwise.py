@@ -15,8 +15,8 @@ from pyro_osds.model.foreign.factorisations import is_failure
 from pyro_osds.model.foreign.saved import KeepSaved
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.clock import check_time, now
+from pyro_osds.runtime.errors.lines import is_foreign
 from pyro_osds.runtime.precision import in_double
-from pyro_osds.runtime.source import is_foreign
 from pyro_osds.runtime.workers import Sent
 
 Single = Callable[[Tensor], tuple[Tensor, Tensor]]

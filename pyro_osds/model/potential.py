@@ -16,7 +16,8 @@ from pyro_osds.model.checks.determinism import check_deterministic, no_training_
 from pyro_osds.model.checks.gradients import check_gradients
 from pyro_osds.model.graph import with_scores
 from pyro_osds.model.sites import LatentSite, checked_samples, flatten, split
-from pyro_osds.runtime.source import is_refusal, named, own_line, telling, told
+from pyro_osds.runtime.errors.lines import is_refusal, own_line
+from pyro_osds.runtime.errors.told import named, telling, told
 from pyro_osds.runtime.warnings import AmbiguousArgumentWarning, warn
 from pyro_osds.target import Target
 

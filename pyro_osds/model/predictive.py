@@ -29,7 +29,8 @@ from pyro_osds.model.distributions.latents import quiet_draws
 from pyro_osds.model.foreign.state import State
 from pyro_osds.model.pyro_internals import Subsample, is_numerical, is_shown
 from pyro_osds.model.target import ModelTarget
-from pyro_osds.runtime.source import first_line, is_refusal, is_told, named, own_line, told
+from pyro_osds.runtime.errors.lines import is_refusal, own_line
+from pyro_osds.runtime.errors.told import first_line, is_told, named, told
 
 
 class Predictive:

@@ -25,7 +25,7 @@ from pyro_osds.model.distributions.densities import unconstrained_log_prob
 from pyro_osds.model.distributions.edge_draws import DrawUnconstrained, unconstrained_draw
 from pyro_osds.model.foreign.moments import Moments
 from pyro_osds.model.run import is_computed
-from pyro_osds.runtime.source import note_place
+from pyro_osds.runtime.errors.told import note_place
 
 # Rows that single runs are compared with; where draws are mixed up, the first few differ already.
 _NUM_CHECKED = 3

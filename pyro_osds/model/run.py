@@ -32,7 +32,7 @@ from pyro_osds.model.distributions.densities import unconstrained_log_prob
 from pyro_osds.model.distributions.missing import observed_log_prob
 from pyro_osds.model.distributions.wrappers import by_batch
 from pyro_osds.model.pyro_internals import Subsample, enumerated_dim, is_shown, mask_of
-from pyro_osds.runtime.source import note_place
+from pyro_osds.runtime.errors.told import note_place
 
 _NO_DENSITY = "so there is no density of fixed dimension"
 

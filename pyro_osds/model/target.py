@@ -59,8 +59,8 @@ from pyro_osds.model.trace import (
     support_kind,
 )
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
+from pyro_osds.runtime.errors.told import telling
 from pyro_osds.runtime.precision import in_double
-from pyro_osds.runtime.source import telling
 from pyro_osds.target import CostCounter, Target
 
 # Points at which it is asked what depends on what: a gradient may vanish at one of them.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_osds.model.batching import Ladder
 from pyro_osds.model.graph import MIN_BATCH, Graph, in_blocks
-from pyro_osds.runtime.source import first_line
+from pyro_osds.runtime.errors.told import first_line
 
 # Draws that go by runs of the model first: four times as many as a posterior has by default.
 _NUM_DRAWS_BEFORE = 16_384

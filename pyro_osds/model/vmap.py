@@ -47,7 +47,7 @@ from pyro_osds.model.foreign.diffeq import solvers_in_batches
 from pyro_osds.model.foreign.factorisations import FACTORISATIONS, Factorisations
 from pyro_osds.model.foreign.functions import functions_in_batches
 from pyro_osds.model.pyro_internals import safe_log_replaced
-from pyro_osds.runtime.recorder import are_equal
+from pyro_osds.runtime.recording.recorder import are_equal
 from pyro_osds.runtime.torch_internals import ARGUMENT_CHECKS, is_batchedtensor, whole_batch
 
 _FACTORIES = {

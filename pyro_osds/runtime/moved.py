@@ -1,6 +1,7 @@
-"""Modules by their names before there were packages: old imports and old pickles find what they ask for.
+"""Modules by the names that they had before: old imports and old pickles find what they ask for.
 
-An old name is a thin module that hands every attribute on to the new one, and says once where it is. The names
+An old name is a thin module that hands every attribute on to the new one, and says once where it is. Where a module has
+become two, its name hands on to both. The names
 ``explore``, ``posterior`` and ``train`` are those of packages now, which hand on what the modules held.
 """
 
@@ -17,7 +18,8 @@ from types import ModuleType
 from typing import Any
 
 _PACKAGE = __name__.partition(".")[0]
-_MOVED = {
+_ERRORS = ("runtime.errors.lines", "runtime.errors.told")
+_MOVED: dict[str, str | tuple[str, ...]] = {
     "agreement": "posterior.agreement",
     "arguments": "runtime.arguments",
     "base": "flow.base",
@@ -59,7 +61,7 @@ _MOVED = {
     "progress": "runtime.progress",
     "propriety": "explore.propriety",
     "recipe": "train.recipe",
-    "recorder": "runtime.recorder",
+    "recorder": "runtime.recording.recorder",
     "reference": "explore.reference",
     "replay": "flow.replay",
     "report": "results.report",
@@ -87,8 +89,12 @@ _MOVED = {
     "model.potential_target": "model.potential",
     "model.transforms": "model.distributions.transforms",
     "model.edge_draws": "model.distributions.edge_draws",
-    "model.source": "runtime.source",
+    "model.source": _ERRORS,
     "model.stable": "model.distributions.stable",
+    "runtime.execution": "runtime.recording.execution",
+    "runtime.interpreter": "runtime.recording.interpreter",
+    "runtime.recorder": "runtime.recording.recorder",
+    "runtime.source": _ERRORS,
 }
 
 
@@ -107,23 +113,26 @@ class _OldNames(MetaPathFinder, Loader):
         return spec_from_loader(fullname, self) if package == _PACKAGE and name in _MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        new = f"{_PACKAGE}.{_MOVED[module.__name__.partition('.')[2]]}"
-        warnings.warn(f"{module.__name__} is {new} now; import from there.", DeprecationWarning, stacklevel=2)
-        module.__dict__["__getattr__"] = handed_on(module.__name__, new)
+        moved = _MOVED[module.__name__.partition(".")[2]]
+        new = [f"{_PACKAGE}.{name}" for name in ([moved] if isinstance(moved, str) else moved)]
+        where = f"is {' and '.join(new)} now; import from {'there' if len(new) == 1 else 'these'}"
+        warnings.warn(f"{module.__name__} {where}.", DeprecationWarning, stacklevel=2)
+        module.__dict__["__getattr__"] = handed_on(module.__name__, *new)
         module.__class__ = _OldModule
 
 
-def handed_on(old: str, new: str) -> Callable[[str], Any]:
+def handed_on(old: str, *new: str) -> Callable[[str], Any]:
     """The ``__getattr__`` of a module whose content has another place.
 
     Arguments:
         old: The name of the module.
-        new: Where its content is.
+        new: Where its content is: one module, or several.
     """
 
     def __getattr__(name: str) -> Any:
-        if not name.startswith("__") and hasattr(module := importlib.import_module(new), name):
-            return getattr(module, name)
+        for place in () if name.startswith("__") else new:
+            if hasattr(module := importlib.import_module(place), name):
+                return getattr(module, name)
         raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
     return __getattr__

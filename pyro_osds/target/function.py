@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from pyro_osds.runtime.clock import now
+from pyro_osds.runtime.errors.lines import own_line
+from pyro_osds.runtime.errors.told import first_line, named, telling, told
 from pyro_osds.runtime.precision import most_precise
 from pyro_osds.runtime.resume import seed_refusal, sets_seed
-from pyro_osds.runtime.source import first_line, named, own_line, telling, told
 from pyro_osds.target.cost import CostCounter, terms_in
 from pyro_osds.target.density import in_chunks
 from pyro_osds.target.gradient import differing, has_wrong_gradient

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.model.graph import BLOCK_SIZE, DensitiesWithScores, Graph, block_size, in_blocks, record, with_scores
-from pyro_osds.runtime.execution import TorchScript
+from pyro_osds.runtime.recording.execution import TorchScript
 
 
 def densities(z):

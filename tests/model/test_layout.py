@@ -10,7 +10,7 @@ import torch
 from pyro_osds.model import ModelTarget
 from pyro_osds.model import layout as layout_module
 from pyro_osds.model.layout import rows_first
-from pyro_osds.runtime.recorder import record_operations
+from pyro_osds.runtime.recording.recorder import record_operations
 from pyro_osds.target import log_prob_and_score
 
 X = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))

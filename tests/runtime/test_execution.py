@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pyro_osds import OSDS
-from pyro_osds.runtime import execution
-from pyro_osds.runtime.execution import TorchScript, freeze
-from pyro_osds.runtime.interpreter import Interpreter
-from pyro_osds.runtime.recorder import record_operations
+from pyro_osds.runtime.recording import execution
+from pyro_osds.runtime.recording.execution import TorchScript, freeze
+from pyro_osds.runtime.recording.interpreter import Interpreter
+from pyro_osds.runtime.recording.recorder import record_operations
 
 POINT = torch.tensor([0.3, -1.2])
 

@@ -5,8 +5,8 @@ import weakref
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pyro_osds.runtime.interpreter import Interpreter
-from pyro_osds.runtime.recorder import record_operations
+from pyro_osds.runtime.recording.interpreter import Interpreter
+from pyro_osds.runtime.recording.recorder import record_operations
 
 POINT = torch.tensor([0.3, -1.2])
 

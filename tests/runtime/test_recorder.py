@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from pyro_osds.runtime.execution import freeze
-from pyro_osds.runtime.recorder import record_operations
+from pyro_osds.runtime.recording.execution import freeze
+from pyro_osds.runtime.recording.recorder import record_operations
 
 POINTS = torch.tensor([[0.3, -1.2], [2.0, 0.7], [-0.4, 0.1]])
 OTHERS = torch.tensor([[1.5, 0.2], [-0.3, 1.1], [0.9, -2.0]])
@@ -109,7 +109,7 @@ def test_what_cannot_be_replayed(function, message):
 def test_no_compiler_is_imported():
     # TorchDynamo takes seconds to import, as long as many a run takes in all.
     code = (
-        "import sys, torch; from pyro_osds.runtime.recorder import record_operations; "
+        "import sys, torch; from pyro_osds.runtime.recording.recorder import record_operations; "
         "record_operations(lambda z: (z.exp(),), torch.zeros(2)); print('torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)

@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _python_dispatch
 
 from pyro_osds.runtime import torch_internals
-from pyro_osds.runtime.interpreter import Interpreter
-from pyro_osds.runtime.recorder import record_operations
+from pyro_osds.runtime.recording.interpreter import Interpreter
+from pyro_osds.runtime.recording.recorder import record_operations
 
 ADD, ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
 POINT = torch.tensor([0.3, -1.2])
@@ -58,7 +58,7 @@ def test_direct_calls():
 
 
 def test_interpreter_without_direct_calls(monkeypatch):
-    monkeypatch.setattr("pyro_osds.runtime.interpreter.direct_call", lambda operation: operation)
+    monkeypatch.setattr("pyro_osds.runtime.recording.interpreter.direct_call", lambda operation: operation)
     run = Interpreter(record_operations(lambda z: (z.exp(),), POINT))
     assert torch.equal(run(POINT)[0], POINT.exp())
 

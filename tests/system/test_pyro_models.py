@@ -34,6 +34,7 @@ from scipy import stats
 from torch.distributions import biject_to
 
 from pyro_osds import OSDS
+from pyro_osds.explore.propriety import find_endless
 from pyro_osds.model import ModelTarget, PotentialTarget, VectorizationWarning
 
 HALF = 0.5
@@ -214,7 +215,7 @@ def test_five_tosses(fitted):
     # Random walk on beta-bernoulli: exact conjugate mean and variance; Pyro allows 0.03 and 0.005.
     a = b = torch.tensor([1.1, 2.2])
     data = successes([4, 1], 5)
-    osds = fitted("five tosses", coins, data, a, b)
+    osds = fitted("five tosses", coins, data, a, b, **QUICK)
     mean, sd = check_coins(osds, data, a, b)
     check_mean(osds.get_samples()["p"], mean, 0.03)
     assert (osds.get_samples()["p"].double().var(0) - sd**2).abs().max() <= HALF * 0.005
@@ -346,14 +347,25 @@ def logistic_regression_with_a_parameter(x, labels):
     pyro.sample("y", dist.Bernoulli(logits=(beta * x).sum(-1)), obs=labels)
 
 
-@pytest.mark.parametrize("model", [logistic_regression, logistic_regression_with_a_parameter])
-def test_logistic_regression(fitted, regression, model):
-    # NUTS, and HMC with pyro.param, on undeclared rows: Pyro allows 0.1 to the true ones; here to the exact means.
-    osds = fitted(model.__name__, model, *regression_data(), **QUICK)
+def test_logistic_regression(fitted, regression):
+    # NUTS on undeclared rows: Pyro allows 0.1 to the true ones; here to the exact means.
+    osds = fitted("logistic regression", logistic_regression, *regression_data(), **QUICK)
     mean, sd = regression.moments(lambda beta: beta)
     check_evidence(osds, regression.log_evidence)
     check_site(osds, "beta", mean, sd)
     assert rmse(osds.get_samples()["beta"].mean(0), mean) <= HALF * 0.1
+
+
+def test_logistic_regression_with_a_parameter():
+    # HMC with pyro.param: its value is a constant of the density, here by numpy, wherever it is.
+    x, labels = regression_data()
+    pyro.get_param_store().setdefault("loc", torch.tensor([0.5, -1.0, 2.0]))
+    target = ModelTarget(logistic_regression_with_a_parameter, (x, labels))
+    beta = torch.randn(64, 3, dtype=torch.float64)
+    logits = beta.numpy() @ x.double().numpy().T
+    log_likelihood = -np.logaddexp(0.0, np.where(labels.bool().numpy(), -logits, logits)).sum(-1)
+    log_prior = stats.norm.logpdf(beta.numpy(), [0.5, -1.0, 2.0]).sum(-1)
+    torch.testing.assert_close(target.log_prob(beta), double(log_prior + log_likelihood), rtol=1e-6, atol=1e-5)
 
 
 def test_scales_of_a_normal(fitted):
@@ -880,6 +892,13 @@ def test_potential_of_one_element(fitted):
     check_site(osds, "points", [[10.0, 0.0]], [[1.0, 1.0]])
 
 
+def test_potential_that_falls_without_an_end():
+    # The same, asked of the density alone.
+    target = PotentialTarget(lambda params: params["z"], {"z": torch.tensor(0.0)})
+    assert find_endless(target, torch.zeros(1).double(), torch.eye(1).double()) is not None
+
+
+@pytest.mark.long  # a run follows it as far as numbers reach
 def test_potential_without_a_posterior():
     # HMC takes ten steps along the potential z at Pyro, whose integral is infinite; here that is an error.
     with pytest.raises(ValueError, match="not finite"):
@@ -1031,8 +1050,17 @@ STRATEGIES = {
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 def test_init_strategy(strategy):
-    # Each of them only has to run at Pyro; here the evidence, one, must not depend on where a run starts.
-    osds = fit(log_normal, init_strategy=strategy, num_iterations=50, num_particles=16)
+    # Each of them only has to run at Pyro; here the density must not depend on where a run starts.
+    target = ModelTarget(log_normal, init_strategy=strategy)
+    z = torch.linspace(-3.0, 3.0, 64, dtype=torch.float64)[:, None]
+    assert target.start.shape == (1,) and target.log_prob(target.start[None]).isfinite().all()
+    torch.testing.assert_close(target.log_prob(z), dist.Normal(0.0, 1.0).log_prob(z[:, 0]))
+
+
+@pytest.mark.parametrize("strategy", ["feasible", "uniform(0.1)", "value(3)"])
+def test_evidence_wherever_a_run_starts(strategy):
+    # At the origin, at a random place, at a place that is given: the evidence is one.
+    osds = fit(log_normal, init_strategy=STRATEGIES[strategy], num_iterations=50, num_particles=16)
     check_evidence(osds, 0.0)
 
 

@@ -14,7 +14,7 @@ from pyro_osds import OSDS, InterruptedWarning, RunProgress
 from pyro_osds.runtime.watch import callback as watch
 
 Y = torch.tensor([1.2, 0.4, 2.1, 1.7, 0.9])
-OPTIONS = {"disable_progbar": True, "num_samples": 250}
+OPTIONS = {"disable_progbar": True, "num_samples": 100, "num_particles": 16}
 
 
 def model(y):

@@ -23,8 +23,8 @@ from pyro_osds.model.checks.data import Attempt, argument_cure, describe, tensor
 from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.pyro_internals import Subsample
 from pyro_osds.runtime.arguments import named_arguments, parameters_of, signature_of
+from pyro_osds.runtime.errors.lines import frames_of
 from pyro_osds.runtime.options import place_of_option
-from pyro_osds.runtime.source import frames_of
 
 _DTYPES = re.compile(r"same dtype|data type|dtype|scalar type|must be Float|Float but found|Long", re.I)
 _SHAPES = re.compile(r"size|shape|dimension|broadcast|mat1|expand", re.I)

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_osds.model.foreign.state import State
 from pyro_osds.model.pyro_internals import is_numerical
+from pyro_osds.runtime.errors.lines import user_line
 from pyro_osds.runtime.resume import seed_refusal, sets_seed
-from pyro_osds.runtime.source import user_line
 from pyro_osds.runtime.torch_internals import BatchNorm, NormLayer
 
 # Runs after the second one, where a model changes what it can find again.

@@ -19,8 +19,9 @@ from pyro_osds.model.checks.cures import Reached, constant_cure, cure, misfit_se
 from pyro_osds.model.checks.data import Attempt, argument_cure, describe, trying
 from pyro_osds.model.pointwise import OnePoint
 from pyro_osds.runtime.arguments import misfit
+from pyro_osds.runtime.errors.lines import is_refusal, own_line, user_line
+from pyro_osds.runtime.errors.told import named, place_of, told
 from pyro_osds.runtime.options import nearest
-from pyro_osds.runtime.source import is_refusal, named, own_line, place_of, told, user_line
 from pyro_osds.runtime.torch_internals import is_batchedtensor
 
 _EXPLAINED = ("builtins", "torch", "numpy", "pandas", "pyro")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_osds.model.sites import LatentSite
-from pyro_osds.runtime.source import is_ours, user_line
+from pyro_osds.runtime.errors.lines import is_ours, user_line
 from pyro_osds.runtime.warnings import ModelWarning, warn
 from pyro_osds.target.gradient import differing
 

@@ -17,7 +17,8 @@ from pyro_osds.model.distributions.supports import UnknownSupportError
 from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.pyro_internals import Subsample
 from pyro_osds.model.run import is_deterministic
-from pyro_osds.runtime.source import failed_message, first_line
+from pyro_osds.runtime.errors.lines import failed_message
+from pyro_osds.runtime.errors.told import first_line
 
 
 def check_shapes(trace: Any) -> None:

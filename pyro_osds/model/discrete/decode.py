@@ -35,7 +35,7 @@ from pyro_osds.model.distributions.missing import without_missing
 from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.pyro_internals import Subsample
 from pyro_osds.model.vmap import vmappable_pyro
-from pyro_osds.runtime.source import first_line
+from pyro_osds.runtime.errors.told import first_line
 from pyro_osds.stats.thresholds import MAX_JOINT
 
 TEMPERATURES: tuple[Temperature, ...] = get_args(Temperature)

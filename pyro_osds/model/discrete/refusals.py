@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pyro_osds.model.discrete.assignments import Discrete, num_joint
 from pyro_osds.model.discrete.interactions import ELEMENTS, HISTORY, PLATE, VECTOR, Interaction
-from pyro_osds.runtime.source import first_line
+from pyro_osds.runtime.errors.told import first_line
 from pyro_osds.stats.thresholds import MAX_JOINT, MAX_JOINT_SLOWLY, MAX_JOINT_TERMS
 
 # Each step of a sequential plate takes a tensor dimension, of which torch has 64.

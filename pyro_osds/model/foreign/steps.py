@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_osds.runtime.execution import freeze
-from pyro_osds.runtime.recorder import record_operations
+from pyro_osds.runtime.recording.execution import freeze
+from pyro_osds.runtime.recording.recorder import record_operations
 from pyro_osds.runtime.torch_internals import is_mutable, without_dispatch_modes
 
 Field = Callable[..., Tensor]

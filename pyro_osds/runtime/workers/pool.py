@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from pyro_osds.runtime.clock import OutOfTimeError, check_time, now
+from pyro_osds.runtime.errors.told import first_line
 from pyro_osds.runtime.parallel import is_together
-from pyro_osds.runtime.source import first_line
 from pyro_osds.runtime.warnings import VectorizationWarning, warn
 from pyro_osds.runtime.workers.surroundings import module_values
 from pyro_osds.runtime.workers.worker import answer, begin

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from pyro_osds.runtime.source import is_library
+from pyro_osds.runtime.errors.lines import is_library
 
 Values = dict[str, dict[str, Any]]
 """By module, the values of its globals by name."""

@@ -289,7 +289,8 @@ def test_two_places_to_start_from_are_one_too_many():
 def test_a_density_and_a_potential_take_draws_too():
     pyro.set_rng_seed(0)
     exact = math.log(2 * math.pi)
-    sampler = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), 2, disable_progbar=True)
+    few = {"num_samples": 200, "num_iterations": 50, "disable_progbar": True}
+    sampler = OSDS.from_log_prob(lambda z: -0.5 * z.square().sum(-1), 2, **few)
     for samples in (torch.randn(500, 2), torch.randn(4, 125, 2), {"z": np.random.default_rng(0).normal(size=(500, 2))}):
         evidence = evidence_from_samples(sampler, samples)
         assert evidence.reliable and abs(evidence.log_evidence - exact) < 4 * evidence.std_error + 1e-3
@@ -297,7 +298,7 @@ def test_a_density_and_a_potential_take_draws_too():
         potential_fn=lambda v: 0.5 * v["x"].square().sum(),
         initial_params={"x": torch.zeros(2)},
         initial_samples={"x": torch.randn(500, 2)},
-        disable_progbar=True,
+        **few,
     )
     osds.run()
     assert abs(osds.log_evidence - exact) < 4 * osds.log_evidence_se + 1e-3

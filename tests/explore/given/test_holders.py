@@ -68,7 +68,7 @@ def test_inference_data_without_a_posterior_names_its_groups():
 
 def test_inference_data_of_nuts_and_of_a_fit_are_given_and_checked_against():
     pyro.set_rng_seed(0)
-    mcmc = MCMC(NUTS(normal), num_samples=150, warmup_steps=100, num_chains=1, disable_progbar=True)
+    mcmc = MCMC(NUTS(normal), num_samples=150, warmup_steps=50, num_chains=1, disable_progbar=True)
     mcmc.run(Y)
     first = evidence_from_samples(normal, mcmc.get_samples(group_by_chain=True), Y)
     osds = OSDS(normal, initial_samples=az.from_pyro(mcmc), disable_progbar=True)

@@ -9,7 +9,7 @@ import torch
 
 from pyro_osds import OSDS
 from pyro_osds.model import ModelTarget, PotentialTarget
-from pyro_osds.runtime.source import told
+from pyro_osds.runtime.errors.told import told
 from pyro_osds.target import FunctionTarget
 
 

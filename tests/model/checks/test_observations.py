@@ -23,9 +23,13 @@ def data_of(size=30):
     return torch.linspace(-1.0, 2.0, size)
 
 
-def run(model, *args):
+# For tests that read what is said of the model: the sentence comes first, however long the run.
+SHORT = {"num_iterations": 50, "num_particles": 16, "escalate": False}
+
+
+def run(model, *args, **options):
     pyro.set_rng_seed(0)
-    osds = OSDS(model, num_samples=500, num_chains=2, disable_progbar=True)
+    osds = OSDS(model, num_samples=500, num_chains=2, disable_progbar=True, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         osds.run(*args)
@@ -112,7 +116,7 @@ def test_counts_above_what_single_precision_holds_are_told():
 def test_a_forgotten_observation_is_told_and_its_evidence_is_not_called_reliable():
     with pytest.warns(ModelWarning, match=r"No site of the model is observed.*'y' lies in a plate as long as the data"):
         ModelTarget(regression, (data_of(), False))
-    evidence = run(regression, data_of(5), False).evidence
+    evidence = run(regression, data_of(5), False, **SHORT).evidence
     assert not evidence.reliable and "Is an obs= missing?" in evidence.reasons[0]
 
 
@@ -153,7 +157,7 @@ def test_a_density_that_is_nan_on_half_of_the_prior():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         pyro.factor("half", torch.where(x > 0, -0.5 * x * x, torch.tensor(math.nan)))
 
-    evidence = run(model).evidence
+    evidence = run(model, **SHORT).evidence
     assert not evidence.reliable
     assert "not a number at" in evidence.reasons[0] and "site 'half'" in evidence.reasons[0]
 
@@ -165,7 +169,7 @@ def test_a_scale_below_zero():
         with pyro.plate("rows", 5):
             pyro.sample("y", dist.Normal(x, 1.0), obs=data_of(5))
 
-    evidence = run(model).evidence
+    evidence = run(model, **SHORT).evidence
     assert not evidence.reliable and "draws of the prior (site 'x')" in evidence.reasons[0]
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from pyro_osds.runtime.recorder import needed
+from pyro_osds.runtime.recording.recorder import needed
 from pyro_osds.runtime.torch_internals import direct_call, without_function_modes
 
 
@@ -38,7 +38,7 @@ class Interpreter:
         graph: What was recorded.
 
     Example:
-        >>> from pyro_osds.runtime.recorder import record_operations
+        >>> from pyro_osds.runtime.recording.recorder import record_operations
         >>> run = Interpreter(record_operations(lambda z: (2 * z.exp(), z.sum()), torch.zeros(2)))
         >>> run(torch.ones(2))
         (tensor([5.4366, 5.4366]), tensor(2.))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_osds.runtime.interpreter import Interpreter
+from pyro_osds.runtime.recording.interpreter import Interpreter
 
 VARIABLE = "PYRO_OSDS_REPLAY"
 """The environment variable that says what runs recorded graphs."""
@@ -43,7 +43,7 @@ def freeze(graph: fx.GraphModule, arguments: tuple[Tensor, ...]) -> Callable[...
         ValueError: If the environment variable ``PYRO_OSDS_REPLAY`` names something else.
 
     Example:
-        >>> from pyro_osds.runtime.recorder import record_operations
+        >>> from pyro_osds.runtime.recording.recorder import record_operations
         >>> graph = record_operations(lambda z: (2 * z,), torch.zeros(2))
         >>> freeze(graph, (torch.zeros(2),))(torch.ones(2))
         (tensor([2., 2.]),)

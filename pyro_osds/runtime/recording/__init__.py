@@ -1,0 +1,1 @@
+"""Tensor operations written down once, and run again without the Python that led to them."""
