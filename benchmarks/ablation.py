@@ -1,13 +1,16 @@
 """What each part of the method is worth: objectives and networks switched off one at a time, and fewer steps.
 
     python benchmarks/ablation.py [--seeds 0] [--only TARGET ...] [--part objectives|networks|steps] [--jobs 2]
+    python benchmarks/ablation.py --report   # the tables in docs/method.md
+
+Each row is a line of benchmarks/results/ablation.jsonl.
 
 Objectives and networks: one row for each target and variant. All variants of a target and seed share one survey, so
 that only training differs; each starts from the same random state and spends the same iterations in one go, without the
 early stop and the larger flow that the package itself would use. "gap" is log Z - ELBO; "weight err" is the largest
 error of a mode's share among resampled draws; "W2" is the exact Wasserstein distance of 500 raw draws, without weights,
 from 500 true ones (Sinkhorn's without regularisation), and "floor" what true draws are apart from true ones; "folds" is
-the share of draws where the map's determinant is negative. "s" is the training on one core, teacher included.
+the share of draws where the map's determinant is negative. "CPU s" is the training, teacher included.
 
 Steps: ELBO and log Z +- standard error of four samplers in 1, 2, 4 and 8 steps.
 """
@@ -23,8 +26,10 @@ from dataclasses import dataclass, field, fields, replace
 import ot
 import pyro
 import torch
-from cases import CIRCLE, CIRCLE_WEIGHTS, Case, all_cases
+from cases import CIRCLE, CIRCLE_WEIGHTS, HERE, Case, all_cases
+from document import DOCS, table, write_block
 from report import found_modes
+from runs import Record, keep, stored
 from target_cases import FORTY_MEANS, even_wells, target_cases, tilted_wells
 from torch import Tensor
 
@@ -44,6 +49,7 @@ from pyro_osds.train.teacher import TeacherBudget, train_teacher
 from pyro_osds.train.trainer import Budget, Trainer
 from pyro_osds.train.velocity import VelocityLeap
 
+RESULTS = HERE / "results" / "ablation.jsonl"
 NUM_ITERATIONS, NUM_WARM_UP, NUM_VELOCITY_ITERATIONS = 150, 150, 100
 NUM_TIME_STEPS = 8
 NUM_DRAWS, NUM_PATHS = 8192, 8192
@@ -128,12 +134,12 @@ def set_out(case: Case, seed: int) -> Study:
 def timed(seed: int, make: Callable) -> tuple:
     """What is made, from the same random state whatever was made before, and the seconds."""
     pyro.set_rng_seed(seed)
-    start = time.perf_counter()
+    start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = make()
 
-    return made, time.perf_counter() - start
+    return made, time.process_time() - start
 
 
 # ---- the variants: from a study to a trained leap and the seconds ----
@@ -325,11 +331,7 @@ def weight_error(case: Case, z: Tensor, log_weight: Tensor) -> float:
     return found_modes(case, z[chosen]).max_error
 
 
-HEADER = ["target", "seed", "variant", "gap", "log Z error", "se", "pareto k", "ESS"]
-HEADER += ["weight err", "W2", "floor", "folds", "s"]
-
-
-def row(study: Study, name: str, build: Build) -> list[str]:
+def measured(study: Study, name: str, build: Build) -> Record:
     leap, seconds = build(study)
     pyro.set_rng_seed(study.seed + 1)
     draws = weigh(leap, study.found.target, NUM_DRAWS)
@@ -337,24 +339,24 @@ def row(study: Study, name: str, build: Build) -> list[str]:
     log_evidence, std_error = log_mean_weight(log_weight)
     drawn = draws.z.split(NUM_TRANSPORTED)[: len(study.true_sets)]
 
-    return [
-        study.case.name,
-        str(study.seed),
-        name,
-        f"{truth - elbo(log_weight):.4f}",
-        f"{abs(log_evidence - truth):.4f}",
-        f"{math.hypot(std_error, study.case.log_evidence_se):.4f}",
-        f"{pareto_k(log_weight):.2f}",
-        f"{effective_sample_size(log_weight) / len(log_weight):.3f}",
-        _or_dash(weight_error(study.case, draws.z, log_weight), 3),
-        _or_dash(mean_distance(drawn, study.true_sets), 2),
-        _or_dash(study.floor, 2),
-        f"{leap.fold_share():.3f}" if isinstance(leap, VelocityLeap) else "0",
-        f"{seconds:.1f}",
-    ]
+    return {
+        "target": study.case.name,
+        "seed": study.seed,
+        "variant": name,
+        "gap": truth - elbo(log_weight),
+        "error": log_evidence - truth,
+        "std_error": math.hypot(std_error, study.case.log_evidence_se),
+        "pareto_k": pareto_k(log_weight),
+        "ess": effective_sample_size(log_weight) / len(log_weight),
+        "weight_error": weight_error(study.case, draws.z, log_weight),
+        "transport": mean_distance(drawn, study.true_sets),
+        "floor": study.floor,
+        "folds": leap.fold_share() if isinstance(leap, VelocityLeap) else None,
+        "seconds": seconds,
+    }
 
 
-def step_rows(study: Study) -> list[list[str]]:
+def step_records(study: Study) -> list[Record]:
     """Four samplers in fewer and fewer steps."""
     teacher, _ = study.teacher()
     free, _ = study.velocity()
@@ -373,46 +375,94 @@ def step_rows(study: Study) -> list[list[str]]:
         ).log_weight
         for name, log_weight in log_weights.items():
             log_evidence, std_error = log_mean_weight(log_weight)
-            folds = f"{exact.fold_share():.3f}" if name.startswith("velocity") else "0"
-            cells = [f"{elbo(log_weight) - truth:+.4f}", f"{log_evidence - truth:+.4f}", f"{std_error:.4f}", folds]
-            rows.append([study.case.name, str(study.seed), str(num_steps), name, *cells])
+            rows.append({
+                "target": study.case.name,
+                "seed": study.seed,
+                "steps": num_steps,
+                "sampler": name,
+                "elbo_error": elbo(log_weight) - truth,
+                "error": log_evidence - truth,
+                "std_error": std_error,
+                "folds": exact.fold_share() if name.startswith("velocity") else None,
+            })  # fmt: skip
 
     return rows
 
 
+HEADER = ["target", "seed", "variant", "gap", "log Z error", "se", "pareto k", "ESS"]
+HEADER += ["weight err", "W2", "floor", "folds", "CPU s"]
 STEP_HEADER = ["target", "seed", "steps", "sampler", "ELBO - log Z", "log Z error", "se", "folds"]
+
+
+def variants_table(records: list[Record]) -> str:
+    rows = [
+        [
+            found["target"],
+            found["seed"],
+            found["variant"],
+            f"{found['gap']:.4f}",
+            f"{abs(found['error']):.4f}",
+            f"{found['std_error']:.4f}",
+            f"{found['pareto_k']:.2f}",
+            f"{found['ess']:.3f}",
+            _or_dash(found["weight_error"], 3),
+            _or_dash(found["transport"], 2),
+            _or_dash(found["floor"], 2),
+            "0" if found["folds"] is None else f"{found['folds']:.3f}",
+            f"{found['seconds']:.1f}",
+        ]
+        for found in records
+    ]
+
+    return table(HEADER, rows, "lrl" + "r" * 10)
+
+
+def steps_table(records: list[Record]) -> str:
+    rows = [
+        [
+            found["target"],
+            found["seed"],
+            found["steps"],
+            found["sampler"],
+            f"{found['elbo_error']:+.4f}",
+            f"{found['error']:+.4f}",
+            f"{found['std_error']:.4f}",
+            "0" if found["folds"] is None else f"{found['folds']:.3f}",
+        ]
+        for found in records
+    ]
+
+    return table(STEP_HEADER, rows, "lrrlrrrr")
 
 
 def _or_dash(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def print_row(cells: list[str]) -> None:
-    print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def print_header(cells: list[str]) -> None:
-    print_row(cells)
-    words = {"target", "variant", "sampler"}
-    print(f"|{'|'.join('---' if cell in words else '--:' for cell in cells)}|")
-
-
-def tables(task: tuple[str, int, str | None]) -> tuple[list[list[str]], list[list[str]]]:
-    """The rows of one target and seed in both tables."""
+def records_of(task: tuple[str, int, str | None]) -> list[Record]:
+    """What was measured of one target and seed, for both tables."""
     name, seed, part = task
     torch.set_num_threads(1)
     study = set_out(cases()[name], seed)
-    rows = []
+    found = []
     if part != "steps":
-        rows.append(row(study, f"default: {study.recipe().name}", recipe("auto")))
+        found.append(measured(study, f"default: {study.recipe().name}", recipe("auto")))
         chosen = [variant for variant in VARIANTS if name in variant.targets and part in (None, variant.part)]
-        rows += [row(study, variant.name, variant.build) for variant in chosen]
+        found += [measured(study, variant.name, variant.build) for variant in chosen]
 
-    return rows, step_rows(study) if part in (None, "steps") and name in STEPPED else []
+    return found + (step_records(study) if part in (None, "steps") and name in STEPPED else [])
 
 
 def cases() -> dict[str, Case]:
     return {case.name: case for case in [*target_cases(), *all_cases()] if case.name in EVERYWHERE}
+
+
+def tables_of(records: list[Record]) -> dict[str, str]:
+    """Both tables, as far as there is something for them."""
+    kinds = (("ablation", "variant", variants_table), ("steps", "sampler", steps_table))
+    rows = {name: (make, [each for each in records if key in each]) for name, key, make in kinds}
+
+    return {name: make(found) for name, (make, found) in rows.items() if found}
 
 
 def main() -> None:
@@ -423,23 +473,22 @@ def main() -> None:
     )
     parser.add_argument("--part", choices=("objectives", "networks", "steps"), help="default: all of them")
     parser.add_argument("--jobs", type=int, default=2, help="targets at a time, each on one core")
+    parser.add_argument("--report", action="store_true", help="write the tables, run nothing")
     args = parser.parse_args()
+    if args.report:
+        for name, text in tables_of(stored(RESULTS)).items():
+            write_block(name, text, DOCS / "method.md")
+        return
     names = [name for name in args.only if args.part != "steps" or name in STEPPED]
     # The longest first, so that the cores end together.
     names.sort(key=lambda name: name not in FOLDED)
-    all_step_rows = []
-    if args.part != "steps":
-        print_header(HEADER)
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        for rows, steps in pool.imap(tables, [(name, seed, args.part) for name in names for seed in args.seeds], 1):
-            for cells in rows:
-                print_row(cells)
-            all_step_rows += steps
-    if all_step_rows:
-        print()
-        print_header(STEP_HEADER)
-        for cells in all_step_rows:
-            print_row(cells)
+        tasks = [(name, seed, args.part) for name in names for seed in args.seeds]
+        for found in pool.imap(records_of, tasks, 1):
+            for record in found:
+                keep(record, RESULTS, "target", "seed", "variant", "steps", "sampler")
+            for text in tables_of(found).values():
+                print(f"{text}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from cases import HERE, Case, all_cases
 from document import DOCS, table, write_block
 from report import Result, missed, run
-from runs import Record, read_records, run_all
+from runs import Record, run_all, stored
 
 from pyro_osds import OSDS
 
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     if args.report:
-        write_block("accuracy", report(read_records(RESULTS)), DOCS / "accuracy.md")
+        write_block("accuracy", report(stored(RESULTS)), DOCS / "accuracy.md")
         return
     tasks = [(name, seed) for name in args.only for seed in args.seeds]
     print(report(run_all(measure, tasks, RESULTS, lambda record: (record["case"], record["seed"]))))

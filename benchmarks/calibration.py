@@ -15,7 +15,7 @@ from pathlib import Path
 
 from calibration_cases import Problem, all_problems
 from report import run
-from runs import Record, read_records, run_all
+from runs import Record, run_all, stored
 
 OUT = Path(__file__).parent / "results" / "calibration.jsonl"
 
@@ -92,7 +92,7 @@ def main() -> None:
         from calibration_report import write_report
 
         names = {problem.case.name for problem in problems} if args.only else None
-        write_report([record for record in read_records(args.out) if names is None or record["case"] in names])
+        write_report([record for record in stored(args.out) if names is None or record["case"] in names])
         return
     # Seed by seed, so that an interrupted calibration has some of everything.
     tasks = [(p.case.name, seed) for p in problems for seed in (p.seeds if args.seeds is None else args.seeds)]

@@ -1,5 +1,6 @@
-"""Generated parts of docs/evidence.md: what stands between two markers is replaced, what others wrote stays."""
+"""Generated parts of pages: what stands between two markers is replaced, what others wrote stays."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ def write_block(name: str, text: str, path: Path = DOCS / "evidence.md") -> None
         raise ValueError(f"{path} lacks the markers {begin!r} and {end!r}; put them where the numbers belong.")
     before, after = document.split(begin)[0], document.split(end)[1]
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median, smallest and largest of what was measured several times."""
+    middle, low, high = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+
+    return f"{middle} ({low}-{high})"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], align: str) -> str:

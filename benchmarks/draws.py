@@ -24,6 +24,7 @@ import pyro
 import torch
 from cases import eight_schools, german_credit
 from document import DOCS, table, write_block
+from runs import keep, ordered
 
 from pyro_osds import OSDS
 
@@ -123,21 +124,6 @@ def row(run: dict[str, Any]) -> list[str]:
     ]
 
 
-def stored() -> dict[tuple[str, int, int], dict[str, Any]]:
-    """Lines by posterior, draws and threads."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    runs = [json.loads(line) for line in lines]
-
-    return {(run["posterior"], run["draws"], run["threads"]): run for run in runs}
-
-
-def keep(run: dict[str, Any]) -> None:
-    """Put a run in its place, in the order of posteriors and threads."""
-    runs = {**stored(), (run["posterior"], run["draws"], run["threads"]): run}
-    order = sorted(runs.values(), key=lambda each: (list(MODELS).index(each["posterior"]), each["threads"]))
-    RESULTS.write_text("".join(f"{json.dumps(each)}\n" for each in order))
-
-
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     if args.measure:
@@ -147,8 +133,8 @@ def main(args: argparse.Namespace) -> None:
         done = subprocess.run([sys.executable, *sys.argv, "--measure", name], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr)
-        keep(json.loads(done.stdout.splitlines()[-1]))
-    runs = list(stored().values())
+        keep(json.loads(done.stdout.splitlines()[-1]), RESULTS, "posterior", "draws", "threads")
+    runs = ordered(RESULTS, "posterior", MODELS)
     header = ["posterior", "draws", "threads", "seconds", "CPU seconds", "arithmetic"]
     header += ["MB in the draws", "MB kept", "MB at the peak"]
     versions = ", ".join(sorted({run["torch"] for run in runs}))

@@ -35,7 +35,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from document import table, write_block
-from runs import Record, read_records, run_all
+from runs import Record, run_all, stored
 from torch import Tensor
 
 from pyro_osds import OSDS
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the table to the page, run nothing")
     args = parser.parse_args()
     if args.report:
-        write_block("exoplanets", report(read_records(args.out)))
+        write_block("exoplanets", report(stored(args.out)))
         return
     # Without a planet there is no period.
     tasks = [

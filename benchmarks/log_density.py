@@ -1,24 +1,26 @@
 """Time for log densities and scores of a batch of points: Pyro's own potential and the backends of the ladder.
 
-    python benchmarks/log_density.py [--repeats 5] [--batch-size 256] [--batch-sizes 256 1024 4096] [--only MODEL ...]
+    python benchmarks/log_density.py [--repeats 5] [--batch-sizes 256 1024 4096] [--only MODEL ...]
+    python benchmarks/log_density.py --report   # the table in docs/models.md
 
-Every number is for the value and the gradient at the whole batch, in milliseconds. "Pyro" is `potential_fn` of
-`initialize_model` with `potential_grad`, as HMC and NUTS call it, point by point without validation. "loop", "vmap" and
-"captured" are the backends of `ModelTarget`. The two that go point by point are measured at the first 16 points
-and multiplied by batch size / 16 (`LOOP_POINTS`); the two that do not are measured at the whole batch.
+Each model is a line of benchmarks/results/log_density.jsonl. Every number is for the value and the gradient at a batch
+of 256 points, in milliseconds of the processor on one thread. "Pyro" is `potential_fn` of `initialize_model` with
+`potential_grad`, as HMC and NUTS call it, point by point without validation. "loop", "vmap" and "captured" are the
+backends of `ModelTarget`. The two that go point by point are measured at the first 16 points and multiplied by batch
+size / 16 (`LOOP_POINTS`); the two that do not are measured at the whole batch.
 
 Rounds alternate between the variants, so that whatever else the machine does hits all of them. A time is the median
 over rounds; "x loop" and "x Pyro" are how many times faster the captured graph is in the same round, as the median
-(smallest-largest). "capture s" includes the first calls, in which TorchScript optimises the graph, but not what the
-first capture of a process costs besides; that stands above the table. The last two columns are the largest relative
-differences of values, and of scores, from the loop at all points and from Pyro at those that it was measured at; a
-score's difference is relative to its largest coordinate.
+(smallest-largest). "capture s" includes the first calls, in which TorchScript optimises the graph. The last two columns
+are the largest relative differences of values, and of scores, from the loop at all points and from Pyro at those that
+it was measured at; a score's difference is relative to its largest coordinate.
 
-The second table is the captured graph at other batch sizes, in microseconds per point.
+The second table, which is only printed, is the captured graph at other batch sizes, in microseconds per point.
 """
 
 import argparse
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,16 +29,23 @@ from dataclasses import dataclass
 import pyro
 import pyro.distributions as dist
 import torch
-from cases import eight_schools, german_credit, logistic_regression
+from cases import HERE, eight_schools, german_credit, logistic_regression
+from document import DOCS, spread, table, write_block
 from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.indexing import Vindex
 from pyro.ops.integrator import potential_grad
+from runs import Record, keep, ordered
 from torch import Tensor
 
 from pyro_osds.model import ModelTarget
 from pyro_osds.model.graph import MIN_BATCH
 from pyro_osds.model.sites import split
 from pyro_osds.target import log_prob_and_score
+
+RESULTS = HERE / "results" / "log_density.jsonl"
+
+BATCH_SIZE = 256
+"""Points of the first table."""
 
 LOOP_POINTS = 16
 """Points at which those that go point by point are measured."""
@@ -72,11 +81,11 @@ class Variant:
 
     def seconds(self, num_calls: int = 1) -> float:
         """For the whole batch, as the mean of several calls."""
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(num_calls):
             self.evaluate(self.z)
 
-        return (time.perf_counter() - start) / num_calls * self.scale
+        return (time.process_time() - start) / num_calls * self.scale
 
 
 # ---- models ----
@@ -233,43 +242,51 @@ def all_entries() -> list[Entry]:
 # ---- measurements ----
 
 
-@dataclass(frozen=True)
-class Measurement:
+def measure(entry: Entry, batch_sizes: Sequence[int], repeats: int, round_seconds: float) -> Record:
     """Seconds of each round by variant, what capturing cost, and how far the fastest backend is from the slow ones."""
-
-    entry: Entry
-    target: ModelTarget
-    rounds: dict[str, list[float]]
-    capture_seconds: float
-    from_loop: tuple[float, float]
-    from_pyro: tuple[float, float]
-
-    def speedups(self, name: str) -> list[float]:
-        """How many times faster than another variant the captured graph is, round by round."""
-        pairs = zip(self.rounds[name], self.rounds.get("captured", []), strict=False)
-
-        return [other / captured for other, captured in pairs]
-
-
-def measure(entry: Entry, batch_size: int, repeats: int, round_seconds: float) -> Measurement:
     target = ModelTarget(entry.model)
-    z = points(target, batch_size)
+    z = points(target, BATCH_SIZE)
     fastest = Variant(rung_of(target), z)
     capture_seconds = seconds_to_capture(target, fastest)
     by_pyro, loop = pyro_potential(entry.model, target), rung_of(ModelTarget(entry.model, vectorize="loop"))
     few = z[:LOOP_POINTS]
-    variants = {name: Variant(f, few, batch_size / len(few)) for name, f in (("Pyro", by_pyro), ("loop", loop))}
+    variants = {name: Variant(f, few, BATCH_SIZE / len(few)) for name, f in (("Pyro", by_pyro), ("loop", loop))}
     vmap = ModelTarget(entry.model, capture=False)
     if vmap.backend == "vmap":
         variants["vmap"] = Variant(rung_of(vmap), z)
     if target.backend == "captured":
         variants["captured"] = fastest
     values, scores = fastest.evaluate(z)
-    from_loop = differences((values, scores), loop(z))
-    from_pyro = differences((values[: len(few)], scores[: len(few)]), by_pyro(few))
-    rounds = alternate(variants, repeats, round_seconds)
 
-    return Measurement(entry, target, rounds, capture_seconds, from_loop, from_pyro)
+    return {
+        "model": entry.name,
+        "dim": target.dim,
+        "backend": target.backend,
+        "reason": target._ladder.reason,
+        "capture": capture_seconds,
+        "from loop": differences((values, scores), loop(z)),
+        "from Pyro": differences((values[: len(few)], scores[: len(few)]), by_pyro(few)),
+        "rounds": alternate(variants, repeats, round_seconds),
+        "by batch": by_batch(target, batch_sizes, repeats, round_seconds),
+        "torch": torch.__version__,
+    }
+
+
+def by_batch(target: ModelTarget, sizes: Sequence[int], repeats: int, seconds: float) -> dict[str, float]:
+    """The captured graph's microseconds per point, by batch size."""
+    if target.backend != "captured":
+        return {}
+    z = points(target, max(sizes))
+    rounds = alternate({str(size): Variant(rung_of(target), z[:size]) for size in sizes}, repeats, seconds)
+
+    return {size: 1e6 * statistics.median(times) / int(size) for size, times in rounds.items()}
+
+
+def speedups(found: Record, name: str) -> list[float]:
+    """How many times faster than another variant the captured graph is, round by round."""
+    pairs = zip(found["rounds"][name], found["rounds"].get("captured", []), strict=False)
+
+    return [other / captured for other, captured in pairs]
 
 
 def points(target: ModelTarget, batch_size: int) -> Tensor:
@@ -277,12 +294,12 @@ def points(target: ModelTarget, batch_size: int) -> Tensor:
 
 
 def seconds_to_capture(target: ModelTarget, fastest: Variant) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     if target.backend == "captured":  # asking makes the graph
         for _ in range(WARM_UP_CALLS):
             fastest.evaluate(fastest.z)
 
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def seconds_of_first_capture() -> float:
@@ -344,15 +361,21 @@ HEADER = (
 )  # fmt: skip
 
 
-def row(found: Measurement) -> list[str]:
+def report(records: list[Record]) -> str:
+    versions = ", ".join(sorted({found["torch"] for found in records}))
+
+    return f"torch {versions}, one thread.\n\n{table(HEADER, [row(found) for found in records], 'lrlrrrrrrrrr')}"
+
+
+def row(found: Record) -> list[str]:
     return [
-        found.entry.name,
-        str(found.target.dim),
-        found.target.backend,
-        *[milliseconds(found.rounds.get(name)) for name in ("Pyro", "loop", "vmap", "captured")],
-        *[speedup(found.speedups(name)) for name in ("loop", "Pyro")],
-        f"{found.capture_seconds:.2f}",
-        *["{:.0e}, {:.0e}".format(*pair) for pair in (found.from_loop, found.from_pyro)],
+        found["model"],
+        str(found["dim"]),
+        found["backend"],
+        *[milliseconds(found["rounds"].get(name)) for name in ("Pyro", "loop", "vmap", "captured")],
+        *[speedup(speedups(found, name)) for name in ("loop", "Pyro")],
+        f"{found['capture']:.2f}",
+        *[", ".join(f"{each:.0e}" if each else "0" for each in found[pair]) for pair in ("from loop", "from Pyro")],
     ]
 
 
@@ -365,74 +388,72 @@ def three_digits(number: float) -> str:
 
 
 def speedup(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.0f} ({min(ratios):.0f}-{max(ratios):.0f})" if ratios else "-"
+    return spread(ratios, 0) if ratios else "-"
 
 
-def print_row(cells: Sequence[str]) -> None:
-    print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def print_header(header: Sequence[str]) -> None:
-    print_row(header)
-    print(f"|---|{'--:|' * (len(header) - 1)}")
-
-
-def print_batch_sizes(measurements: list[Measurement], sizes: Sequence[int], repeats: int, seconds: float) -> None:
+def batches(records: list[Record]) -> str:
     """The captured graph's microseconds per point, by batch size."""
-    print_header(("captured, us per point", *[f"B = {size}" for size in sizes]))
-    for found in measurements:
-        if found.target.backend != "captured":
-            continue
-        z = points(found.target, max(sizes))
-        variants = {str(size): Variant(rung_of(found.target), z[:size]) for size in sizes}
-        rounds = alternate(variants, repeats, seconds)
-        print_row([found.entry.name, *[three_digits(1e6 * statistics.median(rounds[str(n)]) / n) for n in sizes]])
+    records = [found for found in records if found["by batch"]]
+    sizes = sorted({int(size) for found in records for size in found["by batch"]})
+    cells = [[found["by batch"].get(str(size)) for size in sizes] for found in records]
+    rows = [
+        [found["model"], *(three_digits(each) if each else "-" for each in times)]
+        for found, times in zip(records, cells, strict=True)
+    ]
+
+    return table(["captured, us per point", *(f"B = {size}" for size in sizes)], rows, "l" + "r" * len(sizes))
 
 
-def print_verdicts(measurements: list[Measurement]) -> None:
+def print_verdicts(records: list[Record]) -> None:
     """What was not captured, and why; and whether the graphs are as fast as they must be."""
-    for found in measurements:
-        if found.target.backend != "captured":
-            print(f"{found.entry.name} is not captured: {found.target._ladder.reason}")
-    for found in measurements:
-        if found.entry.min_speedup:
-            ratios = found.speedups("loop")
-            met = bool(ratios) and statistics.median(ratios) >= found.entry.min_speedup
-            required = f"captured >= {found.entry.min_speedup:.0f} x loop"
-            print(f"{required} on {found.entry.name}: {'met' if met else 'not met'} ({speedup(ratios)})")
+    for found in records:
+        if found["backend"] != "captured":
+            print(f"{found['model']} is not captured: {found['reason']}")
+    required = {entry.name: entry.min_speedup for entry in all_entries()}
+    for found in records:
+        if least := required[found["model"]]:
+            ratios = speedups(found, "loop")
+            met = bool(ratios) and statistics.median(ratios) >= least
+            print(
+                f"captured >= {least:.0f} x loop on {found['model']}: {'met' if met else 'not met'} ({speedup(ratios)})"
+            )
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    names = [entry.name for entry in all_entries()]
+    if args.report:
+        write_block("log-density", report(ordered(RESULTS, "model", names)), DOCS / "models.md")
+        return
+    # Points of the slow backends are timed in this process, whatever they take.
+    os.environ["LOKY_MAX_CPU_COUNT"] = "1"
+    torch.set_num_threads(1)
     pyro.set_rng_seed(0)
-    print(f"torch {torch.__version__}, threads: {torch.get_num_threads()}, {args.batch_size} points, milliseconds")
-    print(f"the first capture of a process: {seconds_of_first_capture():.1f} s\n")
-    print_header(HEADER)
-    measurements = []
+    # What loads once in a process is no part of what the first model's graph takes.
+    seconds_of_first_capture()
+    records = []
     for entry in all_entries():
         if entry.name in args.only:
-            measurements.append(measure(entry, args.batch_size, args.repeats, args.round_seconds))
-            print_row(row(measurements[-1]))
-    print()
-    print_batch_sizes(measurements, args.batch_sizes, args.repeats, args.round_seconds)
-    print()
-    print_verdicts(measurements)
+            found = measure(entry, args.batch_sizes, args.repeats, args.round_seconds)
+            records.append(found)
+            if not args.smoke_test:
+                keep(found, RESULTS, "model")
+            print(f"| {' | '.join(row(found))} |", flush=True)
+    print(f"\n{report(records)}\n\n{batches(records)}\n")
+    print_verdicts(records)
 
 
 if __name__ == "__main__":
     names = [entry.name for entry in all_entries()]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="rounds; at least one")
-    parser.add_argument("--batch-size", type=int, default=256, help=f"points; at least {MIN_BATCH} to be captured")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 1024, 4096], help="of the second table")
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="MODEL", help=f"of {names}")
-    parser.add_argument("--threads", type=int, help="of torch; default: as many as it takes")
-    parser.add_argument("--smoke-test", action="store_true", help="a tiny run; its numbers mean nothing")
+    parser.add_argument("--report", action="store_true", help="write the table, run nothing")
+    parser.add_argument("--smoke-test", action="store_true", help="a tiny run, which is not kept")
     args = parser.parse_args()
-    if min(args.batch_size, *args.batch_sizes) < MIN_BATCH:
+    if min(args.batch_sizes) < MIN_BATCH:
         parser.error(f"batches of fewer than {MIN_BATCH} points are never captured")
     args.round_seconds = ROUND_SECONDS
     if args.smoke_test:
-        args.repeats, args.batch_size, args.batch_sizes, args.round_seconds = 1, MIN_BATCH, [MIN_BATCH], 0.0
+        args.repeats, args.batch_sizes, args.round_seconds = 1, [MIN_BATCH], 0.0
     main(args)

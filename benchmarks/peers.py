@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from peer_methods import METHODS, applies, min_effective_size, quiet
 from peer_models import model_of, names
+from runs import keep, read_records, stored
 
 OUT = Path(__file__).parent / "results" / "peers.jsonl"
 QUICK_MODELS = ("eight schools", "gp_regr", "four Gaussians")
@@ -77,11 +78,6 @@ def run_apart(method: str, name: str, seed: int, limit: float) -> dict[str, Any]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def read() -> list[dict[str, Any]]:
-    """The runs so far."""
-    return [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
-
-
 def main(args: argparse.Namespace) -> None:
     """Run what is missing, then report."""
     models = args.only or (QUICK_MODELS if args.quick else names())
@@ -89,16 +85,14 @@ def main(args: argparse.Namespace) -> None:
     installed = [name for name in METHODS if importlib.util.find_spec(NEEDS.get(name, "pyro")) is not None]
     methods = [name for name in installed if name in chosen]
     repeats, limit = (1, min(args.limit, 50.0)) if args.quick else (args.repeats, args.limit)
-    done = {(record["method"], record["model"], record["seed"]) for record in read()}
-    OUT.parent.mkdir(exist_ok=True)
+    done = {(record["method"], record["model"], record["seed"]) for record in read_records(OUT)}
     for seed in range(repeats):
         for name in models:
             for method in methods:
                 if (method, name, seed) in done or not applies(method, model_of(name)):
                     continue
                 record = run_apart(method, name, seed, limit)
-                with OUT.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                keep(record, OUT, "method", "model", "seed")
                 told = {key: record.get(key) for key in ("seconds", "effective", "error", "limit", "failed")}
                 print(name, method, seed, told, flush=True)
 
@@ -120,4 +114,4 @@ if __name__ == "__main__":
             main(options)
         from peer_report import write_report
 
-        write_report(read())
+        write_report(stored(OUT))

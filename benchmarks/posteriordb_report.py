@@ -7,7 +7,18 @@ from document import DOCS, table, write_block
 from posteriordb_models import POSTERIORS, REFERENCE
 from runs import Record
 
-HEADER = ("posterior", "D", "n", "s", "mean error, sd", "sd ratio", "quantile error, sd", "draws", "evidence", "flag")
+HEADER = (
+    "posterior",
+    "D",
+    "n",
+    "CPU s",
+    "mean error, sd",
+    "sd ratio",
+    "quantile error, sd",
+    "draws",
+    "evidence",
+    "flag",
+)
 
 
 def has_ended(record: Record) -> bool:

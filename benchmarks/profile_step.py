@@ -1,7 +1,7 @@
 """One optimiser step, taken apart: how many tensor operations, how many milliseconds, and of which part.
 
-    OMP_NUM_THREADS=1 python benchmarks/profile_step.py [--repeats 7] [--only STEP ...] [--json FILE] [--before FILE]
-    python benchmarks/profile_step.py --report
+    OMP_NUM_THREADS=1 python benchmarks/profile_step.py [--repeats 7] [--only STEP ...]
+    python benchmarks/profile_step.py --report   # the tables in docs/performance.md
 
 Operations are counted where they reach torch's dispatcher, those of recorded graphs included; one that only looks at
 memory in another shape counts apart, as a view. Milliseconds are CPU time of the process, the median of the rounds.
@@ -11,23 +11,21 @@ gradients, and the optimiser with clipping, average and schedule.
 The limit is what the machine could do: each operation takes as long as its floating-point operations at the rate of a
 large product of matrices, or as the bytes that it reads and writes at the rate of a sum of two tensors that fit into
 the cache, whichever is longer; both rates are measured in the same process. Each step is a line of
-benchmarks/results/profile_step.jsonl, and `--report` writes their table into docs/performance.md. `--json` keeps the
-numbers; `--before` prints those of another run beside them, such as that of an earlier version on the same machine.
+benchmarks/results/profile_step.jsonl.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from cases import eight_schools, german_credit
+from cases import HERE, eight_schools, german_credit
 from document import DOCS, table, write_block
+from runs import Record, keep, ordered
 from target_cases import sonar
 
 from pyro_osds import OSDS
@@ -44,7 +42,7 @@ STEPS: dict[str, tuple[Callable[[], None], str]] = {
 """Steps by name: the model, and which of the flows takes it."""
 
 PARTS = ("base", "flow", "density", "objective", "gradients", "optimiser")
-RESULTS = Path(__file__).parent / "results" / "profile_step.jsonl"
+RESULTS = HERE / "results" / "profile_step.jsonl"
 
 NUM_ITERATIONS = 40
 """Enough for the gradients of further steps to be those of a fit."""
@@ -183,7 +181,7 @@ def milliseconds(function: Callable[[], Any], repeats: int) -> float:
     return 1e3 * statistics.median(seconds(num_calls) for _ in range(repeats))
 
 
-def profile(name: str, repeats: int) -> dict[str, float]:
+def profile(name: str, repeats: int) -> Record:
     """Operations, views, milliseconds, and milliseconds of each part."""
     trainer = trainer_of(*STEPS[name])
     for _ in range(WARM_UP_CALLS):
@@ -195,6 +193,8 @@ def profile(name: str, repeats: int) -> dict[str, float]:
     times = {part: milliseconds(function, repeats) for part, function in parts_of(trainer).items()}
 
     return {
+        "step": name,
+        "torch": torch.__version__,
         "operations": counted.operations,
         "views": counted.views,
         "ms": times["step"],
@@ -211,64 +211,54 @@ def profile(name: str, repeats: int) -> dict[str, float]:
     }
 
 
-def row(name: str, found: dict[str, float]) -> list[str]:
-    shares = [f"{found[part] / found['ms']:.0%}" for part in PARTS]
+def shares(records: list[Record]) -> str:
+    """The table of what the parts of steps take."""
+    rows = [
+        [run["step"], f"{run['operations']}", f"{run['views']}", f"{run['ms']:.2f}"]
+        + [f"{run[part] / run['ms']:.0%}" for part in PARTS]
+        for run in records
+    ]
 
-    return [name, f"{found['operations']:.0f}", f"{found['views']:.0f}", f"{found['ms']:.2f}", *shares]
+    return table(["step", "operations", "views", "ms", *PARTS], rows, "l" + "r" * (3 + len(PARTS)))
 
 
-def limits(runs: dict[str, dict[str, float]]) -> str:
+def limits(records: list[Record]) -> str:
     """The table of what steps take, and what the machine could do."""
     rows = []
-    for name, run in runs.items():
+    for run in records:
         rows.append([
-            name, f"{run['operations']:.0f}", f"{run['flops'] / 1e6:.0f}", f"{run['bytes'] / 1e6:.1f}",
+            run["step"], f"{run['operations']}", f"{run['flops'] / 1e6:.0f}", f"{run['bytes'] / 1e6:.1f}",
             f"{run['limit']:.2f}", f"{run['ms']:.2f}", f"{run['limit'] / run['ms']:.0%}",
         ])  # fmt: skip
     header = ["step", "operations", "Mflop in products", "MB read and written", "limit, ms", "measured, ms", "share"]
-    first = next(iter(runs.values()))
-    speeds = (f"{first[f'rate_{name}'] / 1e9:.0f}" for name in ("float32", "float64", "bytes"))
-    single, double, num_bytes = speeds
-
-    return (
-        f"One core: {single} Gflop/s in single precision, {double} in double, {num_bytes} GB/s in the cache.\n\n"
-        f"{table(header, rows, 'lrrrrrr')}"
+    single, double, num_bytes = (
+        f"{statistics.median(run[f'rate_{name}'] for run in records) / 1e9:.0f}"
+        for name in ("float32", "float64", "bytes")
     )
 
+    speeds = (
+        f"One core: {single} Gflop/s in single precision, {double} in double, {num_bytes} GB/s in the cache (medians)."
+    )
 
-def stored() -> dict[str, dict[str, float]]:
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-
-    return {run.pop("step"): run for run in map(json.loads, lines)}
+    return f"{speeds}\n\n{table(header, rows, 'lrrrrrr')}"
 
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    before = json.loads(Path(args.before).read_text()) if args.before else {}
-    if args.report:
-        write_block("limit", limits(stored()), DOCS / "performance.md")
-        return
-    rows, kept = [], {}
-    for name in args.only:
-        kept[name] = profile(name, args.repeats)
-        every = {**stored(), **kept}
-        RESULTS.write_text("".join(f"{json.dumps({'step': each, **every[each]})}\n" for each in STEPS if each in every))
-        if name in before:
-            rows.append(row(f"{name}, before", before[name]))
-        rows.append(row(name, kept[name]))
-        print(f"{name}: {kept[name]['ms']:.2f} ms", flush=True)
-    print(f"\ntorch {torch.__version__}, one thread\n")
-    print(table(["step", "operations", "views", "ms", *PARTS], rows, "l" + "r" * 9))
-    print(f"\n{limits(kept)}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(kept))
+    for name in [] if args.report else args.only:
+        keep(profile(name, args.repeats), RESULTS, "step")
+    records = ordered(RESULTS, "step", STEPS)
+    versions = ", ".join(sorted({run["torch"] for run in records}))
+    texts = {"step": f"torch {versions}, one thread.\n\n{shares(records)}", "limit": limits(records)}
+    for name, text in texts.items():
+        print(f"{text}\n")
+        if args.report:
+            write_block(name, text, DOCS / "performance.md")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", nargs="+", default=list(STEPS), choices=list(STEPS), metavar="STEP")
-    parser.add_argument("--report", action="store_true", help="write the table of limits from stored results")
-    parser.add_argument("--json", help="where to keep the numbers")
-    parser.add_argument("--before", help="numbers that were kept, to be printed beside")
+    parser.add_argument("--report", action="store_true", help="write the tables, run nothing")
     main(parser.parse_args())

@@ -1,8 +1,8 @@
-"""Many independent runs, some at once, each a line of a file; what is in the file already is not run again."""
+"""Results of runs, each a line of a file: reading and keeping them, and many runs at once, where they are missing."""
 
 import json
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +25,42 @@ def _records(text: str) -> Iterator[Record]:
             yield json.loads(line)
         except json.JSONDecodeError:
             continue
+
+
+def keep(record: Record, path: Path, *names: str) -> None:
+    """Put a record into a file, in the place of an earlier one that has the same under these names."""
+
+    def key(one: Record) -> tuple[Hashable, ...]:
+        return tuple(one.get(name) for name in names)
+
+    every = {key(each): each for each in [*read_records(path), record]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Whoever interrupts this has the file as it was.
+    new = path.with_suffix(".new")
+    new.write_text("".join(f"{json.dumps(each)}\n" for each in every.values()))
+    new.replace(path)
+
+
+def stored(path: Path) -> list[Record]:
+    """The records of a file, for a report of them.
+
+    Raises:
+        SystemExit: If there are none: a report of nothing would empty the table of the page.
+    """
+    records = read_records(path)
+    if not records:
+        raise SystemExit(f"There are no results in {path}: run the benchmark without --report first.")
+
+    return records
+
+
+def ordered(path: Path, name: str, order: Iterable[str]) -> list[Record]:
+    """The stored records in the order that what stands under a name has elsewhere; what is not there comes last."""
+    places: dict[str, int] = {}
+    for value in order:
+        places.setdefault(value, len(places))
+
+    return sorted(stored(path), key=lambda record: places.get(record[name], len(places)))
 
 
 def run_all(

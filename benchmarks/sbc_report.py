@@ -33,7 +33,7 @@ def _summary(model: str, fits: Sequence[Record], records: Sequence[Record]) -> s
 
     return (
         f"* **{model}**: {len(fits)} fits, {failed} ended in an error, {doubted} called not reliable (all of them count"
-        f" below); median {seconds:.0f} s."
+        f" below); median {seconds:.0f} CPU s."
     )
 
 

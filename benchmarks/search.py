@@ -24,7 +24,7 @@ import torch
 from adversarial_cases import CASES
 from adversarial_cases.base import SETTINGS
 from document import table, write_block
-from runs import Record, read_records, run_all
+from runs import Record, run_all, stored
 
 from pyro_osds import OSDS
 
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the tables to the page, run nothing")
     args = parser.parse_args()
     if args.report:
-        write_block("search", report(read_records(args.out)))
+        write_block("search", report(stored(args.out)))
         return
     wanted = list(tasks(args.only, args.full, args.seeds))[: args.max_runs]
     for record in run_all(measure, wanted, args.out, lambda one: tuple(one["task"]), args.jobs):

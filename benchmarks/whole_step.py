@@ -15,7 +15,6 @@ benchmarks/results/whole_step.jsonl; `--report` writes their table into docs/per
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import time
@@ -29,7 +28,8 @@ os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 import pyro
 import torch
 from cases import eight_schools, german_credit
-from document import DOCS, table, write_block
+from document import DOCS, spread, table, write_block
+from runs import keep, ordered
 from target_cases import sonar
 from torch import Tensor, fx
 
@@ -280,28 +280,28 @@ def milliseconds(step: Callable[[], Any]) -> float:
 def rows(run: dict[str, Any]) -> list[list[str]]:
     found = []
     for way, milliseconds_of_step in run["ms"].items():
-        ratios, whole = run["ratios"][way], [run["ready"][way] + num * milliseconds_of_step / 1e3 for num in TRAININGS]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        whole = [run["ready"][way] + num * milliseconds_of_step / 1e3 for num in TRAININGS]
         name = f"{run['posterior']}, {run['dim']}-D" if way == WAYS[0] else ""
         trainings = [f"{seconds:.1f}" for seconds in whole]
-        found.append([name, way, f"{milliseconds_of_step:.1f}", spread, f"{run['ready'][way]:.1f}", *trainings])
+        found.append(
+            [
+                name,
+                way,
+                f"{milliseconds_of_step:.1f}",
+                spread(run["ratios"][way]),
+                f"{run['ready'][way]:.1f}",
+                *trainings,
+            ]
+        )
 
     return found
-
-
-def stored() -> dict[str, dict[str, Any]]:
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-
-    return {run["posterior"]: run for run in map(json.loads, lines)}
 
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     for name in [] if args.report else args.only:
-        run = measure(name, WAYS[:-1] if args.no_compile else WAYS, args.repeats)
-        every = {**stored(), name: run}
-        RESULTS.write_text("".join(f"{json.dumps(every[each])}\n" for each in POSTERIORS if each in every))
-    runs = list(stored().values())
+        keep(measure(name, WAYS[:-1] if args.no_compile else WAYS, args.repeats), RESULTS, "posterior")
+    runs = ordered(RESULTS, "posterior", POSTERIORS)
     header = ["posterior", "way", "ms", "of the first", "ready, s", *(f"{num:,} steps, s" for num in TRAININGS)]
     versions = ", ".join(sorted({run["torch"] for run in runs}))
     text = f"torch {versions}, one thread.\n\n{table(header, [row for run in runs for row in rows(run)], 'llrrrrr')}"

@@ -33,26 +33,37 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-# Blocks whose results are stored: the benchmark, and what makes its report.
+# Blocks that benchmarks write. A benchmark keeps its results in a file of its own name, and makes its report of them.
 REPORTS = {
-    "accuracy": ("accuracy.py", ["--report"]),
-    "search": ("search.py", ["--report"]),
-    "calibration": ("calibration.py", ["--report"]),
-    "exoplanets": ("exoplanets.py", ["--report"]),
-    "adversarial": ("adversarial.py", ["--report", "--any-revision"]),
-    "devices": ("devices.py", ["--report"]),
-    "draws": ("draws.py", ["--report"]),
-    "whole-step": ("whole_step.py", ["--report"]),
-    "limit": ("profile_step.py", ["--report"]),
-    "targets": ("targets.py", ["--report"]),
-    "walk": ("walk.py", ["--report"]),
-    "students": ("walk.py", ["--report"]),
-    "paper": ("paper.py", ["--report"]),
-    "paper-training": ("paper.py", ["--report"]),
-    "evidence-from-samples": ("evidence_from_samples.py", ["--report"]),
+    "accuracy": "accuracy.py",
+    "search": "search.py",
+    "calibration": "calibration.py",
+    "exoplanets": "exoplanets.py",
+    "adversarial": "adversarial.py --any-revision",
+    "devices": "devices.py",
+    "draws": "draws.py",
+    "whole-step": "whole_step.py",
+    "whole-runs": "whole_runs.py",
+    "exploring": "exploring.py",
+    "replay": "replay.py",
+    "step": "profile_step.py",
+    "limit": "profile_step.py",
+    "targets": "targets.py",
+    "walk": "walk.py",
+    "students": "walk.py",
+    "paper": "paper.py",
+    "paper-training": "paper.py",
+    "evidence-from-samples": "evidence_from_samples.py",
+    "log-density": "log_density.py",
+    "missing-data": "missing_data.py",
+    "ablation": "ablation.py",
+    "steps": "ablation.py",
+    "scaling": "scaling.py",
+    "large": "scaling.py",
+    "posteriordb": "posteriordb.py",
+    "sbc": "sbc.py",
+    "peers": "peers.py",
 }
-# Blocks of other benchmarks.
-COMMANDS = {"peers": "peers.py", "posteriordb": "posteriordb.py", "sbc": "sbc.py"}
 # No results: names of modules, output of a run that a test compares.
 WITHOUT_NUMBERS = ("modules", "summary")
 
@@ -77,6 +88,11 @@ class Table:
         return f"{self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page}:{min(self.lines)}"
 
 
+def is_stored(block: str) -> bool:
+    """Whether there are results from which a benchmark can make that block."""
+    return block in REPORTS and (RESULTS / REPORTS[block].split()[0]).with_suffix(".jsonl").exists()
+
+
 def tables(page: Path) -> list[Table]:
     """The tables of a page, each with its source as the page tells it."""
     found: list[Table] = []
@@ -92,7 +108,7 @@ def tables(page: Path) -> list[Table]:
             command, marked = "", ""
         if said := COMMAND.search(line):
             command = said[0].strip()
-        is_line = line.startswith("|") or (block in REPORTS and bool(line.strip()) and not BLOCK.search(line))
+        is_line = line.startswith("|") or (is_stored(block) and bool(line.strip()) and not BLOCK.search(line))
         if is_line and not is_code:
             if not open_table:
                 found.append(Table(page, block=block, source=marked or command))
@@ -158,8 +174,9 @@ def reports() -> dict[str, str]:
     before = sys.argv
     with tempfile.TemporaryDirectory() as folder:
         document.FIGURES = Path(folder)
-        for script, arguments in REPORTS.values():
-            sys.argv = [script, *arguments]
+        for command in dict.fromkeys(command for block, command in REPORTS.items() if is_stored(block)):
+            script, *arguments = command.split()
+            sys.argv = [script, "--report", *arguments]
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 runpy.run_path(str(ROOT / "benchmarks" / script), run_name="__main__")
@@ -246,8 +263,8 @@ def main() -> int:
         if table.block in made:
             wrong += against_report(table, made[table.block])
             checked += 1
-        elif table.block in COMMANDS:
-            unstored.append(f"{table.place}: python benchmarks/{COMMANDS[table.block]}")
+        elif table.block in REPORTS:
+            unstored.append(f"{table.place}: python benchmarks/{REPORTS[table.block]}")
         elif table.source:
             wrong += against_source(table)
             if table.source.startswith("python "):

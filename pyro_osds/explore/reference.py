@@ -247,9 +247,22 @@ def come_to_rest(target: Target, z: Tensor, journal: Journal | None = None) -> R
 
     # Still climbing fast means not arrived.
     climb = (points.log_prob - before).nan_to_num(torch.inf)
-    arrived = points.log_prob.isfinite() & (climb < target.dim + _MAX_CLIMB)
+    arrived = points.log_prob.isfinite() & (climb < target.dim + _MAX_CLIMB) & ~_lost(points)
 
     return Rest(points.z[arrived], points.log_prob[arrived], step[arrived, 0])
+
+
+def _lost(points: Points) -> Tensor:
+    """Which points a steep slope has thrown out for good, ``(N,)``.
+
+    Next to where they are and to the nats that they lack, a unit is less than rounding, so that nothing is seen of how
+    they climb; or the squares of where they are have no finite sum, and there is no covariance with them.
+    """
+    log_prob = points.log_prob.where(points.log_prob.isfinite(), -torch.inf)
+    gap, far = log_prob.amax() - log_prob, points.z.abs().amax(-1)
+    has_square = (len(far) * far.square()).isfinite()
+
+    return ~has_square | (torch.minimum(gap, far.to(gap)) * torch.finfo(gap.dtype).eps > 1.0)
 
 
 def _moved(evaluate: Callable[[Tensor], Points], points: Points, step: Tensor) -> tuple[Points, Tensor]:

@@ -16,6 +16,7 @@ from pyro_osds.explore.reference import (
     throw,
     wide_reference,
 )
+from pyro_osds.explore.survey import survey
 from pyro_osds.target import FunctionTarget
 
 
@@ -97,6 +98,52 @@ def test_what_has_not_arrived_is_left_out(float64):
 
     rest = come_to_rest(FunctionTarget(log_prob_fn, 1), torch.tensor([[0.0], [30.0], [1000.0], [-1000.0]]))
     assert len(rest.z) == 1 and rest.z.abs().max() < 10 and rest.step.shape == (1,)
+
+
+def twice_exponential(z):
+    """A normal with mean 10 and sd 1 for x = exp(exp(z)) > 1, in z: it overflows at z = 6."""
+    return -0.5 * (z.exp().exp() - 10.0).square().sum(-1) + (z + z.exp()).sum(-1)
+
+
+def twice_exponential_ordered(z):
+    """Two normals in order, in the coordinates that Pyro gives to positive ordered vectors."""
+    low, high = z[:, 0].exp(), (z[:, 0] + z[:, 1].exp()).exp()
+    return -0.5 * ((low - 3.0).square() + (high - 10.0).square()) + 2.0 * z[:, 0] + z[:, 1].exp() + z[:, 1]
+
+
+def tower(z):
+    return (z - z.exp().exp()).sum(-1)
+
+
+@pytest.mark.parametrize(("log_prob_fn", "dim"), [(twice_exponential, 1), (twice_exponential_ordered, 2), (tower, 3)])
+def test_points_that_a_steep_slope_threw_out_are_left_out(float64, log_prob_fn, dim):
+    # Out of a density of zero some are thrown to 1e300, where nothing is seen of their climb and squares are infinite.
+    target = FunctionTarget(log_prob_fn, dim)
+    rest = throw(target)
+    reference = wide_reference(target, rest)
+    draws = reference.sample((1000,))
+    assert rest.z.abs().max() < 1000.0 and draws.isfinite().all() and reference.log_prob(draws).isfinite().all()
+
+
+def test_the_log_evidence_of_a_density_that_throws_points_out(float64):
+    # The normal for x > 1 holds all but 1e-19 of its mass.
+    found = survey(FunctionTarget(twice_exponential, 1)).exploration
+    assert abs(found.log_evidence - 0.5 * math.log(2.0 * math.pi)) < 5.0 * found.std_error < 0.5
+
+
+def test_points_far_out_that_are_as_good_as_any_stay(float64):
+    # In units in which the whole of the mass lies beyond 1e16.
+    rest = come_to_rest(FunctionTarget(lambda z: standard(z / 1e16), 2), 1e17 + 1e16 * torch.randn(64, 2))
+    assert len(rest.z) == 64
+
+
+def test_points_without_a_finite_square_are_left_out(float64):
+    # The density is nearly as large there as anywhere; with them there is no covariance.
+    z = torch.tensor([[0.0], [1.0], [1e200], [-math.inf]])
+    target = FunctionTarget(lambda z: torch.tanh(-z[:, 0].abs() / 100.0), 1)
+    assert come_to_rest(target, z).z.abs().max() < 1e6
+    # Where nothing is finite nothing is lost, and nothing has come to rest.
+    assert not len(come_to_rest(FunctionTarget(lambda z: z.sum(-1) * math.nan, 1), z).z)
 
 
 def test_steps_adapt_to_the_width_of_a_mode(float64):

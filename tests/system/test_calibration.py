@@ -293,3 +293,27 @@ def test_only_what_stands_between_the_markers_is_replaced(tmp_path):
     assert path.read_text() == "before\n<!-- numbers: begin -->\nnew\n<!-- numbers: end -->\nafter\n"
     with pytest.raises(ValueError, match="lacks the markers"):
         document.write_block("others", "new", path)
+
+
+def test_results_are_kept_in_the_place_of_earlier_ones(tmp_path):
+    path = tmp_path / "results" / "runs.jsonl"
+    first, other = {"case": "a", "seed": 0, "error": 1.0}, {"case": "b", "seed": 0, "error": 2.0}
+    for record in (first, other, {**first, "seed": 1}, {**first, "error": 3.0}):
+        runs.keep(record, path, "case", "seed", "step")  # those without a step are told apart by the others
+    assert [(each["case"], each["seed"], each["error"]) for each in runs.read_records(path)] == [
+        ("a", 0, 3.0),
+        ("b", 0, 2.0),
+        ("a", 1, 1.0),
+    ]
+    # Names that the order has not come last.
+    assert [(each["case"], each["seed"]) for each in runs.ordered(path, "case", ["b", "a", "b"])] == [
+        ("b", 0),
+        ("a", 0),
+        ("a", 1),
+    ]
+    with pytest.raises(SystemExit, match=r"no results in .*none\.jsonl: run .* without --report first"):
+        runs.ordered(tmp_path / "none.jsonl", "case", ["b"])  # the page keeps the table that it has
+
+
+def test_the_spread_of_measurements_is_their_median_and_ends():
+    assert document.spread([1.0, 4.0, 2.5]) == "2.50 (1.00-4.00)" and document.spread([3.0, 1.0], 0) == "2 (1-3)"

@@ -199,6 +199,22 @@ def test_names_versions_links_and_code_are_no_numbers(find_numbers):
     assert list(find_numbers.numbers(line)) == ["1e-5", "-31.31", "0.02"]
 
 
+def test_a_block_without_stored_results_has_only_its_tables_told(find_numbers, tmp_path, monkeypatch):
+    # Lines between the tables of such a block say nothing that could be checked.
+    text = "<!-- search: begin -->\n3.5 of 4 runs.\n\n| a |\n|--:|\n| 0.5 |\n<!-- search: end -->\n"
+    assert [list(table.lines) for table in read(find_numbers, tmp_path, text)] == [[2], [4, 5, 6]]
+    monkeypatch.setattr(find_numbers, "RESULTS", tmp_path / "no results")
+    assert not find_numbers.is_stored("search") and not find_numbers.is_stored("modules")
+    assert [list(table.lines) for table in read(find_numbers, tmp_path, text)] == [[4, 5, 6]]
+
+
+def test_every_block_that_a_benchmark_writes_stands_on_a_page(find_numbers):
+    pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    for block, command in find_numbers.REPORTS.items():
+        assert pages.count(f"<!-- {block}: begin -->") == pages.count(f"<!-- {block}: end -->") == 1, block
+        assert (DOCS.parent / "benchmarks" / command.split()[0]).exists(), command
+
+
 @pytest.mark.slow
 def test_every_table_of_the_pages_has_a_source_that_exists():
     done = subprocess.run([sys.executable, str(DOCS / "find_numbers.py")], capture_output=True, text=True, check=False)
