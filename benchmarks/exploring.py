@@ -40,7 +40,7 @@ def row(case: Case, seed: int) -> str:
     pyro.set_rng_seed(seed)
     target = FunctionTarget(case.model, case.dim) if case.dim else ModelTarget(case.model)
     count, start = counted(target), time.process_time()
-    found = survey(target, Settings().particles(target.vectorized, target.num_terms))
+    found = survey(target, Settings().particles(target))
     seconds, exploration = time.process_time() - start, found.exploration
     cells = [
         case.name,

@@ -268,3 +268,10 @@ def test_many_small_operations_go_through_large_blocks_at_once():
     assert torch.allclose(target.log_prob(z), total, rtol=0, atol=1e-9)
     assert torch.allclose(z.grad, torch.autograd.grad(total.sum(), z)[0], rtol=1e-8, atol=1e-10)
     assert {size for _, size in target._ladder._graphs} == {512}
+    # A few points go through the graph, too: the same bits as in a batch.
+    with torch.no_grad():
+        target.log_prob(z)
+        assert torch.equal(target.log_prob(z[:3]), target.log_prob(z)[:3])
+    few = z[:3].detach().requires_grad_()
+    target.log_prob(few).sum().backward()
+    assert torch.equal(few.grad, z.grad[:3])
