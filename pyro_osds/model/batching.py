@@ -177,7 +177,7 @@ class Ladder:
             log_prior, log_likelihood = self.densities(z[:1])
             return log_prior.expand(len(z)), log_likelihood.expand(len(z))
         scores = torch.is_grad_enabled() and z.requires_grad
-        # Of many small operations a block takes hardly longer than a point, and a third of what that takes without a graph.
+        # Of many small operations a block takes hardly longer than a point, which takes thrice that by itself.
         has_graph = self._block_size > BLOCK_SIZE and (scores, self._block_size) in self._graphs
         if self._may_capture and len(z) >= (1 if has_graph else self._min_batch) and z.dtype == self._example.dtype:
             try:
