@@ -33,6 +33,7 @@ from pyro_osds.explore.particles import (
     some_of,
 )
 from pyro_osds.explore.paths import AnnealingPath
+from pyro_osds.runtime.clock import check_time
 from pyro_osds.runtime.progress import progress_bar
 from pyro_osds.stats.moments import fisher_moments
 from pyro_osds.target import NotFiniteError, finite_log_prob, log_prob_and_score
@@ -142,11 +143,11 @@ def moved(path: AnnealingPath, z: Tensor, num_moves: int, num_leapfrog: int = 5)
         The particles, ``(N, D)``, and their log densities, ``(N,)``.
     """
     mover = _HamiltonianMover(path, 1, num_leapfrog)
-    log_prob = z.new_zeros(len(z))
+    points = Points(z, z.new_zeros(len(z)), torch.zeros_like(z))
     for _ in range(num_moves):
-        z, _, log_prob = mover.move(z, log_prob, log_prob, 1.0)
+        points = mover.move(points.z, points.parts, 1.0)
 
-    return z, log_prob
+    return points.z, points.log_prob
 
 
 def _cooled(
@@ -164,13 +165,15 @@ def _cooled(
     log_weight = (increment * log_ratio).nan_to_num(nan=-torch.inf)
     index = resample(log_weight) if strata is None else resample_by_stratum(log_weight, strata(at.z))
     beta = 1.0 if at.beta + increment > 1.0 - _ROUNDING else at.beta + increment
-    z, log_reference, log_target = mover.move(at.z[index], at.log_reference[index], at.log_target[index], beta)
+    known = (at.log_reference, at.log_target, *at.scores) if at.scores else ()
+    z, _, _, (log_reference, log_target, *scores) = mover.move(at.z[index], tuple(part[index] for part in known), beta)
 
     return replace(
         at.weighed(log_weight),
         z=z,
         log_reference=log_reference,
         log_target=log_target,
+        scores=tuple(scores),
         beta=beta,
         num_temperatures=at.num_temperatures + 1,
         moves=mover.state(),
@@ -181,7 +184,8 @@ def _cooled(
 
 def _settled(at: Annealing, mover: _HamiltonianMover) -> Annealing:
     """One more round of moves at the target: a fast annealing leaves particles behind, and they drift."""
-    z, log_reference, log_target = mover.move(at.z, at.log_reference, at.log_target, 1.0)
+    known = (at.log_reference, at.log_target, *at.scores) if at.scores else ()
+    z, _, _, (log_reference, log_target, *scores) = mover.move(at.z, known, 1.0)
     drift = (log_target - at.log_target).double()
     settled = bool(drift.mean().abs() < _SETTLED_SIGMAS * (log_target.double().var() / len(drift)).sqrt())
 
@@ -190,6 +194,7 @@ def _settled(at: Annealing, mover: _HamiltonianMover) -> Annealing:
         z=z,
         log_reference=log_reference,
         log_target=log_target,
+        scores=tuple(scores),
         num_rounds=at.num_rounds + 1,
         settled=settled,
         moves=mover.state(),
@@ -295,7 +300,10 @@ def _increment(log_ratio: Tensor, remaining: float, ess_threshold: float) -> flo
 
 
 class _HamiltonianMover:
-    """Hamiltonian moves of all particles at once, in coordinates whitened by the particles and their scores."""
+    """Hamiltonian moves of all particles at once, in coordinates whitened by the particles and their scores.
+
+    Parts of points are both log densities, ``(N,)``, and both scores, ``(N, D)``.
+    """
 
     def __init__(self, path: AnnealingPath, num_moves: int, num_leapfrog: int, journal: Journal | None = None) -> None:
         self.path = path
@@ -315,9 +323,10 @@ class _HamiltonianMover:
         """Go on where another mover stood."""
         self.step_size, self.acceptance, self.num_evaluations = state
 
-    def move(self, z: Tensor, log_reference: Tensor, log_target: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Metropolised Hamiltonian moves that leave the tempered density unchanged."""
-        points = self._evaluate(z, beta)
+    def move(self, z: Tensor, known: tuple[Tensor, ...], beta: float) -> Points:
+        """Metropolised Hamiltonian moves that leave the tempered density unchanged; what is known are all ``parts``."""
+        # Scores that the last move ended with are those of the next temperature, weighed otherwise.
+        points = self._tempered(z, known, beta) if known else self._evaluate(z, beta, is_end=True)
         self.scale_tril = fisher_moments(z, points.score)[1]
         for _ in range(self.num_moves):
             proposal, log_ratio = self._propose(points, beta)
@@ -327,16 +336,17 @@ class _HamiltonianMover:
             self.acceptance = probability.mean().item()
             # An acceptance of zero halves the step, one of one makes it longer by a quarter.
             self.step_size *= math.exp(self.acceptance - _TARGET_ACCEPTANCE)
-        log_reference, log_target = points.parts
 
-        return points.z, log_reference, log_target
+        return points
 
-    def _evaluate(self, z: Tensor, beta: float) -> Points:
+    def _evaluate(self, z: Tensor, beta: float, is_end: bool) -> Points:
         self.num_evaluations += len(z)
+        evaluate = self._evaluated_apart if is_end and beta < 1.0 else self._evaluated
 
-        return self.journal.evaluation(lambda: self._evaluated(z, beta))
+        return self.journal.evaluation(lambda: evaluate(z, beta))
 
     def _evaluated(self, z: Tensor, beta: float) -> Points:
+        """Points within a move, or at the target: one score, that of the tempered density."""
         parts: list[Tensor] = []
 
         def tempered(points: Tensor) -> Tensor:
@@ -347,14 +357,44 @@ class _HamiltonianMover:
 
         log_prob, score = log_prob_and_score(tempered, z)
 
-        return Points(z, log_prob, score, tuple(parts))
+        return Points(z, log_prob, score, (*parts, score, score))
+
+    def _evaluated_apart(self, z: Tensor, beta: float) -> Points:
+        """Points where a move ends, with the scores of both densities: both are needed at any other temperature."""
+        check_time()
+        with torch.enable_grad():
+            points = z.detach().requires_grad_()
+            densities = self.path.log_densities(points)
+            scores = [
+                torch.autograd.grad(density.sum(), points, retain_graph=True, materialize_grads=True)[0]
+                if density.requires_grad
+                else torch.zeros_like(z)
+                for density in densities
+            ]
+        log_reference, log_target = (density.detach() for density in densities)
+
+        return self._tempered(z, (log_reference, finite_log_prob(log_target), *scores), beta)
+
+    def _tempered(self, z: Tensor, known: tuple[Tensor, ...], beta: float) -> Points:
+        """Points with a log density and a score that are made of what is known of both densities."""
+        log_reference, log_target, score_of_reference, score = known
+        log_prob = log_target
+        if beta < 1.0:
+            log_prob = finite_log_prob((1.0 - beta) * log_reference + beta * log_target)
+            score = (1.0 - beta) * score_of_reference + beta * score
+        score = score.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * (log_prob > -torch.inf)[:, None]
+
+        return Points(z, log_prob, score, known)
 
     def _propose(self, points: Points, beta: float) -> tuple[Points, Tensor]:
         momentum = torch.randn_like(points.z)
         step_size = self.step_size * _STEP_SPREAD ** -torch.rand_like(points.log_prob)[:, None]
         energy = kinetic_energy(momentum) - points.log_prob
-        proposal, momentum = leapfrog(
-            lambda z: self._evaluate(z, beta), points, momentum, step_size, self.num_leapfrog, self.scale_tril
-        )
+        left = iter(range(self.num_leapfrog - 1, -1, -1))
+
+        def evaluate(z: Tensor) -> Points:
+            return self._evaluate(z, beta, is_end=next(left) == 0)
+
+        proposal, momentum = leapfrog(evaluate, points, momentum, step_size, self.num_leapfrog, self.scale_tril)
 
         return proposal, energy - (kinetic_energy(momentum) - proposal.log_prob)

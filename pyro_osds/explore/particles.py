@@ -145,6 +145,8 @@ class Annealing:
         settled: Whether the mean log density has stopped drifting there.
         passed: Some of the particles at each temperature.
         ancestors: The draw of the reference that each particle descends from, ``(num_replicates * num_particles,)``.
+        scores: Gradients of both log densities at the particles, ``(num_replicates * num_particles, D)`` each; empty
+            where nobody knows them.
     """
 
     z: Tensor
@@ -163,6 +165,7 @@ class Annealing:
     settled: bool = False
     passed: tuple[Tensor, ...] = ()
     ancestors: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    scores: tuple[Tensor, ...] = ()
 
     @property
     def num_ancestors(self) -> float:
@@ -218,6 +221,7 @@ class Annealing:
             beta=1.0,
             settled=False,
             ancestors=self.descended(index),
+            scores=tuple(score[index] for score in self.scores),
         )
 
     def result(self, settled: bool) -> Exploration:

@@ -132,7 +132,6 @@ class Ladder:
     def of(self, single: Single) -> Ladder:
         """A ladder with the same options for another density of the same points."""
         vectorize, capture = self._options
-
         # What does not run in batches here does not there either, and was warned of.
         sizes = self._block_size, self.large_block_size
         vectorize = vectorize if self.vectorized else "loop"
@@ -178,7 +177,9 @@ class Ladder:
             log_prior, log_likelihood = self.densities(z[:1])
             return log_prior.expand(len(z)), log_likelihood.expand(len(z))
         scores = torch.is_grad_enabled() and z.requires_grad
-        if self._may_capture and len(z) >= self._min_batch and z.dtype == self._example.dtype:
+        # Of many small operations a block takes hardly longer than a point, which takes thrice that by itself.
+        has_graph = self._block_size > BLOCK_SIZE and (scores, self._block_size) in self._graphs
+        if self._may_capture and len(z) >= (1 if has_graph else self._min_batch) and z.dtype == self._example.dtype:
             try:
                 if (graph := self._graph(scores, len(z))) is not None:
                     return self._by_graph(graph, z, scores)
@@ -390,8 +391,7 @@ class Ladder:
         except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
             self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
             return None
-        count = len(self._points)
-        if not self._agrees(tuple(part[:count] for part in got)):
+        if not self._agrees(tuple(part[: len(self._points)] for part in got)):
             self.reason = "the captured graph differs from single runs"
             return None
         self._graphs[scores, block_size] = graph

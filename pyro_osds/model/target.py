@@ -39,7 +39,7 @@ from pyro_osds.model.first_run import check_observations, check_parameters, firs
 from pyro_osds.model.foreign.integration import integrations_used
 from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.foreign.state import State
-from pyro_osds.model.graph import block_size, large_block_size, with_scores
+from pyro_osds.model.graph import block_sizes, with_scores
 from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.readings import SiteReadings
@@ -164,7 +164,7 @@ class ModelTarget(SiteReadings, Target):
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
         check_deterministic(self._terms, check_points(self.start)[: 1 if used.num_single else 2], self._state)
         self._state.settle()
-        sizes = block_size(self.dim, num_values), large_block_size(self.dim, num_values)
+        sizes = block_sizes(self.dim, num_values, cost.num_operations, cost.num_numbers)
         self.has_tolerance = is_solved = used.num_single > 0
         self._ladder = ladder = Ladder(self._single, self.start, vectorize, capture, *sizes, is_solved=is_solved)
         self.vectorized, self.num_at_once = ladder.is_fast, ladder.num_at_once

@@ -9,6 +9,7 @@ from helpers import assert_within_standard_error
 from torch.distributions import MultivariateNormal
 
 from pyro_osds.explore.annealing import _HamiltonianMover, _increment, _places, _settled, explore
+from pyro_osds.explore.hmc import Points
 from pyro_osds.explore.particles import Annealing, MovesSoFar, resample
 from pyro_osds.explore.paths import PriorPath, ReferencePath
 from pyro_osds.model import ModelTarget
@@ -63,8 +64,7 @@ def test_moves_leave_the_target_unchanged(float64):
     # Exact draws stay exact draws: mean and variance of log gamma variables after many moves.
     draws = torch.distributions.Gamma(models.LOG_GAMMA_SHAPE, 1.0).sample((3000, 2)).log()
     mover = _HamiltonianMover(from_gaussian(models.log_gamma, 2, 3.0), num_moves=5, num_leapfrog=5)
-    log_prob = models.log_gamma(draws)
-    z, _, log_target = mover.move(draws, log_prob, log_prob, 1.0)
+    z, _, _, (_, log_target, *_) = mover.move(draws, (), 1.0)
     truth = torch.tensor(models.LOG_GAMMA_SHAPE)
     mean, variance = torch.digamma(truth).item(), torch.polygamma(1, truth).item()
     square = (z - mean).square()
@@ -208,11 +208,11 @@ class Drifting:
         self.num_climbs = num_climbs
         self.num_moves = 0
 
-    def move(self, z, log_reference, log_target, beta):
+    def move(self, z, known, beta):
         self.num_moves += 1
-        climbs = self.num_moves <= self.num_climbs
+        log_target = known[1] + (self.num_moves <= self.num_climbs) * known[1].std()
 
-        return z, log_reference, log_target + climbs * log_target.std()
+        return Points(z, log_target, known[2], (known[0], log_target, *known[2:]))
 
     def state(self):
         return MovesSoFar(1.0, 1.0, self.num_moves)
@@ -225,10 +225,35 @@ class Drifting:
 def test_particles_that_drift_have_not_settled(num_climbs, max_settling, num_moves, settled, float64):
     # Moves go on until the mean log density stays, at most a given number.
     mover, log_prob, z = Drifting(num_climbs), torch.randn(500), torch.zeros(500, 1)
-    at = Annealing(z, log_prob, log_prob, torch.zeros(5), mover.state(), z, 0, z[:0], beta=1.0)
+    at = Annealing(z, log_prob, log_prob, torch.zeros(5), mover.state(), z, 0, z[:0], beta=1.0, scores=(z, z))
     while not at.is_over(max_settling):
         at = _settled(at, mover)
     assert at.settled == settled and mover.num_moves == at.num_rounds == num_moves
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0])
+def test_scores_of_the_last_temperature_are_those_of_the_next_one(beta, float64):
+    # Where particles come from another temperature, densities and scores are those of the formula, and cost nothing.
+    path = from_gaussian(models.log_gamma, 2, 3.0)
+    mover = _HamiltonianMover(path, num_moves=1, num_leapfrog=3)
+    at = mover.move(path.sample(200), (), 0.2)
+    before = mover.num_evaluations
+    points = mover._tempered(at.z, at.parts, beta)
+    score = (1.0 - beta) * -at.z / 9.0 + beta * (models.LOG_GAMMA_SHAPE - at.z.exp())
+    log_prob = (1.0 - beta) * path.log_densities(at.z)[0] + beta * models.log_gamma(at.z)
+    torch.testing.assert_close(points.score, score)
+    torch.testing.assert_close(points.log_prob, log_prob)
+    mover.move(at.z, at.parts, beta)
+    assert before == 4 * 200 and mover.num_evaluations - before == 3 * 200
+
+
+def test_what_is_not_finite_leaves_its_score_out(float64):
+    # A score of the reference that is no number counts until the target is reached, and not there.
+    known = (torch.tensor([-torch.inf, 0.0]), torch.zeros(2), torch.full((2, 1), torch.nan), torch.ones(2, 1))
+    mover = _HamiltonianMover(from_gaussian(models.log_gamma, 1, 3.0), num_moves=1, num_leapfrog=3)
+    half, target = (mover._tempered(torch.zeros(2, 1), known, beta) for beta in (0.5, 1.0))
+    assert half.log_prob.tolist() == [-torch.inf, 0.0] and half.score.flatten().tolist() == [0.0, 0.0]
+    assert target.log_prob.tolist() == [0.0, 0.0] and target.score.flatten().tolist() == [1.0, 1.0]
 
 
 # ---- hardly any draw of the prior is possible ----

@@ -2,10 +2,13 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 
+from pyro_osds.model import ModelTarget
 from pyro_osds.model.graph import BLOCK_SIZE, DensitiesWithScores, Graph, block_size, in_blocks, record, with_scores
 from pyro_osds.runtime.recording.execution import TorchScript
 
@@ -244,3 +247,31 @@ def test_both_ways_give_the_same_bits(monkeypatch):
 def test_blocks_are_smaller_where_the_density_is_large(dim, num_terms, expected):
     # A megabyte of double precision in a tensor, or 16 points.
     assert block_size(dim, num_terms) == expected
+
+
+def test_many_small_operations_go_through_large_blocks_at_once():
+    # A recursion of many steps: one graph of 512 points, with the densities of single runs.
+    def model():
+        rate = pyro.sample("rate", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        state = rate[0]
+        for _ in range(600):
+            state = 0.9 * state + 0.1 * torch.sin(rate[1] * state)
+        pyro.sample("y", dist.Normal(state, 1.0), obs=torch.tensor(0.25))
+
+    target = ModelTarget(model)
+    z = torch.randn(700, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    target.log_prob(z).sum().backward()
+    state, (first, rate) = z[:, 0], z.T
+    for _ in range(600):
+        state = 0.9 * state + 0.1 * torch.sin(rate * state)
+    total = -0.5 * (first**2 + rate**2 + (0.25 - state) ** 2) - 1.5 * math.log(2 * math.pi)
+    assert torch.allclose(target.log_prob(z), total, rtol=0, atol=1e-9)
+    assert torch.allclose(z.grad, torch.autograd.grad(total.sum(), z)[0], rtol=1e-8, atol=1e-10)
+    assert {size for _, size in target._ladder._graphs} == {512}
+    # A few points go through the graph, too: the same bits as in a batch.
+    with torch.no_grad():
+        target.log_prob(z)
+        assert torch.equal(target.log_prob(z[:3]), target.log_prob(z)[:3])
+    few = z[:3].detach().requires_grad_()
+    target.log_prob(few).sum().backward()
+    assert torch.equal(few.grad, z.grad[:3])

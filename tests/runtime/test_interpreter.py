@@ -2,13 +2,16 @@
 
 import weakref
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pyro_osds.runtime.recording.interpreter import Interpreter
+from pyro_osds.runtime.recording.interpreter import FUNCTIONS, Interpreter
 from pyro_osds.runtime.recording.recorder import record_operations
 
 POINT = torch.tensor([0.3, -1.2])
+A, B, S = torch.randn(7, dtype=torch.float64), torch.randn(7, dtype=torch.float64), torch.randn(7)
+N, M = torch.arange(7), torch.randn(7, 3)
 
 
 def test_the_code_of_a_graph():
@@ -82,3 +85,30 @@ def test_function_modes_are_not_seen():
     with _Doubled():
         got = run(POINT)[0]
     assert torch.equal(got, POINT.exp())
+
+
+ARGUMENTS = {
+    "mul.Tensor": [(A, B), (A, 0.1), (S, 0.1), (N, 0.3), (N, 2), (A, S), (N, A)],
+    "add.Tensor": [(A, B), (A, 1), (S, 0.1), (N, 0.3), (A, B, {"alpha": 2.0})],
+    "sub.Tensor": [(A, B), (A, 1.5), (A, B, {"alpha": 3})],
+    "div.Tensor": [(A, B), (N, 3), (S, 0.3)],
+    "where.self": [(A > 0, A, B), (A > 0, S, A)],
+    "permute.default": [(M, [1, 0]), (M, [-1, 0])],
+    "select.int": [(M, 1, 0), (M, -1, -1)],
+    "unbind.int": [(M, 1), (M,), (M, -1)],
+    "unsqueeze.default": [(A, 0), (A, -1)],
+    "stack.default": [([A, B],), ([A, B], 1), ([A, B], -1)],
+    "cat.default": [([A, B],), ([M, M], 1)],
+}
+
+
+@pytest.mark.parametrize("operation", FUNCTIONS, ids=str)
+def test_functions_have_the_bits_of_their_operations(operation):
+    name = str(operation).removeprefix("aten.")
+    for args in ARGUMENTS.get(name, [(A.abs(),), (S.abs(),)]):
+        kwargs = args[-1] if isinstance(args[-1], dict) else {}
+        given = args[: len(args) - bool(kwargs)]
+        expected, got = operation(*given, **kwargs), FUNCTIONS[operation](*given, **kwargs)
+        pairs = zip(got, expected, strict=True) if isinstance(expected, (list, tuple)) else [(got, expected)]
+        for one, other in pairs:
+            assert one.dtype == other.dtype and one.stride() == other.stride() and torch.equal(one, other)

@@ -136,6 +136,11 @@ def test_what_repeats_is_computed_once():
     assert names.count("aten.pow.Tensor_Scalar") == 1
 
 
+def test_axes_that_stay_in_order_are_no_operation():
+    names = operations(lambda z: (z.permute(0).exp(), z[:, None].permute(0, 1) + z[:, None].permute(1, 0)), 3)
+    assert names.count("aten.permute.default") == 1
+
+
 def test_what_is_written_is_computed_as_often_as_it_is_asked_for():
     def written(z):
         first, second = z * 2.0, z * 2.0

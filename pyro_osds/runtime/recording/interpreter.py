@@ -10,7 +10,8 @@ For the graph of ``(2 * z.exp(), z.sum())`` that is
         v3 = sum_default(v0); v0 = None
         return (v2, v3, )
 
-A value is let go where it was last used. What depends on no argument is computed once, beforehand. The operations are
+Frequent operations are called as ``torch`` has them, which takes two thirds of the time for what is small. A value is
+let go where it was last used. What depends on no argument is computed once, beforehand. The operations are
 the recorded ones in their order, so values are those of the function to the last bit, on any device. A loop over a list
 of operations does the same and takes a third longer.
 """
@@ -18,7 +19,7 @@ of operations does the same and takes a third longer.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +28,31 @@ from torch.fx.node import map_arg
 
 from pyro_osds.runtime.recording.recorder import needed
 from pyro_osds.runtime.torch_internals import direct_call, without_function_modes
+
+_aten = torch.ops.aten
+# Frequent operations by the name that torch gives them: the same kernels on the same positional arguments, and a call
+# takes 1.0 us in place of 1.5 (products), or 2.5 in place of 3.9 (stacks). The first argument must be a tensor, or
+# several.
+FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    _aten.mul.Tensor: torch.mul,
+    _aten.add.Tensor: torch.add,
+    _aten.sub.Tensor: torch.sub,
+    _aten.div.Tensor: torch.div,
+    _aten.neg.default: torch.neg,
+    _aten.exp.default: torch.exp,
+    _aten.log.default: torch.log,
+    _aten.sqrt.default: torch.sqrt,
+    _aten.tanh.default: torch.tanh,
+    _aten.reciprocal.default: torch.reciprocal,
+    _aten.where.self: torch.where,
+    _aten.permute.default: torch.permute,
+    _aten.select.int: torch.select,
+    _aten.unbind.int: torch.unbind,
+    _aten.unsqueeze.default: torch.unsqueeze,
+    _aten.stack.default: torch.stack,
+    _aten.cat.default: torch.cat,
+}
+"""Operations that are called by another name, with the same bits."""
 
 
 class Interpreter:
@@ -92,7 +118,7 @@ class _Source:
             return f"{args[0]}[{args[1]}]"
         args += [f"{name}={self._written(value)}" for name, value in node.kwargs.items()]
         name = str(node.target).removeprefix("aten.").replace(".", "_").replace("::", "_")
-        self.names[name] = direct_call(node.target)
+        self.names[name] = _function(node)
 
         return f"{name}({', '.join(args)})"
 
@@ -119,6 +145,14 @@ class _Source:
         self.names[name] = value
 
         return name
+
+
+def _function(node: fx.Node) -> Callable[..., Any]:
+    """What to call for an operation."""
+    first = node.args[0] if node.args else None
+    is_tensor = isinstance(first, fx.Node) or (isinstance(first, (list, tuple)) and len(first) > 0)
+
+    return FUNCTIONS.get(node.target, direct_call(node.target)) if is_tensor else direct_call(node.target)
 
 
 def _known(graph: fx.GraphModule) -> dict[fx.Node, Any]:

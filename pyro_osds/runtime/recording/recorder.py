@@ -226,6 +226,9 @@ class Recorder(DispatchMode):
                 if node.target is _aten.pow.Tensor_Scalar and node.args[1] == 1:
                     # What the gradient of a square asks for.
                     found[key] = cast("fx.Node", node.args[0])
+                if node.target is _aten.permute.default and _is_in_order(node.args[1]):
+                    # What vmap makes of each number that is picked.
+                    found[key] = cast("fx.Node", node.args[0])
                 first = found.setdefault(key, node)
                 if first is not node:
                     node.replace_all_uses_with(first)
@@ -319,6 +322,11 @@ def _tensors(value: Any) -> list[Tensor]:
         return []
 
     return [tensor for part in value for tensor in _tensors(part)]
+
+
+def _is_in_order(axes: Any) -> bool:
+    """Whether axes stay where they are."""
+    return list(axes) == list(range(len(axes)))
 
 
 def _written_out(value: Any) -> Any:
