@@ -38,6 +38,7 @@ class Result:
 def run(case: Case, seed: int, **options: Any) -> Result:
     """Default settings but for those given, one step."""
     pyro.set_rng_seed(seed)
+    options = {"symmetries": case.symmetries, **options} if case.symmetries else options
     if case.dim:
         osds = OSDS.from_log_prob(case.model, case.dim, disable_progbar=True, **options)
     else:
