@@ -13,14 +13,14 @@ from pyro_osds.target import Target
 
 # Replicates, particles of the first run on each, and the pace: those of the stage of that name.
 NUM_REPLICATES, NUM_PARTICLES = 16, 64
-PACE = {"ess_threshold": 0.8, "num_moves": 3, "max_temperatures": 1000}
+PACE = {"ess_threshold": 0.8, "num_moves": 3, "max_temperatures": 1000, "max_leapfrog": 40}
 
 
 def annealed_in(case: Case, target: Target, seed: int, seconds: float) -> tuple[float, float, float]:
     """Log evidence, its standard error, and the seconds of the last run, from the prior or a wide reference.
 
-    The first run, which may take longer, tells for how many particles there is time: a power of two times as many, since
-    a run takes about as many times longer. Those whose run ends early are told by the next one.
+    The first run, which may take longer, tells for how many particles there is time: a power of two times as many,
+    since a run takes about as many times longer. Where that one ends early, it tells the same of a further run.
     """
     pyro.set_rng_seed(seed)
     num_particles = NUM_PARTICLES
