@@ -45,6 +45,7 @@ REPORTS = {
     "whole-step": ("whole_step.py", ["--report"]),
     "limit": ("profile_step.py", ["--report"]),
     "targets": ("targets.py", ["--report"]),
+    "diffusion-targets": ("targets.py", ["--report"]),
     "walk": ("walk.py", ["--report"]),
     "students": ("walk.py", ["--report"]),
     "paper": ("paper.py", ["--report"]),

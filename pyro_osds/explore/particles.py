@@ -116,7 +116,7 @@ class GivenDraws:
 
 
 class MovesSoFar(NamedTuple):
-    """What Hamiltonian moves have learnt, and what they took: step size, mean acceptance, evaluations, leapfrog steps."""
+    """What Hamiltonian moves have learnt, and what they took: step size, acceptance, evaluations, leapfrog steps."""
 
     step_size: float
     acceptance: float
