@@ -18,7 +18,7 @@ import torch
 from cases import HERE, Case
 from document import DOCS, table, write_block
 from large_models import log_gaussian_cox, pines
-from report import run
+from report import run, taken
 from runs import Record, read_records, run_all
 from target_cases import target_cases
 
@@ -64,7 +64,7 @@ def measure(name: str, seed: int) -> Record:
         "run_error": evidence.log_evidence - case.log_evidence,
         "run_std_error": evidence.std_error,
         "reliable": evidence.reliable,
-        "stage": osds.run_report[-1].partition(":")[0],
+        "stage": taken(osds),
         "seconds": result.processor_seconds,
         "draw_seconds": (time.process_time() - begun) / NUM_ESTIMATES,
     }

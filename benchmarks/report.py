@@ -97,6 +97,11 @@ def missed(result: Result) -> list[str]:
     return [name for name, failed in checks.items() if failed]
 
 
+def taken(osds: OSDS) -> str:
+    """The stage whose draws a run gives: a last one that was no better is reported, and not taken."""
+    return next(line for line in reversed(osds.run_report) if not line.endswith("not taken")).partition(":")[0]
+
+
 # ---- the table ----
 
 EVIDENCE_HEADER = ("case", "seed", "log Z", "se", "error", "ELBO", "pareto k", "ESS")

@@ -24,7 +24,7 @@ from typing import Any
 from cases import HERE, Case
 from document import DOCS, table, write_block
 from plain_annealing import annealed_in
-from report import EVIDENCE_HEADER, Result, evidence_cells, missed, run
+from report import EVIDENCE_HEADER, Result, evidence_cells, missed, run, taken
 from target_cases import beyond_one_bijection, target_cases, with_symmetries
 
 RESULTS = HERE / "results" / "targets.jsonl"
@@ -51,7 +51,7 @@ def row(result: Result) -> list[str]:
         *evidence_cells(result),
         f"{modes.drawn}/{modes.total}" if modes.total else "-",
         f"{modes.max_error:.3f}" if modes.total else "-",
-        result.osds.run_report[-1].partition(":")[0],
+        taken(result.osds),
         f"{result.processor_seconds:.0f}",
         "reliable" if evidence.reliable else "not reliable",
         ", ".join(missed(result)) or "-",

@@ -46,6 +46,7 @@ REPORTS = {
     "limit": ("profile_step.py", ["--report"]),
     "targets": ("targets.py", ["--report"]),
     "diffusion-targets": ("targets.py", ["--report"]),
+    "estimates": ("estimates.py", ["--report"]),
     "walk": ("walk.py", ["--report"]),
     "students": ("walk.py", ["--report"]),
     "paper": ("paper.py", ["--report"]),
