@@ -13,6 +13,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_osds.symmetries import Symmetry
+
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples" / "data"
 KNOWN = json.loads((HERE / "data" / "known_evidence.json").read_text())
@@ -24,6 +26,7 @@ class Case:
 
     `modes` are centres `(K, D)` and weights `(K,)` of a mixture, `wells` the coordinates that each have two wells, one
     on either side of 0, and the probability of the positive one. A case with a `dim` is a log density on `R^dim`.
+    `symmetries` are declared to the run.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Case:
     modes: tuple[Tensor, Tensor] | None = None
     wells: tuple[list[int], float] | None = None
     dim: int = 0
+    symmetries: tuple[Symmetry, ...] = ()
 
 
 def posteriordb(name: str) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:

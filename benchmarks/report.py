@@ -38,6 +38,7 @@ class Result:
 def run(case: Case, seed: int, **options: Any) -> Result:
     """Default settings but for those given, one step."""
     pyro.set_rng_seed(seed)
+    options = {"symmetries": case.symmetries, **options} if case.symmetries else options
     if case.dim:
         osds = OSDS.from_log_prob(case.model, case.dim, disable_progbar=True, **options)
     else:
@@ -94,6 +95,11 @@ def missed(result: Result) -> list[str]:
     }
 
     return [name for name, failed in checks.items() if failed]
+
+
+def taken(osds: OSDS) -> str:
+    """The stage whose draws a run gives: a last one that was no better is reported, and not taken."""
+    return next(line for line in reversed(osds.run_report) if not line.endswith("not taken")).partition(":")[0]
 
 
 # ---- the table ----

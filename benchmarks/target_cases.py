@@ -25,6 +25,8 @@ from cases import (
 )
 from torch import Tensor
 
+from pyro_osds.symmetries import permutations, rotations, sign_flips
+
 DATA = HERE / "data"
 
 # ---- log densities ----
@@ -84,15 +86,42 @@ def lennard_jones(z: Tensor) -> Tensor:
 
 def _distances(z: Tensor, count: int, dim: int) -> Tensor:
     """Distances of all pairs of particles, from mean-free coordinates ``(B, (count - 1) * dim)``."""
-    # Helmert's matrix: orthonormal rows, each without a mean.
-    rows = torch.arange(1, count, dtype=z.dtype)[:, None]
-    columns = torch.arange(count)
-    basis = (columns < rows).to(z) - rows * (columns == rows)
-    x = torch.einsum("bkd,kn->bnd", z.view(-1, count - 1, dim), basis / (rows * (rows + 1)).sqrt())
+    x = torch.einsum("bkd,kn->bnd", z.view(-1, count - 1, dim), _mean_free(z, count))
     first, second = torch.triu_indices(count, count, 1)
 
     # Far below any distance that has a density, so that particles that coincide have a finite one.
     return (x[:, first] - x[:, second]).square().sum(-1).clamp(min=1e-4).sqrt()
+
+
+def with_their_centre(log_prob: Callable[[Tensor], Tensor], count: int, dim: int) -> Callable[[Tensor], Tensor]:
+    """The same particles by their places, ``(B, count * dim)``: a standard normal centre leaves the log evidence.
+
+    In mean-free coordinates to trade two particles is a reflection, here it is a permutation.
+    """
+
+    def of_places(z: Tensor) -> Tensor:
+        centre_and_rest = torch.einsum("bnd,kn->bkd", z.view(-1, count, dim), _orthonormal(z, count))
+        centre, rest = centre_and_rest[:, 0], centre_and_rest[:, 1:]
+
+        return log_prob(rest.flatten(1)) - 0.5 * centre.square().sum(-1) - 0.5 * dim * math.log(2.0 * math.pi)
+
+    return of_places
+
+
+def _orthonormal(z: Tensor, count: int) -> Tensor:
+    """Helmert's matrix, ``(count, count)``: a mean times a square root, and then rows without a mean."""
+    mean = torch.full((1, count), count**-0.5, dtype=z.dtype, device=z.device)
+
+    return torch.cat([mean, _mean_free(z, count)])
+
+
+def _mean_free(z: Tensor, count: int) -> Tensor:
+    """Helmert's matrix without its first row, ``(count - 1, count)``: orthonormal rows, each without a mean."""
+    rows = torch.arange(1, count, dtype=z.dtype, device=z.device)[:, None]
+    columns = torch.arange(count, device=z.device)
+    basis = (columns < rows).to(z) - rows * (columns == rows)
+
+    return basis / (rows * (rows + 1)).sqrt()
 
 
 def lattice_field(z: Tensor) -> Tensor:
@@ -103,6 +132,8 @@ def lattice_field(z: Tensor) -> Tensor:
 
     return (2.0 * hopping * field * neighbours - alone).sum((1, 2))
 
+
+LATTICE_SIGNS = (torch.stack([torch.full((128,), mean) for mean in (-2.087, 2.087)]), torch.full((2,), 0.5))
 
 FORTY_WIDE_MEANS = 80.0 * torch.rand(40, 50, generator=torch.Generator().manual_seed(0)) - 40.0
 
@@ -273,12 +304,17 @@ def beyond_one_bijection() -> list[Case]:
     DW-4 and LJ-13 as Koehler, Klein, Noe 2020 (2006.02425) and Akhound-Sadegh et al. 2024 (2402.06121) have them.
     """
     wells = (list(range(0, 64, 2)), tilted_well_share())
-    signs = (torch.stack([torch.full((128,), mean) for mean in (-2.087, 2.087)]), torch.full((2,), 0.5))
+    more_wells = (list(range(0, 128, 2)), tilted_well_share())
     wide = (FORTY_WIDE_MEANS, torch.full((40,), 1.0 / 40.0))
     return [
         Case("DW-4 6-D", four_particles, 29.665, 0.006, max_error=0.05, max_seconds=120.0, dim=6),
         Case("many-well 64-D", tilted_wells, 329.3914, max_error=0.1, max_weight_error=0.02, wells=wells, dim=64),
-        Case("phi^4 16 x 8", lattice_field, 134.937, 0.002, max_error=0.05, all_modes=True, modes=signs, dim=128),
+        Case(
+            "many-well 128-D", tilted_wells, 658.7827, max_error=0.3, max_weight_error=0.02, wells=more_wells, dim=128
+        ),
+        Case(
+            "phi^4 16 x 8", lattice_field, 134.937, 0.002, max_error=0.05, all_modes=True, modes=LATTICE_SIGNS, dim=128
+        ),
         Case("LJ-13 36-D", lennard_jones, 59.88, 0.01, max_error=0.3, dim=36),
         Case(
             "GMM40 50-D",
@@ -289,5 +325,42 @@ def beyond_one_bijection() -> list[Case]:
             max_seconds=900.0,
             modes=wide,
             dim=50,
+        ),
+    ]
+
+
+def with_symmetries() -> list[Case]:
+    """Cases from beyond one bijection, their symmetries declared; particles by their places, with a normal centre."""
+    four, thirteen = with_their_centre(four_particles, 4, 2), with_their_centre(lennard_jones, 13, 3)
+    return [
+        Case(
+            "DW-4 8-D, declared",
+            four,
+            29.665,
+            0.006,
+            max_error=0.05,
+            max_seconds=120.0,
+            dim=8,
+            symmetries=(rotations("z", dim=2), permutations("z", num_blocks=4)),
+        ),
+        Case(
+            "phi^4 16 x 8, declared",
+            lattice_field,
+            134.937,
+            0.002,
+            max_error=0.05,
+            all_modes=True,
+            modes=LATTICE_SIGNS,
+            dim=128,
+            symmetries=(sign_flips("z"),),
+        ),
+        Case(
+            "LJ-13 39-D, declared",
+            thirteen,
+            59.88,
+            0.01,
+            max_error=0.3,
+            dim=39,
+            symmetries=(rotations("z", dim=3), permutations("z", num_blocks=13)),
         ),
     ]

@@ -49,6 +49,8 @@ REPORTS = {
     "step": "profile_step.py",
     "limit": "profile_step.py",
     "targets": "targets.py",
+    "diffusion-targets": "targets.py",
+    "estimates": "estimates.py",
     "walk": "walk.py",
     "students": "walk.py",
     "paper": "paper.py",

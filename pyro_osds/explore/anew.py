@@ -31,6 +31,7 @@ def explore_anew(
     ess_threshold: float = 0.7,
     num_moves: int = 2,
     max_temperatures: int = 100,
+    max_leapfrog: int = 0,
     phase: str = "Explore anew",
 ) -> Exploration:
     """Annealing anew, from the best reference that exploration had, slowly and with more particles; no flow is needed.
@@ -47,6 +48,7 @@ def explore_anew(
         ess_threshold: Share of the effective sample size that a change of temperature may leave.
         num_moves: Hamiltonian moves at each temperature.
         max_temperatures: After this many the rest of the way is one step.
+        max_leapfrog: Leapfrog steps of a move are doubled up to so many where moves leave particles behind.
         phase: What the progress bar of a run calls it.
 
     Returns:
@@ -57,6 +59,7 @@ def explore_anew(
         "ess_threshold": ess_threshold,
         "num_moves": num_moves,
         "max_temperatures": max_temperatures,
+        "max_leapfrog": max_leapfrog,
         "phase": phase,
     }
     if found.search and found.search.added:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -56,6 +56,10 @@ _STEP_SPREAD = 5.0
 # Standard errors of the mean log density within which it does not drift. Less, and settled particles are often moved
 # once more; more, and a slow drift is taken for noise.
 _SETTLED_SIGMAS = 2.0
+# Standard errors and nats by which the mean log density still drifts under the moves of one temperature, from which on
+# they are too short. Less is noise, and matters little: particles that stay a tenth of a nat behind at each of thirty
+# temperatures, each a third colder than the last, lose a nat in all.
+_DRIFT_SIGMAS, _DRIFT = 4.0, 0.1
 # With a smaller share of usable draws there are more of them: particles that begin at a few points stay alike.
 _RARE = 0.02
 _log = logging.getLogger(__name__)
@@ -71,6 +75,7 @@ def explore(
     ess_threshold: float = 0.5,
     num_moves: int = 2,
     num_leapfrog: int = 5,
+    max_leapfrog: int = 0,
     min_temperatures: int = 1,
     max_temperatures: int = 100,
     max_settling: int = 20,
@@ -87,6 +92,8 @@ def explore(
         ess_threshold: Share of the effective sample size that a change of temperature may leave.
         num_moves: Hamiltonian moves at each temperature.
         num_leapfrog: Leapfrog steps of a move.
+        max_leapfrog: They are doubled up to so many where moves leave particles behind: stiff bonds make steps short,
+            and what is soft takes many of them. Default: never.
         min_temperatures: Annealing steps at least. The tail of the weights of one step is lighter by that factor.
         max_settling: Rounds of moves at the target, at most, until the mean log density no longer drifts.
         max_temperatures: After this many the rest of the way is one step, so that a run always ends.
@@ -102,7 +109,7 @@ def explore(
         NotFiniteError: If the target is not finite at any particle of the reference.
     """
     journal = journal or Journal()
-    mover = _HamiltonianMover(path, num_moves, num_leapfrog, journal)
+    mover = _HamiltonianMover(path, num_moves, num_leapfrog, journal, max_leapfrog)
 
     def run() -> Exploration:
         at = journal.take_up()
@@ -165,8 +172,10 @@ def _cooled(
     log_weight = (increment * log_ratio).nan_to_num(nan=-torch.inf)
     index = resample(log_weight) if strata is None else resample_by_stratum(log_weight, strata(at.z))
     beta = 1.0 if at.beta + increment > 1.0 - _ROUNDING else at.beta + increment
-    known = (at.log_reference, at.log_target, *at.scores) if at.scores else ()
-    z, _, _, (log_reference, log_target, *scores) = mover.move(at.z[index], tuple(part[index] for part in known), beta)
+    before, known = (at.log_reference[index], at.log_target[index]), ()
+    if at.scores:
+        known = (*before, *(score[index] for score in at.scores))
+    z, _, _, (log_reference, log_target, *scores) = mover.moved_on(at.z[index], before, known, beta)
 
     return replace(
         at.weighed(log_weight),
@@ -299,17 +308,38 @@ def _increment(log_ratio: Tensor, remaining: float, ess_threshold: float) -> flo
     return math.exp(low)
 
 
+def _drifts(before: Sequence[Tensor], after: Sequence[Tensor], beta: float) -> bool:
+    """Whether moves changed the mean tempered log density, which they leave as it is where particles are settled."""
+
+    def tempered(log_reference: Tensor, log_target: Tensor) -> Tensor:
+        return log_target if beta == 1.0 else (1.0 - beta) * log_reference + beta * log_target
+
+    change = (tempered(*after) - tempered(*before)).double()
+    change = change[change.isfinite()]
+    mean, error = change.mean().abs(), change.std() / math.sqrt(max(len(change), 1))
+
+    return bool((mean > _DRIFT) & (mean > _DRIFT_SIGMAS * error))
+
+
 class _HamiltonianMover:
     """Hamiltonian moves of all particles at once, in coordinates whitened by the particles and their scores.
 
     Parts of points are both log densities, ``(N,)``, and both scores, ``(N, D)``.
     """
 
-    def __init__(self, path: AnnealingPath, num_moves: int, num_leapfrog: int, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        path: AnnealingPath,
+        num_moves: int,
+        num_leapfrog: int,
+        journal: Journal | None = None,
+        max_leapfrog: int = 0,
+    ) -> None:
         self.path = path
         self.journal = journal or Journal()
         self.num_moves = num_moves
         self.num_leapfrog = num_leapfrog
+        self.max_leapfrog = max_leapfrog
         self.step_size = _FIRST_STEP * path.dim**-0.25
         self.acceptance = math.nan
         self.num_evaluations = 0
@@ -317,11 +347,22 @@ class _HamiltonianMover:
 
     def state(self) -> MovesSoFar:
         """What further moves depend on."""
-        return MovesSoFar(self.step_size, self.acceptance, self.num_evaluations)
+        return MovesSoFar(self.step_size, self.acceptance, self.num_evaluations, self.num_leapfrog)
 
     def restore(self, state: MovesSoFar) -> None:
         """Go on where another mover stood."""
-        self.step_size, self.acceptance, self.num_evaluations = state
+        self.step_size, self.acceptance, self.num_evaluations, *num_leapfrog = state
+        self.num_leapfrog = next(iter(num_leapfrog), 0) or self.num_leapfrog
+
+    def moved_on(self, z: Tensor, before: tuple[Tensor, Tensor], known: tuple[Tensor, ...], beta: float) -> Points:
+        """Moves at one temperature, again and with twice the leapfrog steps while particles are left behind."""
+        points = self.move(z, known, beta)
+        while 2 * self.num_leapfrog <= self.max_leapfrog and _drifts(before, points.parts[:2], beta):
+            self.num_leapfrog *= 2
+            before = (points.parts[0], points.parts[1])
+            points = self.move(points.z, points.parts, beta)
+
+        return points
 
     def move(self, z: Tensor, known: tuple[Tensor, ...], beta: float) -> Points:
         """Metropolised Hamiltonian moves that leave the tempered density unchanged; what is known are all ``parts``."""

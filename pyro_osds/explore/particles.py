@@ -117,11 +117,12 @@ class GivenDraws:
 
 
 class MovesSoFar(NamedTuple):
-    """What Hamiltonian moves have learnt, and what they took: step size, mean acceptance, evaluations."""
+    """What Hamiltonian moves have learnt, and what they took: step size, acceptance, evaluations, leapfrog steps."""
 
     step_size: float
     acceptance: float
     num_evaluations: int
+    num_leapfrog: int = 0  # as the run was begun with; files of earlier versions have none
 
 
 @dataclass(frozen=True)

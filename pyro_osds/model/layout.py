@@ -72,7 +72,7 @@ def entries_added(operations: fx.GraphModule) -> fx.GraphModule:
         operations: What was recorded; it is changed.
 
     Example:
-        >>> from pyro_osds.runtime.recorder import record_operations
+        >>> from pyro_osds.runtime.recording.recorder import record_operations
         >>> def gradient(z):
         ...     with torch.enable_grad():
         ...         z = z.detach().requires_grad_()

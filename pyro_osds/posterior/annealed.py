@@ -55,6 +55,8 @@ _FEWEST = 64
 # Share of effective particles that a change of temperature leaves, moves at each, and temperatures at most: with more
 # temperatures rather than more particles, moves are more, too, and the bias is smaller at the same spread.
 _ESS_THRESHOLD, _NUM_MOVES, _MAX_TEMPERATURES = 0.8, 3, 1000
+# Leapfrog steps of a move at most, where shorter ones leave particles behind.
+_MAX_LEAPFROG = 40
 # Terms of a log density whose number is not known, since it has few, and how many more for each dimension: measured on
 # particles in a plane and on a lattice, 2 and 11 microseconds an evaluation.
 _UNKNOWN, _BY_DIMENSION = 64, 2
@@ -187,6 +189,7 @@ class AnnealedSMC:
             ess_threshold=_ESS_THRESHOLD,
             num_moves=_NUM_MOVES,
             max_temperatures=_MAX_TEMPERATURES,
+            max_leapfrog=_MAX_LEAPFROG,
             phase="Annealed SMC",
         )
 

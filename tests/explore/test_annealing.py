@@ -8,7 +8,7 @@ import torch
 from helpers import assert_within_standard_error
 from torch.distributions import MultivariateNormal
 
-from pyro_osds.explore.annealing import _HamiltonianMover, _increment, _places, _settled, explore
+from pyro_osds.explore.annealing import _drifts, _HamiltonianMover, _increment, _places, _settled, explore
 from pyro_osds.explore.hmc import Points
 from pyro_osds.explore.particles import Annealing, MovesSoFar, resample
 from pyro_osds.explore.paths import PriorPath, ReferencePath
@@ -296,3 +296,70 @@ def test_a_density_that_is_nowhere_is_looked_for_longer_where_that_is_cheap():
         path = ReferencePath(target, lambda n: torch.randn(n, 1).double(), lambda z: -z[:, 0].square())
         with pytest.raises(ValueError, match=f"at any of {count * 32} starting points"):
             explore(path, 4, 8)
+
+
+# ---- moves that are too short ----
+
+
+def cluster(z):
+    """LJ-13: thirteen particles under a Lennard-Jones potential, mean-free, held together by a harmonic one."""
+    rows, columns = torch.arange(1, 13, dtype=z.dtype)[:, None], torch.arange(13)
+    basis = ((columns < rows).to(z) - rows * (columns == rows)) / (rows * (rows + 1)).sqrt()
+    x = torch.einsum("bkd,kn->bnd", z.view(-1, 12, 3), basis)
+    first, second = torch.triu_indices(13, 13, 1)
+    inverse = (x[:, first] - x[:, second]).square().sum(-1).clamp(min=1e-4).pow(-3)
+
+    return -2.0 * (inverse.square() - 2.0 * inverse).sum(-1) - 0.5 * z.square().sum(-1)
+
+
+def test_moves_become_longer_where_they_leave_particles_behind(float64):
+    # By three long runs the log evidence is 59.88(1), the mean log density 43.07.
+    wide = MultivariateNormal(torch.zeros(36), 9.0 * torch.eye(36))
+    path = ReferencePath.from_density(FunctionTarget(cluster, dim=36), wide)
+
+    def found(max_leapfrog):
+        torch.manual_seed(0)
+        return explore(path, 64, 8, ess_threshold=0.8, num_moves=3, max_temperatures=1000, max_leapfrog=max_leapfrog)
+
+    short, longer = found(0), found(40)
+
+    assert short.log_evidence < 59.88 - 4.0 and short.log_prob.mean() < 40.0
+    # Of 512 particles of one standard deviation sqrt(36 / 2); those of a replicate are relatives.
+    assert longer.log_prob.mean().item() == pytest.approx(43.07, abs=1.0)
+    assert abs(longer.log_evidence - 59.88) < 3.0 * math.hypot(longer.std_error, 0.3)
+
+
+def test_where_moves_are_long_enough_nothing_changes(float64):
+    path = ReferencePath.from_density(
+        FunctionTarget(lambda z: -0.5 * z.square().sum(-1), dim=36),
+        MultivariateNormal(torch.zeros(36), 9.0 * torch.eye(36)),
+    )
+
+    def found(max_leapfrog):
+        torch.manual_seed(0)
+        return explore(path, 64, 8, ess_threshold=0.8, num_moves=3, max_leapfrog=max_leapfrog)
+
+    assert found(40).log_evidence == found(0).log_evidence
+
+
+@pytest.mark.parametrize(
+    ("shift", "noise", "drifts"),
+    [(0.0, 1.0, False), (0.05, 0.01, False), (1.0, 0.5, True), (-1.0, 0.5, True), (0.3, 5.0, False)],
+)
+def test_what_drifts_is_more_than_noise_and_more_than_little(shift, noise, drifts, float64):
+    torch.manual_seed(0)
+    before = torch.randn(1000)
+    after = before + shift + noise * torch.randn(1000)
+
+    assert _drifts((before, before), (after, after), 0.5) == drifts
+
+
+def test_moves_go_on_where_an_earlier_version_left_them(float64):
+    path = ReferencePath.from_density(
+        FunctionTarget(lambda z: -z.square().sum(-1), dim=2), MultivariateNormal(torch.zeros(2), torch.eye(2))
+    )
+    mover = _HamiltonianMover(path, 1, 5, max_leapfrog=40)
+    mover.restore((0.5, 0.7, 12))
+    assert mover.num_leapfrog == 5
+    mover.restore(MovesSoFar(0.5, 0.7, 12, 20))
+    assert mover.num_leapfrog == 20

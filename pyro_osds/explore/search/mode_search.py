@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
 from pyro_osds.explore.modes import find_modes, spread_out
-from pyro_osds.explore.reference import come_to_rest, num_affordable, reference_of_modes
+from pyro_osds.explore.reference import Rest, come_to_rest, num_affordable, reference_of_modes
 from pyro_osds.explore.search.ascent import ascend
 from pyro_osds.explore.search.probes import smoothed
 from pyro_osds.runtime.light_adam import LightAdam
@@ -39,6 +39,8 @@ _MANY_TERMS, _NUM_ASCENTS = 5_000, 30
 _CLIMB = 5.0
 # Two sets of particles of one mode do not differ as much in their largest log density.
 _SPIKE = 3.0
+# Nats by which the mass of a mode may lie below that of the particles to be looked at: e^-20 of it decides nothing.
+_NEGLIGIBLE = 20.0
 # Nor is a gap so much wider than the widest among the particles, of which so many are compared: 128 MB of distances.
 _FAR, _MAX_COMPARED = 1.5, 4096
 
@@ -62,6 +64,9 @@ def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> Mi
     rest = come_to_rest(target, torch.cat([_chosen(target, start), _climbed(target, z[known])]))
     if not len(rest.z) or not known.any():
         return None
+    rest = _of_account(rest, z[known], log_prob[known])
+    if not len(rest.z):
+        return None
     points, densities = torch.cat([z[known], rest.z]), torch.cat([log_prob[known], rest.log_prob])
     labels = find_modes(points, densities, target.log_prob, min_share=0.0).labels
     labels, among_particles = labels[known.sum() :], labels[: known.sum()].unique()
@@ -75,6 +80,33 @@ def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> Mi
     whole = weighted_moments(z, torch.zeros_like(log_prob))
 
     return reference_of_modes(whole, rest.z[lost], rest.step[lost], labels[lost])
+
+
+def _of_account(rest: Rest, z: Tensor, log_prob: Tensor) -> Rest:
+    r"""Points at rest where a mode may hold mass that counts.
+
+    A mode at a distance of :math:`r` standard deviations of the particles is at most as wide in each direction, so that
+    its share of the mass is at most about
+
+    .. math:: e^{\log p - \max \log p_i}\ r^D .
+
+    Draws of a vague prior may be so far out that steps of any size lead to a density still lower: they do not climb,
+    and lie in no mode. Nor has a Gaussian around such a place digits left for its own draws.
+
+    Arguments:
+        rest: The points, ``(M, D)``.
+        z: Particles, ``(N, D)``.
+        log_prob: Their log densities, ``(N,)``.
+    """
+    loc, scale_tril = weighted_moments(z, z.new_zeros(len(z)))
+    # Coordinate by coordinate, since squares may overflow.
+    reach = torch.linalg.solve_triangular(scale_tril, (rest.z - loc).mT, upper=False).abs().amax(0)
+    dim = z.shape[1]
+    most = rest.log_prob + dim * reach.clamp(min=1.0).log()
+    # Points in a mode lie some D / 2 nats below its top, those of the particles likewise.
+    counts = most > log_prob.max() - _NEGLIGIBLE - dim
+
+    return Rest(rest.z[counts], rest.log_prob[counts], rest.step[counts])
 
 
 def _climbed(target: Target, z: Tensor) -> Tensor:

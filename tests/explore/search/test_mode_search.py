@@ -3,6 +3,8 @@
 import math
 
 import models
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers import assert_within_standard_error
@@ -10,8 +12,10 @@ from torch.distributions import MultivariateNormal, StudentT
 
 from pyro_osds.explore.annealing import explore
 from pyro_osds.explore.paths import ReferencePath
-from pyro_osds.explore.search.mode_search import _chosen, _climbed, _is_far, lost_modes
+from pyro_osds.explore.reference import Rest
+from pyro_osds.explore.search.mode_search import _chosen, _climbed, _is_far, _of_account, lost_modes
 from pyro_osds.explore.survey import survey
+from pyro_osds.model import ModelTarget
 from pyro_osds.target import FunctionTarget
 
 
@@ -293,3 +297,56 @@ def test_no_search_in_many_dimensions(float64):
     target = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), 100)
     z = torch.randn(300, 100)
     assert lost_modes(target, z, z, target.log_prob(z)) is None
+
+
+# ---- draws of vague priors ----
+
+ANSWERS = torch.tensor([-1.2, 0.4, 2.1, -0.3, 0.9, -2.0, 1.5, 0.1])
+
+
+def vague():
+    """Effects under a precision of Gamma(0.01, 0.01), each measured to 0.1: prior draws reach 1e150."""
+    precision = pyro.sample("precision", dist.Gamma(0.01, 0.01))
+    with pyro.plate("group", 8):
+        effect = pyro.sample("effect", dist.Normal(0.0, precision.rsqrt()))
+        pyro.sample("y", dist.Normal(effect, 0.1), obs=ANSWERS)
+
+
+def vague_log_evidence():
+    """Effects in closed form, the logarithm of their precision by quadrature."""
+    u = torch.linspace(-3000.0, 50.0, 1_000_001, dtype=torch.float64)
+    log_prior = 0.01 * u - 0.01 * u.exp() + 0.01 * math.log(0.01) - math.lgamma(0.01)
+    # log(exp(-u) + 0.01), which is finite at both ends.
+    log_variance = torch.logaddexp(-u, torch.tensor(math.log(0.01), dtype=u.dtype))
+    square = ANSWERS.double().square().sum()
+    log_density = log_prior - 0.5 * (8.0 * (log_variance + math.log(2.0 * math.pi)) + square * (-log_variance).exp())
+    largest = log_density.max()
+
+    return (largest + torch.trapezoid((log_density - largest).exp(), u).log()).item()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_draws_of_a_vague_prior_that_cannot_move_are_no_modes(seed, float64):
+    # Steps of any size end lower, so that points at a log density of -1e154 seemed to have come to rest.
+    pyro.set_rng_seed(seed)
+
+    found = survey(ModelTarget(vague, (), {})).exploration
+
+    assert abs(found.log_evidence - vague_log_evidence()) < 3.0 * math.hypot(found.std_error, 0.02)
+
+
+@pytest.mark.parametrize(("depth", "distance"), [(-1e154, 1e152), (-60.0, 30.0)])
+def test_what_lies_too_low_is_no_mode_however_wide(depth, distance, float64):
+    z, far = torch.randn(512, 2), torch.full((3, 2), distance)
+    kept = _of_account(Rest(far, torch.full((3,), depth), torch.ones(3)), z, -0.5 * z.square().sum(-1))
+
+    assert not len(kept.z)
+
+
+@pytest.mark.parametrize("width", [1.0, 1e3])
+def test_a_wide_mode_counts_though_its_density_is_low(width, float64):
+    # Half of the mass each: the density of the wide one is lower by a factor of width squared.
+    z, there = torch.randn(512, 2), 10.0 * width * (1.0 + 0.1 * torch.randn(3, 2))
+    rest = Rest(there, torch.full((3,), -2.0 * math.log(width) - 1.0), torch.ones(3))
+
+    assert len(_of_account(rest, z, -0.5 * z.square().sum(-1)).z) == 3
