@@ -8,8 +8,9 @@ import torch
 from helpers import assert_within_standard_error
 from torch.distributions import MultivariateNormal
 
-from pyro_osds.explore.annealing import _drifts, _HamiltonianMover, _increment, _places, _settled, explore
+from pyro_osds.explore.annealing import _increment, _places, _settled, explore
 from pyro_osds.explore.hmc import Points
+from pyro_osds.explore.moves import HamiltonianMover, _drifts
 from pyro_osds.explore.particles import Annealing, MovesSoFar, resample
 from pyro_osds.explore.paths import PriorPath, ReferencePath
 from pyro_osds.model import ModelTarget
@@ -63,7 +64,7 @@ def test_increment_leaves_the_share_that_was_asked_for():
 def test_moves_leave_the_target_unchanged(float64):
     # Exact draws stay exact draws: mean and variance of log gamma variables after many moves.
     draws = torch.distributions.Gamma(models.LOG_GAMMA_SHAPE, 1.0).sample((3000, 2)).log()
-    mover = _HamiltonianMover(from_gaussian(models.log_gamma, 2, 3.0), num_moves=5, num_leapfrog=5)
+    mover = HamiltonianMover(from_gaussian(models.log_gamma, 2, 3.0), num_moves=5, num_leapfrog=5)
     z, _, _, (_, log_target, *_) = mover.move(draws, (), 1.0)
     truth = torch.tensor(models.LOG_GAMMA_SHAPE)
     mean, variance = torch.digamma(truth).item(), torch.polygamma(1, truth).item()
@@ -235,7 +236,7 @@ def test_particles_that_drift_have_not_settled(num_climbs, max_settling, num_mov
 def test_scores_of_the_last_temperature_are_those_of_the_next_one(beta, float64):
     # Where particles come from another temperature, densities and scores are those of the formula, and cost nothing.
     path = from_gaussian(models.log_gamma, 2, 3.0)
-    mover = _HamiltonianMover(path, num_moves=1, num_leapfrog=3)
+    mover = HamiltonianMover(path, num_moves=1, num_leapfrog=3)
     at = mover.move(path.sample(200), (), 0.2)
     before = mover.num_evaluations
     points = mover._tempered(at.z, at.parts, beta)
@@ -250,7 +251,7 @@ def test_scores_of_the_last_temperature_are_those_of_the_next_one(beta, float64)
 def test_what_is_not_finite_leaves_its_score_out(float64):
     # A score of the reference that is no number counts until the target is reached, and not there.
     known = (torch.tensor([-torch.inf, 0.0]), torch.zeros(2), torch.full((2, 1), torch.nan), torch.ones(2, 1))
-    mover = _HamiltonianMover(from_gaussian(models.log_gamma, 1, 3.0), num_moves=1, num_leapfrog=3)
+    mover = HamiltonianMover(from_gaussian(models.log_gamma, 1, 3.0), num_moves=1, num_leapfrog=3)
     half, target = (mover._tempered(torch.zeros(2, 1), known, beta) for beta in (0.5, 1.0))
     assert half.log_prob.tolist() == [-torch.inf, 0.0] and half.score.flatten().tolist() == [0.0, 0.0]
     assert target.log_prob.tolist() == [0.0, 0.0] and target.score.flatten().tolist() == [1.0, 1.0]
@@ -358,7 +359,7 @@ def test_moves_go_on_where_an_earlier_version_left_them(float64):
     path = ReferencePath.from_density(
         FunctionTarget(lambda z: -z.square().sum(-1), dim=2), MultivariateNormal(torch.zeros(2), torch.eye(2))
     )
-    mover = _HamiltonianMover(path, 1, 5, max_leapfrog=40)
+    mover = HamiltonianMover(path, 1, 5, max_leapfrog=40)
     mover.restore((0.5, 0.7, 12))
     assert mover.num_leapfrog == 5
     mover.restore(MovesSoFar(0.5, 0.7, 12, 20))
