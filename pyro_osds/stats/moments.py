@@ -31,6 +31,9 @@ ENOUGH_PARTICLES = 4
 _MIN_RATIO, _MAX_RATIO = 1e-2, 2.0
 # The least variance of a coordinate, so that none is divided by: far below that of any that moves.
 _TINY = 1e-30
+# Scores in units of the points' own scale at most: a spike that the ratios above are kept from long before, and squares
+# of what overflows have no eigenvalues.
+_STEEPEST = 1e7
 # What rounding takes from a correlation matrix of some thousand points, put back on its diagonal.
 _JITTER = 1e-9
 
@@ -85,10 +88,12 @@ def fisher_moments(z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     # The two estimates err in opposite directions, so far less shrinkage is needed than for either alone.
     # The fourth power leaves half of it at D points, and a hundredth at three times as many.
     shrinkage = 1.0 / (1.0 + (num_points / dim) ** 4)
-    loc, mean_score = points.mean(0), scores.mean(0)
+    loc = points.mean(0)
     centred = points - loc
     correlation, scale = _correlation(centred.mT @ centred / num_points, shrinkage)
     root = _root(correlation)
+    scores = scores.clamp(-_STEEPEST / scale, _STEEPEST / scale)
+    mean_score = scores.mean(0)
     scores = (scores - mean_score) * scale
     fisher = scores.mT @ scores / num_points
     fisher = (1.0 - shrinkage) * fisher + shrinkage * fisher.diagonal().diag()

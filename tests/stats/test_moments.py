@@ -1,5 +1,6 @@
 """Moments: exact on known points, shrunk as its equation says, safe with unequal units."""
 
+import pytest
 import torch
 
 from pyro_osds.stats.moments import fisher_moments, weighted_moments
@@ -121,3 +122,14 @@ def test_points_on_a_line_have_a_scale():
     z = line @ torch.tensor([[1.0, 1.0 + 1e-12, 2.0, -3.0]], dtype=torch.float64)
     for loc, scale_tril in (weighted_moments(z, torch.zeros(500)), fisher_moments(z, -z)):
         assert loc.isfinite().all() and (scale_tril.diagonal() > 0).all()
+
+
+@pytest.mark.parametrize("steep", [1e12, 1e150, 1e300])
+def test_scores_that_overflow_leave_a_finite_scale(steep, float64):
+    # A few points on a cliff: squares of their scores overflow, and the rest is a standard normal.
+    z = torch.randn(400, 3)
+    score = -z.clone()
+    score[:3] = steep * torch.tensor([1.0, -1.0, 1.0])
+    loc, scale_tril = fisher_moments(z, score)
+    assert loc.isfinite().all() and scale_tril.isfinite().all() and (scale_tril.diagonal() > 0).all()
+    assert (scale_tril @ scale_tril.mT).diagonal().max() < 4.0
