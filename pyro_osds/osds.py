@@ -991,7 +991,9 @@ class OSDS:
             "source": self._problem.description(),
             "identity": identity(fitted.given, fitted.target, z, self._args, self._kwargs),
             "fit": state,
+            # With a seed a run has random numbers of its own; what is drawn afterwards takes those of the process.
             "random": self._random or random_state(),
+            "random_of_process": random_state(),
         }
         write(place, content)
 
@@ -1037,10 +1039,12 @@ class OSDS:
             osds._fit = Fit.restored(target, osds.settings, unpack(content["fit"], target.device))
             check_density(unpack(content["identity"], target.device), osds._fit.target)
         osds._args, osds._kwargs = kept_arguments(args), kept_arguments(kwargs)
-        if osds.settings.seed is None:
-            set_random_state(content["random"])
-        else:
+        if osds.settings.seed is not None:
             osds._random = content["random"]
+        # Files of earlier versions have one of the two: with a seed those of the run.
+        of_process = content.get("random_of_process", {} if osds.settings.seed is not None else content["random"])
+        if of_process:
+            set_random_state(of_process)
 
         return osds
 
