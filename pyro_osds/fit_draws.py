@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_osds.explore.given.copies import copies_of
 from pyro_osds.explore.particles import GivenDraws
 from pyro_osds.fit_stages import source_of, way_of
-from pyro_osds.flow.leap import Leap
+from pyro_osds.flow.leap import Leap, is_bijective
 from pyro_osds.posterior.agreement import Agreement, compare_with_reference, parameter_errors
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.evidence import EvidenceCheck, Reason
@@ -143,6 +143,9 @@ class FitDraws:
     def _judge(self, leap: AnyLeap) -> PosteriorDraws:
         """Draws of a leap and the verdict on its weights."""
         settings, found = self.settings, self.recipe.found
+        if settings.correction == "none" and is_bijective(leap):
+            # Base draws for necks are right by their weights only.
+            leap = leap.plain
 
         return draw_in_time(
             leap,

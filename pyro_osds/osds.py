@@ -506,7 +506,8 @@ class OSDS:
         """The trained flow as a guide, for ``Predictive``, ``Importance``, ``WeighedPredictive`` or an ELBO.
 
         It covers the continuous latents, has the flow's exact density, and carries no gradients: it is trained by
-        :meth:`run` and :meth:`step`. Its draws are those of the flow, not weighed; those of :meth:`get_samples` are.
+        :meth:`run` and :meth:`step`. Its draws are those of the flow as it was trained, not weighed; those of
+        :meth:`get_samples` are, and have base draws for necks besides (:doc:`/evidence`).
 
         Raises:
             ValueError: Without a model, and for the velocity network, whose draws have no exact density.
@@ -604,6 +605,8 @@ class OSDS:
         leap = fitted.settle()
         if not leap.has_exact_density:
             raise ValueError(f"{what} needs the exact density of the flow: use network='coupling'.")
+        # Base draws for necks are right by their weights only, and here nothing weighs.
+        leap = leap.plain if is_bijective(leap) else leap
         if fitted.source is not None:
             warn(
                 f"{what} is the flow, whose verdict was bad; the posterior draws are {fitted.source.sentence}. For "

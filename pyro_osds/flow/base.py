@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import MixtureSameFamily, MultivariateNormal
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from pyro_osds.stats.gaussian import MANY_DIMENSIONS, Gaussian, is_unit
 from pyro_osds.stats.moments import fisher_moments, weighted_moments
@@ -28,11 +28,13 @@ class Base:
         loc: Centre of the posterior, ``(D,)``.
         scale_tril: Lower triangular scale of the posterior, ``(D, D)``.
         density: Normalised density in whitened coordinates.
+        num_plain: Components that a flow was trained from, the first ones, where others joined them later; else 0.
     """
 
     loc: Tensor
     scale_tril: Tensor
     density: MultivariateNormal | MixtureSameFamily
+    num_plain: int = 0
 
     @cached_property
     def _diagonal(self) -> Tensor | None:
@@ -46,6 +48,21 @@ class Base:
     def num_components(self) -> int:
         """Components of the density; 1 for a Gaussian."""
         return self.density.mixture_distribution.probs.numel() if isinstance(self.density, MixtureSameFamily) else 1
+
+    @property
+    def plain(self) -> Base:
+        """The base that a flow was trained from, without components that joined it later."""
+        density = self.density
+        if not self.num_plain or not isinstance(density, MixtureSameFamily):
+            return self
+        components: Any = density.component_distribution
+        locs, factors = components.loc[: self.num_plain], components.scale_tril[: self.num_plain]
+        if self.num_plain == 1:
+            return Base(self.loc, self.scale_tril, Gaussian(locs[0], factors[0]))
+        probs = density.mixture_distribution.probs[: self.num_plain]
+        mixture = MixtureSameFamily(Categorical(probs=probs), Gaussian(locs, factors), validate_args=False)
+
+        return Base(self.loc, self.scale_tril, mixture)
 
     @cached_property
     def log_abs_det(self) -> Tensor:

@@ -51,6 +51,13 @@ class Leap(nn.Module):
         self.flow = flow
         self.num_steps = num_steps
 
+    @property
+    def plain(self) -> Leap:
+        """The leap as it was trained, without base draws that only weights make right."""
+        base = self.base.plain
+
+        return self if base is self.base else Leap(base, self.flow, self.num_steps)
+
     def sample(self, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draws ``(n, D)``, their log densities ``(n,)`` and the log-determinants ``(n,)`` of the whole leap."""
         z, log_prob, log_abs_det = by_rows(self._weighed, self.base.density.sample(torch.Size([num_draws])))

@@ -48,6 +48,7 @@ from pyro_osds.stats.weights import (
     WeightSummary,
     join,
     log_weights_at,
+    lower_bound,
     summarize_weights,
     weigh,
     weigh_in_time,
@@ -181,7 +182,7 @@ def draw_posterior(
     lost = lost_by_draws(parts, draws.z, draws.log_weight, weights.log_mean_weight)
     gap = gap_by_draws(leap, target, necks, draws.log_weight)
     evidence = judge(
-        weights,
+        replace(weights, elbo=_lower_bound(leap, target, weights)),
         check,
         improper_sites,
         draws.num_not_finite,
@@ -200,6 +201,15 @@ def draw_posterior(
     )
 
     return PosteriorDraws(draws, index, acceptance, evidence, second, draws.log_weight, draws.num_not_finite, is_whole)
+
+
+def _lower_bound(leap: Proposal, target: Target, weights: WeightSummary) -> float:
+    """The ELBO of the flow as it was trained: of the base draws for necks, some weigh next to nothing."""
+    plain = leap.plain if is_bijective(leap) else leap
+    if plain is leap:
+        return weights.elbo
+    with torch.random.fork_rng(devices=[target.device] if target.device.type == "cuda" else []):
+        return lower_bound(weigh(plain, target, _MIN_DRAWS).log_weight)
 
 
 def _most_for_chains(target: Target, max_draws: int, deadline: float) -> int:

@@ -82,9 +82,10 @@ def plot_leap(
         )
     names = _chosen(coordinates, list(posterior))
     with torch.no_grad():
-        x = fit.leap.base.density.sample(torch.Size([max(num_arrows, _MAX_DOTS)]))
-        start = _pair(_constrained(fit, fit.leap.base.from_whitened(x)), names)
-        end = _pair(_constrained(fit, fit.leap(x)[0]), names)
+        leap = fit.leap.plain
+        x = leap.base.density.sample(torch.Size([max(num_arrows, _MAX_DOTS)]))
+        start = _pair(_constrained(fit, leap.base.from_whitened(x)), names)
+        end = _pair(_constrained(fit, leap(x)[0]), names)
     drawn = _pair(posterior, names)
     pictures = _new_axes() if axes is None else np.ravel(np.asarray(axes, dtype=object))
     if len(pictures) != 3:

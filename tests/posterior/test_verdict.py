@@ -79,7 +79,7 @@ def test_few_good_draws_are_believed():
     assert judge(torch.zeros(50)).reliable
 
 
-@pytest.mark.parametrize(("num_heavy", "std_error", "reliable"), [(90, 0.1006, False), (91, 0.1, True)])
+@pytest.mark.parametrize(("num_heavy", "std_error", "reliable"), [(91, 0.1007, False), (93, 0.0995, True)])
 def test_reason_standard_error(num_heavy, std_error, reliable):
     # On both sides of a tenth of a nat: it speaks against the number only.
     evidence = judge(two_values(num_heavy, 1000))
@@ -95,8 +95,8 @@ def test_an_error_of_half_a_nat():
     # No Bayes factor is decided by it, though the tail can be fitted and one draw in twenty-five is effective.
     uniform = (torch.arange(180, dtype=torch.float64) + 0.3) / 180
     evidence = judge(torch.cat([-0.65 * uniform.log(), two_values(0, 820)]))
-    assert evidence.std_error == pytest.approx(0.47, abs=0.01) and evidence.ess > 35
-    assert "error of the log evidence is 0.47 nats, above 0.10" in only_reason(evidence, draws=False)
+    assert evidence.std_error == pytest.approx(0.60, abs=0.01) and evidence.ess > 35
+    assert "error of the log evidence is 0.60 nats, above 0.10" in only_reason(evidence, draws=False)
 
 
 @pytest.mark.parametrize(("r_hat", "reliable"), [(1.0, True), (1.049, True), (1.0504, False), (1.09, False)])

@@ -193,4 +193,4 @@ def test_a_file_does_not_ask_for_processes(tmp_path):
     osds.settings = OSDS.from_log_prob(banana, 2, distributed=True).settings
     osds.save(tmp_path / "fit.pt")
     again = OSDS.load(tmp_path / "fit.pt", banana)
-    assert not again.settings.distributed and again.step() < 1.0
+    assert not again.settings.distributed and math.isfinite(again.step())

@@ -176,4 +176,4 @@ def _with_component(base: Base, loc: Tensor, scale_tril: Tensor, share: float) -
         validate_args=False,
     )
 
-    return replace(base, density=mixture)
+    return replace(base, density=mixture, num_plain=base.num_plain or base.num_components)

@@ -42,4 +42,4 @@ def test_a_notebook_or_a_prompt_is_the_users(name):
 def test_a_failure_inside_a_library_is_shown_where_the_user_called_it():
     with pytest.raises(re.error) as caught:
         re.compile("(")
-    assert user_line(caught.value).endswith("of test_lines.py)")
+    assert user_line(caught.value).endswith("of test_code_lines.py)")
