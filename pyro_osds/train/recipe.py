@@ -22,6 +22,7 @@ from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.diffusion import Diffusion
 from pyro_osds.flow.leap import Leap
 from pyro_osds.runtime.clock import OutOfTimeError, time_limit
+from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
 from pyro_osds.stats.thresholds import MAX_PARETO_K
 from pyro_osds.train.budget import Budget
@@ -146,6 +147,8 @@ class Recipe:
         # Particles of the necks that the trained flow lacked, once it was looked for them.
         self.necks: tuple[Tilted, ...] = ()
         self._knows_necks = self._is_cut_at_necks = False
+        # Random numbers where a look that was cut short began: it is repeated from there.
+        self._random_at_necks: dict[str, Any] | None = None
         self._plan = Plan("first", found)
         budget = budget or Budget()
         self._builder = Builder(
@@ -205,7 +208,9 @@ class Recipe:
         """Give base draws to necks that the trained flow lacks; cut short, it is done when training is run again."""
         if self._knows_necks or not isinstance(self.trainer, Trainer):
             return
-        self._is_cut_at_necks = True
+        if self._random_at_necks is not None:
+            set_random_state(self._random_at_necks)
+        self._is_cut_at_necks, self._random_at_necks = True, random_state()
         try:
             with time_limit(self._builder.budget.deadline):
                 leap, self.necks = cover_necks(self.trainer.leap, self.found.target)
@@ -216,7 +221,7 @@ class Recipe:
             warn("The look for necks was interrupted; the flow stays as it was trained.", InterruptedWarning)
             return
         self.trainer.leap.base, self.trainer.history.interrupted = leap.base, False
-        self._knows_necks, self._is_cut_at_necks = True, False
+        self._knows_necks, self._is_cut_at_necks, self._random_at_necks = True, False, None
 
     def set_deadline(self, deadline: float, seconds_per_draw: float = 0.0) -> None:
         """From now on training ends at a time.
@@ -234,7 +239,8 @@ class Recipe:
         """Make do with the better flow so far; what was cut short is not gone on with."""
         if self._contest is not None and self._contest.is_won:
             self._plan, self.found = self._contest.plan, self._contest.plan.found
-        self._contest, self.teacher_history.paused, self._is_cut_at_necks = None, None, False
+        self._contest, self.teacher_history.paused = None, None
+        self._is_cut_at_necks, self._random_at_necks = False, None
         self.trainer.stop()
 
     @property
@@ -324,6 +330,7 @@ class Recipe:
             "base": (contest.champion if contest else self.trainer).leap.base if self._knows_necks else None,
             "necks": self.necks,
             "knows_necks": self._knows_necks,
+            "random_at_necks": self._random_at_necks,
             "rival": replace(contest.plan, found=_untargeted(contest.plan.found)) if contest else None,
             "rival_trainer": contest.challenger.state() if contest else None,
             "has_grown": self._has_grown,
@@ -349,6 +356,8 @@ class Recipe:
         self.trainer.restore(state["trainer"])
         # Files of earlier versions know nothing of necks, and need not look for them.
         self.necks, self._knows_necks = state.get("necks", ()), state.get("knows_necks", True)
+        self._random_at_necks = state.get("random_at_necks")
+        self._is_cut_at_necks = self._random_at_necks is not None
         if state.get("base") is not None:
             self.trainer.leap.base = state["base"]
         if self.teacher is not None:
