@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import torch
 
 from .base import Kind
 from .integrals import data, exact
@@ -92,3 +93,12 @@ def local_level() -> None:
     for t in range(1, len(level_y)):
         x = pyro.sample(f"x{t}", dist.Normal(x, q))
         pyro.sample(f"y{t}", dist.Normal(x, r), obs=level_y[t])
+
+
+@shapes.density(6)
+def chain_of_scales_6d(z):
+    """A scale of a scale of a scale, and three members of the last: normalised."""
+    log_scale = torch.stack(
+        [torch.zeros_like(z[:, 0]), 0.7 * z[:, 0], 0.7 * z[:, 1], *[z[:, 2].clamp(-30, 30)] * 3], -1
+    )
+    return (-0.5 * (z * (-log_scale).exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
