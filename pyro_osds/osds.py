@@ -661,7 +661,7 @@ class OSDS:
             num_steps: Network evaluations per draw, a power of two; default: as given to ``OSDS``, or none where the
                 posterior draws do not come from the flow. For draws of a diffusion in few steps,
                 the steps of its paths, 2 to 64. The first time that
-                another number is asked for, a copy of the flow learns it, which takes seconds; with
+                another number is asked for, a copy of the flow learns it, in a second or two a step; with
                 ``recipe="distill"`` the flow knows all numbers up to ``num_time_steps``. Weights are exact for any
                 number, since every step is a bijection; not so with ``network="velocity"``.
             equal_weight: Whether to resample them to equal weights, for whatever takes no weights. Some then come
