@@ -15,14 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from pyro_osds.choices import Network, RecipeName
-from pyro_osds.explore.necks.covered import cover_necks
 from pyro_osds.explore.necks.tilted import Tilted
 from pyro_osds.explore.survey import Survey
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.diffusion import Diffusion
 from pyro_osds.flow.leap import Leap
-from pyro_osds.runtime.clock import OutOfTimeError, time_limit
-from pyro_osds.runtime.resume import random_state, set_random_state
 from pyro_osds.runtime.warnings import InterruptedWarning, warn
 from pyro_osds.stats.thresholds import MAX_PARETO_K
 from pyro_osds.train.budget import Budget
@@ -37,6 +34,7 @@ from pyro_osds.train.flows import (
     has_many_dimensions,
     size_of,
 )
+from pyro_osds.train.necks import NeckLook
 from pyro_osds.train.objectives import exact_volume
 from pyro_osds.train.teacher import TeacherBudget, TeacherHistory, train_teacher
 from pyro_osds.train.trainer import Trainer
@@ -144,11 +142,7 @@ class Recipe:
         self._has_many_dimensions = has_many_dimensions(found)
         self._has_grown = False
         self._contest: _Contest | None = None
-        # Particles of the necks that the trained flow lacked, once it was looked for them.
-        self.necks: tuple[Tilted, ...] = ()
-        self._knows_necks = self._is_cut_at_necks = False
-        # Random numbers where a look that was cut short began: it is repeated from there.
-        self._random_at_necks: dict[str, Any] | None = None
+        self._look = NeckLook()
         self._plan = Plan("first", found)
         budget = budget or Budget()
         self._builder = Builder(
@@ -198,30 +192,20 @@ class Recipe:
     @property
     def is_paused(self) -> bool:
         """Whether training was cut short and would go on, or the look for necks that follows it."""
-        return self._is_training or self._is_cut_at_necks
+        return self._is_training or self._look.is_cut
 
     @property
     def _is_training(self) -> bool:
         return self._contest is not None or self.trainer.paused is not None or self.teacher_history.paused is not None
 
+    @property
+    def necks(self) -> tuple[Tilted, ...]:
+        """Particles of the necks that the trained flow lacked."""
+        return self._look.found
+
     def _cover_necks(self) -> None:
-        """Give base draws to necks that the trained flow lacks; cut short, it is done when training is run again."""
-        if self._knows_necks or not isinstance(self.trainer, Trainer):
-            return
-        if self._random_at_necks is not None:
-            set_random_state(self._random_at_necks)
-        self._is_cut_at_necks, self._random_at_necks = True, random_state()
-        try:
-            with time_limit(self._builder.budget.deadline):
-                leap, self.necks = cover_necks(self.trainer.leap, self.found.target)
-        except OutOfTimeError:
-            return
-        except KeyboardInterrupt:
-            self.trainer.history.interrupted = True
-            warn("The look for necks was interrupted; the flow stays as it was trained.", InterruptedWarning)
-            return
-        self.trainer.leap.base, self.trainer.history.interrupted = leap.base, False
-        self._knows_necks, self._is_cut_at_necks, self._random_at_necks = True, False, None
+        if isinstance(self.trainer, Trainer):
+            self._look.run(self.trainer, self.found.target, self._builder.budget.deadline)
 
     def set_deadline(self, deadline: float, seconds_per_draw: float = 0.0) -> None:
         """From now on training ends at a time.
@@ -239,8 +223,7 @@ class Recipe:
         """Make do with the better flow so far; what was cut short is not gone on with."""
         if self._contest is not None and self._contest.is_won:
             self._plan, self.found = self._contest.plan, self._contest.plan.found
-        self._contest, self.teacher_history.paused = None, None
-        self._is_cut_at_necks, self._random_at_necks = False, None
+        self._contest, self.teacher_history.paused, self._look.random = None, None, None
         self.trainer.stop()
 
     @property
@@ -266,7 +249,7 @@ class Recipe:
         self._compete(self._contest)
         if self._contest is None:
             self._more_iterations = 0
-            self._knows_necks &= self.trainer is flow
+            self._look.is_over &= self.trainer is flow
             self._cover_necks()
 
     def _challenge(self, plan: Plan) -> None:
@@ -327,10 +310,10 @@ class Recipe:
             "found": _untargeted(self.found),
             "plan": replace(self._plan, found=_untargeted(self._plan.found)),
             "trainer": (contest.champion if contest else self.trainer).state(),
-            "base": (contest.champion if contest else self.trainer).leap.base if self._knows_necks else None,
-            "necks": self.necks,
-            "knows_necks": self._knows_necks,
-            "random_at_necks": self._random_at_necks,
+            "base": (contest.champion if contest else self.trainer).leap.base if self._look.is_over else None,
+            "necks": self._look.found,
+            "knows_necks": self._look.is_over,
+            "random_at_necks": self._look.random,
             "rival": replace(contest.plan, found=_untargeted(contest.plan.found)) if contest else None,
             "rival_trainer": contest.challenger.state() if contest else None,
             "has_grown": self._has_grown,
@@ -355,9 +338,7 @@ class Recipe:
         self.trainer = self._builder.build(self._plan)
         self.trainer.restore(state["trainer"])
         # Files of earlier versions know nothing of necks, and need not look for them.
-        self.necks, self._knows_necks = state.get("necks", ()), state.get("knows_necks", True)
-        self._random_at_necks = state.get("random_at_necks")
-        self._is_cut_at_necks = self._random_at_necks is not None
+        self._look = NeckLook(state.get("necks", ()), state.get("knows_necks", True), state.get("random_at_necks"))
         if state.get("base") is not None:
             self.trainer.leap.base = state["base"]
         if self.teacher is not None:

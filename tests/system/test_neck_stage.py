@@ -11,7 +11,7 @@ from helpers import assert_within_standard_error
 
 from pyro_osds import OSDS
 from pyro_osds.runtime.clock import OutOfTimeError
-from pyro_osds.train import recipe
+from pyro_osds.train import necks
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -60,16 +60,16 @@ def test_a_neck_gets_base_draws_that_only_weights_see(whole):
 @pytest.mark.parametrize("cut", [KeyboardInterrupt, OutOfTimeError])
 @pytest.mark.parametrize("through_a_file", [False, True])
 def test_a_look_that_was_cut_short_is_repeated_bit_for_bit(whole, cut, through_a_file, monkeypatch, tmp_path):
-    cover = recipe.cover_necks
+    cover = necks.cover_necks
 
     def cut_short(leap, target):
         torch.rand(3)
         raise cut
 
-    monkeypatch.setattr(recipe, "cover_necks", cut_short)
+    monkeypatch.setattr(necks, "cover_necks", cut_short)
     osds = run()
     assert osds.is_interrupted and osds.fit.leap.base.num_components == 1
-    monkeypatch.setattr(recipe, "cover_necks", cover)
+    monkeypatch.setattr(necks, "cover_necks", cover)
     if through_a_file:
         osds.save(tmp_path / "fit.pt")
         osds = OSDS.load(tmp_path / "fit.pt", necked)
