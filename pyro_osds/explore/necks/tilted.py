@@ -7,9 +7,11 @@ From draws that are weighed to the posterior :math:`\pi`, sequential Monte Carlo
 which favours what lies beyond a quantile *q* of the coordinate that leads into the neck. Most particles end up there,
 and go on by Hamiltonian moves in its own scale. The share of a region *R* in the posterior is
 
-.. math:: \pi(R) = \frac{Z_t}{Z}\, \mathrm{E}_{\pi_t}\big[\mathbf{1}_R\, e^{-t}\big],
+.. math:: \pi(R) = \frac{\sum_r \rho_r\, \mathrm{E}_r\big[\mathbf{1}_R\, e^{-t}\big]}
+    {\sum_r \rho_r\, \mathrm{E}_r\big[e^{-t}\big]},
 
-in which each replicate brings its own estimate of :math:`Z_t / Z`, so that their spread is its error.
+over replicates *r*, each with its own particles and its own estimate :math:`\rho_r` of the ratio of both integrals; what
+they differ by gives the error.
 """
 
 from __future__ import annotations
