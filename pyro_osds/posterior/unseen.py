@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_osds.explore.necks.tilted import Tilted, lacking, log_over_mean
+from pyro_osds.explore.search.parts import log_mean
 from pyro_osds.flow.walk import Walk
 from pyro_osds.posterior.evidence import Reason
 from pyro_osds.posterior.reasons import Gap, particle_reasons, unseen_reasons
@@ -78,14 +79,14 @@ def gap_by_draws(leap: Proposal, target: Target, necks: Sequence[Tilted], log_we
     if not necks or not leap.can_invert or not log_weight.isfinite().any():
         return None
     share = torch.softmax(log_weight.double(), 0)
-    log_mean = torch.logsumexp(log_weight.double(), 0).item() - math.log(len(log_weight))
-    seen = lacking(log_weight.double() - log_mean)
+    level = log_mean(log_weight)[0]
+    seen = lacking(log_weight.double() - level)
 
-    return _gap(leap, target, necks, log_mean, (share @ seen).item(), (share * seen).norm().item())
+    return _gap(leap, target, necks, level, (share @ seen).item(), (share * seen).norm().item())
 
 
 def gap_by_particles(
-    leap: Proposal, target: Target, necks: Sequence[Tilted], log_weight: Tensor, log_mean: float
+    leap: Proposal, target: Target, necks: Sequence[Tilted], log_weight: Tensor, level: float
 ) -> Gap | None:
     """What particles with equal weights do not see of necks; None where there are none.
 
@@ -94,22 +95,20 @@ def gap_by_particles(
         target: The target.
         necks: Particles of necks.
         log_weight: Log weights of the flow at the particles, ``(N,)``.
-        log_mean: Log of the mean weight of the flow's own draws.
+        level: Log of the mean weight of the flow's own draws.
     """
-    if not necks or not math.isfinite(log_mean):
+    if not necks or not math.isfinite(level):
         return None
-    seen = lacking(log_weight.double() - log_mean)
+    seen = lacking(log_weight.double() - level)
 
-    return _gap(leap, target, necks, log_mean, seen.mean().item(), seen.std().item() / math.sqrt(len(seen)))
+    return _gap(leap, target, necks, level, seen.mean().item(), seen.std().item() / math.sqrt(len(seen)))
 
 
-def _gap(
-    leap: Proposal, target: Target, necks: Sequence[Tilted], log_mean: float, seen: float, std_error: float
-) -> Gap:
+def _gap(leap: Proposal, target: Target, necks: Sequence[Tilted], level: float, seen: float, std_error: float) -> Gap:
     """The largest gap, none of them below zero."""
     gaps = []
     for neck in necks:
-        by_neck, error = neck.mean(lacking(log_over_mean(leap, target, neck, log_mean)))
+        by_neck, error = neck.mean(lacking(log_over_mean(leap, target, neck, level)))
         gaps.append(Gap(max(by_neck - seen, 0.0), math.hypot(error, std_error), by_neck, seen))
 
     return max(gaps, key=lambda gap: gap.share)

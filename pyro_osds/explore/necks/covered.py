@@ -22,6 +22,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from pyro_osds.explore.necks.narrowing import ways_into_necks
 from pyro_osds.explore.necks.tilted import Tilted, lacking, log_over_mean, tilt
+from pyro_osds.explore.search.parts import log_mean
 from pyro_osds.flow.base import Base
 from pyro_osds.flow.leap import Leap
 from pyro_osds.stats.gaussian import MANY_DIMENSIONS, Gaussian
@@ -72,7 +73,7 @@ def cover_necks(leap: Leap, target: Target) -> tuple[Leap, tuple[Tilted, ...]]:
         necks = _lacking(leap, target, draws)
         least = _KEPT * effective_sample_size(truncated(draws.log_weight))
         for _ in range(_MOST_COMPONENTS if necks else 0):
-            wider = _covered(leap, target, necks, mean_of(truncated(draws.log_weight)))
+            wider = _covered(leap, target, necks, log_mean(truncated(draws.log_weight))[0])
             if wider is None:
                 break
             draws = weigh(wider, target, _NUM_DRAWS)
@@ -81,16 +82,6 @@ def cover_necks(leap: Leap, target: Target) -> tuple[Leap, tuple[Tilted, ...]]:
             leap = wider
 
     return leap, necks
-
-
-def mean_of(log_weight: Tensor) -> float:
-    """Log of the mean weight, nats.
-
-    Example:
-        >>> mean_of(torch.zeros(8))
-        0.0
-    """
-    return torch.logsumexp(log_weight.double(), 0).item() - math.log(len(log_weight))
 
 
 def truncated(log_weight: Tensor) -> Tensor:
@@ -120,18 +111,18 @@ def _lacking(leap: Leap, target: Target, draws: FlowDraws) -> tuple[Tilted, ...]
     log_weight = truncated(draws.log_weight)
     if size < _FEWEST or not effective_sample_size(log_weight) > _MIN_EFFECTIVE:
         return ()
-    found, log_mean = [], mean_of(log_weight)
+    found, level = [], log_mean(log_weight)[0]
     for way in ways_into_necks(draws.z, log_weight):
         quick = tilt(target, draws.z, log_weight, way, *_QUICK)
-        if quick.mean(lacking(log_over_mean(leap, target, quick, log_mean)))[0] > 0.5 * MIN_UNSEEN:
+        if quick.mean(lacking(log_over_mean(leap, target, quick, level)))[0] > 0.5 * MIN_UNSEEN:
             found.append(tilt(target, draws.z, log_weight, way, size, *effort))
 
     return tuple(found)
 
 
-def _covered(leap: Leap, target: Target, necks: Sequence[Tilted], log_mean: float) -> Leap | None:
+def _covered(leap: Leap, target: Target, necks: Sequence[Tilted], level: float) -> Leap | None:
     """The leap with a component for the neck in which it lacks most; None where it lacks too little."""
-    of_each = [log_over_mean(leap, target, neck, log_mean) for neck in necks]
+    of_each = [log_over_mean(leap, target, neck, level) for neck in necks]
     (share, std_error), neck, over_mean = max(
         ((neck.mean(lacking(over_mean)), neck, over_mean) for neck, over_mean in zip(necks, of_each, strict=True)),
         key=lambda each: each[0][0],

@@ -10,8 +10,8 @@ and go on by Hamiltonian moves in its own scale. The share of a region *R* in th
 .. math:: \pi(R) = \frac{\sum_r \rho_r\, \mathrm{E}_r\big[\mathbf{1}_R\, e^{-t}\big]}
     {\sum_r \rho_r\, \mathrm{E}_r\big[e^{-t}\big]},
 
-over replicates *r*, each with its own particles and its own estimate :math:`\rho_r` of the ratio of both integrals; what
-they differ by gives the error.
+over replicates *r*, each with its own particles and its own estimate :math:`\rho_r` of the ratio of both integrals;
+what they differ by gives the error.
 """
 
 from __future__ import annotations
