@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 __all__ = [
     "ARGUMENT_CHECKS",
     "TO_PYTHON",
+    "TRACING",
     "BatchNorm",
     "DispatchMode",
     "NormLayer",
@@ -34,6 +35,7 @@ __all__ = [
     "is_mutable",
     "memory_of",
     "same_view",
+    "traced",
     "undecorated",
     "unexpanded_factor",
     "unchanged_validation",
@@ -175,6 +177,34 @@ def same_view(tensor: Tensor, copies: dict[int, Tensor]) -> Tensor:
         copies[memory] = tensor.detach().as_strided((size,), (1,), 0).clone()
 
     return copies[memory].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+TRACING = (
+    "_create_graph_by_tracing",
+    "_jit_pass_constant_propagation",
+    "_jit_pass_constant_pooling",
+    "_create_function_from_graph",
+)
+"""Parts of TorchScript that :func:`traced` is made of. Gone: the interpreter runs recorded graphs; the log says so."""
+
+
+def traced(function: Callable[..., tuple[Tensor, ...]], arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """What a function does with such arguments, as a TorchScript function that goes with its last reference.
+
+    ``torch.jit.trace`` leaves all that it traced to the process for good, the values between the operations included:
+    so many megabytes for each graph as a batch of the density takes, and every fit records some ten graphs.
+
+    Example:
+        >>> traced(lambda x: (2 * x,), (torch.zeros(2),))(torch.ones(2))
+        (tensor([2., 2.]),)
+    """
+    trace, propagate, pool, function_of = (getattr(torch._C, name) for name in TRACING)
+    graph, _ = trace(function, arguments, lambda value: "", True, False)
+    # Lists of constants, such as sizes, become constants: a third of the time of small operations.
+    propagate(graph)
+    pool(graph)
+
+    return function_of("forward", graph)
 
 
 def without_function_modes() -> AbstractContextManager[Any]:

@@ -12,12 +12,12 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from pyro_osds.runtime.recording.interpreter import Interpreter
+from pyro_osds.runtime.torch_internals import TRACING, traced
 
 VARIABLE = "PYRO_OSDS_REPLAY"
 """The environment variable that says what runs recorded graphs."""
@@ -67,7 +67,7 @@ def freeze(graph: fx.GraphModule, arguments: tuple[Tensor, ...]) -> Callable[...
 
 
 class TorchScript:
-    """A graph traced and frozen, and run as it is: optimised, it is no faster and differs in its last bit.
+    """A graph traced, and run as it is: optimised, it is no faster and differs in its last bit.
 
     Arguments:
         graph: What was recorded.
@@ -78,7 +78,7 @@ class TorchScript:
         with warnings.catch_warnings(), torch.no_grad():
             # torch >= 2.13 announces the end of TorchScript; traced values that became constants are checked later.
             warnings.simplefilter("ignore")
-            self.script: Any = torch.jit.freeze(torch.jit.trace(graph.eval(), arguments, check_trace=False))
+            self.script = traced(graph.forward, arguments)
 
     def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         """The outputs of the graph."""
@@ -88,8 +88,7 @@ class TorchScript:
 
 def _missing() -> str | None:
     """What torch lacks of TorchScript, or None."""
-    for name in ("trace", "freeze", "optimized_execution"):
-        if not hasattr(getattr(torch, "jit", None), name):
-            return f"torch.jit.{name}"
+    if not hasattr(getattr(torch, "jit", None), "optimized_execution"):
+        return "torch.jit.optimized_execution"
 
-    return None
+    return next((f"torch._C.{name}" for name in TRACING if not hasattr(torch._C, name)), None)
