@@ -251,8 +251,7 @@ class Ladder:
         difference = difference[difference.isfinite()]
         if len(difference) < 2 or difference.std() > _MAX_NOISE:
             return False
-        seconds = {}
-        block = self._points[:1].expand(BLOCK_SIZE, -1)
+        seconds, block = {}, self._points[:1].expand(BLOCK_SIZE, -1)
         self.vectorized, before = True, self.is_double
         for self.is_double in (True, False):
             seconds[self.is_double] = seconds_of(with_scores(self.densities), block)
@@ -268,8 +267,8 @@ class Ladder:
             block_size = min(MIN_BATCH, block_size)
         elif block_size == BLOCK_SIZE < num_points:
             first = self._graphs.get((True, BLOCK_SIZE)) or self._capture(True, BLOCK_SIZE)
-            is_soon_recorded = first is not None and first.num_operations < _MANY_OPERATIONS
-            block_size = self.large_block_size if is_soon_recorded else BLOCK_SIZE
+            if first is not None and first.num_operations < _MANY_OPERATIONS:  # soon recorded
+                block_size = self.large_block_size
         if not self._may_capture:
             return None
 
@@ -382,8 +381,7 @@ class Ladder:
         """A graph that agrees with the loop, or None, after which there will be no other attempt."""
         self._may_capture = False
         function = with_scores(self.densities) if scores else self.densities
-        filling = self._points[:1].expand(block_size - len(self._points), -1)
-        block = torch.cat([self._points, filling])
+        block = torch.cat([self._points, self._points[:1].expand(block_size - len(self._points), -1)])
         try:
             graph = self.record(function, block.roll(1, 0))
             with self.replayed():
@@ -391,10 +389,12 @@ class Ladder:
         except Exception as error:  # noqa: BLE001 - any failure means the same: no graphs
             self.reason = f"{user_line(error)} could not be captured: {first_line(error)}"
             return None
+        except BaseException:
+            self._may_capture = True  # Ctrl-C and the end of the time say nothing of graphs
+            raise
         if not self._agrees(tuple(part[: len(self._points)] for part in got)):
             self.reason = "the captured graph differs from single runs"
             return None
-        self._graphs[scores, block_size] = graph
-        self._may_capture = True
+        self._graphs[scores, block_size], self._may_capture = graph, True
 
         return graph

@@ -14,6 +14,7 @@ from pyro_osds.model import ModelTarget
 from pyro_osds.model.agreement import agree, check_points
 from pyro_osds.model.batching import Ladder, VectorizationWarning
 from pyro_osds.model.graph import BLOCK_SIZE, MIN_BATCH, with_scores
+from pyro_osds.runtime.clock import OutOfTimeError
 
 SIZES = [1, MIN_BATCH - 1, MIN_BATCH, BLOCK_SIZE + 1]
 
@@ -333,6 +334,20 @@ def test_a_density_that_cannot_be_captured():
     assert "of test_batching.py) could not be captured" in ladder.reason
     z = points(MIN_BATCH, 2)
     torch.testing.assert_close(ladder.densities(z)[1], 5 * z.sum(-1))
+
+
+@pytest.mark.parametrize("cut", [KeyboardInterrupt, OutOfTimeError])
+def test_a_capture_that_was_cut_short_is_made_later(cut, monkeypatch):
+    # After Ctrl-C, or the end of the time, the rest ran by vmap: slower, and other bits than had nobody stopped it.
+    def cut_short(function, block):
+        raise cut
+
+    ladder, z = Ladder(quartic, origin(2)), points(BLOCK_SIZE, 2)
+    with monkeypatch.context() as patch, pytest.raises(cut):
+        patch.setattr(ladder, "record", cut_short)
+        ladder.densities(z)
+    assert_same(ladder.densities(z), quartic_batch(z))
+    assert ladder.backend == "captured" and not ladder.reason
 
 
 def test_numbers_out_of_constants_can_be_captured():
