@@ -43,6 +43,22 @@ class History:
 
         return f"{len(self.loss)} iterations, {elbo}"
 
+    @property
+    def why_skipped(self) -> str:
+        """One sentence on steps that were skipped."""
+        number, blank = len(self.loss), sum(math.isnan(loss) for loss in self.loss)
+        if blank >= self.num_skipped:
+            return (
+                f"In {blank} of {number} training steps no draw had a positive posterior density, and nothing was "
+                "learnt: the support ends where the posterior is densest, as that of b does where observations are "
+                "Uniform(0, b). Weights leave out what lies beyond, so results are right; fewer draws are effective."
+            )
+
+        return (
+            f"{self.num_skipped} of {number} training steps had a gradient that is not finite and were skipped; the "
+            "log density may overflow near the posterior."
+        )
+
     def record(self, loss: float, terms: dict[str, Tensor]) -> None:
         """Add a step: its loss, and the parts of it that it had."""
         for name in terms:

@@ -51,6 +51,9 @@ _COVER_WEIGHT = 1.0
 # Nats from which on a log weight pulls with a constant force: a particle in a mode that the flow does not yet know is
 # hundreds of nats off, and would drown all others.
 _OUTLIER = 1.0
+# Times the flow's own scores at which those of the posterior end: on a wall like exp(-exp(z)) they reach 1e100, of which
+# single precision has no square, and one draw would cost the whole step.
+_STEEPEST = 1e6
 # Floors that keep divisions from failing: of the noise of a state, which vanishes at the end of the way, and of the
 # variance of the second target of score matching, which vanishes for a Gaussian posterior.
 _MIN_NOISE, _MIN_VARIANCE = 1e-3, 1e-6
@@ -127,7 +130,8 @@ def exact_volume(
         x = leap.base.density.sample(torch.Size([batch_size]))
         x = torch.cat([x[:num_body], _stretch(x[num_body:])]) if num_tail else x
         z, log_q, score_q, log_p, score_p = by_rows(partial(_both_scores, leap, target), x)
-        log_weight = log_p - log_q.detach()
+        log_weight, steepest = log_p - log_q.detach(), _STEEPEST * score_q.square().mean(0).sqrt()
+        score_p = score_p.clamp(-steepest, steepest)
         # One point so far out that neither density is a number there would spoil the whole step.
         usable = log_weight.abs() < torch.inf
         body = torch.where(usable, log_weight, -torch.inf)[:num_body]

@@ -199,11 +199,7 @@ class Trainer:
         num_steps = self.budget.num_iterations + (self.budget.warm_up if self._warm_up else 0)
         run_moves(self, progress_bar(num_steps - len(self.history.loss), "Train", self.disable_progbar))
         if self.history.num_skipped:
-            warn(
-                f"{self.history.num_skipped} of {len(self.history.loss)} training steps had a gradient that is not "
-                "finite and were skipped; the log density may overflow near the posterior.",
-                TrainingWarning,
-            )
+            warn(self.history.why_skipped, TrainingWarning)
 
         return self.history
 

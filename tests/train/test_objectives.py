@@ -7,7 +7,7 @@ import torch
 from helpers import assert_within_standard_error, perturbed
 from torch.distributions import MultivariateNormal
 
-from pyro_osds.flow.base import Base
+from pyro_osds.flow.base import Base, gaussian_base
 from pyro_osds.flow.coupling import FlowMap
 from pyro_osds.flow.diffusion import Diffusion
 from pyro_osds.flow.leap import Leap
@@ -410,3 +410,14 @@ def test_two_half_steps(float64):
     torch.testing.assert_close(landed, expected)
     torch.testing.assert_close(log_abs_det, 2 * torch.tensor([1.5, 1.25]).log())
     assert not landed.requires_grad and not log_abs_det.requires_grad
+
+
+def test_a_wall_costs_no_step():
+    # The log of a Gamma(0.01): exp(z) / 100 on one side, a wall of exp(-exp(z)) on the other, where scores reach 1e100.
+    target = FunctionTarget(lambda z: (0.01 * z - z.exp()).sum(-1), 2)
+    base = gaussian_base(100.0 * torch.randn(500, 2, dtype=torch.float64) - 100.0)
+    leap = Leap(base, FlowMap(2, num_blocks=2))
+    assert log_prob_and_score(target.log_prob, leap.sample(256)[0])[1].abs().max() > 1e60
+    exact_volume(target, 256)(leap, leap).total.backward()
+    gradients = torch.cat([each.grad.flatten() for each in leap.flow.parameters() if each.grad is not None])
+    assert gradients.square().sum().isfinite() and gradients.abs().max() > 0.0

@@ -87,6 +87,16 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(value):
     assert history.num_skipped == 2 and weights_of(trainer.leap).isfinite().all()
 
 
+def test_steps_without_a_draw_inside_have_a_sentence_of_their_own():
+    # Nothing overflows: the density is largest at the end of its support, and the flow went beyond.
+    def edged(z):
+        return torch.where(z[:, 0] > 20.0, -z.sum(-1), -torch.inf)
+
+    trainer = make(edged)
+    with pytest.warns(UserWarning, match=r"In (\d+) of \1 training steps no draw had a positive posterior density"):
+        trainer.run()
+
+
 def test_a_skipped_step_moves_nothing():
     # Step by step: weights stay, the average stays, the objective is left out once.
     numbers = []

@@ -44,6 +44,8 @@ def impossible(trace: Any) -> dict[str, tuple[Any, ...]]:
     for name, site in observed_sites(trace).items():
         # What is masked out, by any mask, or missing for its distribution, may be anything.
         value = torch.as_tensor(without_missing(site))
+        if not value.numel():  # of a factor
+            continue
         wrong, why = _wrong(site["fn"], value)
         mask = site["mask"]
         if mask is not None:

@@ -87,7 +87,8 @@ def _replacement(fn: Any, value: Tensor, mask: Any) -> tuple[Tensor, Tensor | No
     # Of constants, which a mode may be about to make part of a batch, Python knows the values.
     with without_function_modes():
         keep, base = kept(fn, mask), unwrap(fn)
-        if keep is None or isinstance(base, NAN_MASKED):
+        # The value of a factor, or of any Unit, has no entries: nothing of it is missing.
+        if keep is None or isinstance(base, NAN_MASKED) or not value.numel():
             return value, None
         impossible, on_bound = _bad(base, value)
         is_known = not is_batchedtensor(keep)

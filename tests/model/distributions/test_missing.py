@@ -1,5 +1,6 @@
 """Missing observations: left out exactly where a mask or the distribution says so, else refused with the place."""
 
+import contextlib
 import math
 import warnings
 
@@ -116,6 +117,30 @@ def test_a_latent_mask_that_lets_a_missing_value_count_leaves_no_density():
     target = ModelTarget(model)
     z = points(target)
     assert torch.equal(target.log_prob(z).isinf(), z[:, 0] > 0.0)
+
+
+@pytest.mark.parametrize("mask", [tensor([True, False, True, True]), tensor(True), tensor(False)])
+@pytest.mark.parametrize("as_unit", [False, True])
+def test_factors_under_masks(mask, as_unit):
+    # The value of a factor has no entries. Right-censored times are written so, event by event or as one sum.
+    keep = mask.expand(4)
+
+    def model():
+        mean, scale = latents()
+        terms = -((Y.nan_to_num(3.0) / scale) ** 2) + mean
+        plate = pyro.plate("rows", 4) if mask.dim() else contextlib.nullcontext()
+        terms = terms if mask.dim() else terms.sum()
+        with plate, poutine.mask(mask=mask):
+            if as_unit:
+                pyro.sample("late", dist.Unit(terms), obs=torch.empty(*terms.shape, 0))
+            else:
+                pyro.factor("late", terms)
+
+    def reference():
+        mean, scale = latents()
+        pyro.factor("late", (-((Y.nan_to_num(3.0) / scale) ** 2) + mean)[keep].sum())
+
+    assert assert_same_density(model, reference).backend == "captured"
 
 
 def test_an_expanded_mask():
