@@ -51,8 +51,8 @@ _COVER_WEIGHT = 1.0
 # Nats from which on a log weight pulls with a constant force: a particle in a mode that the flow does not yet know is
 # hundreds of nats off, and would drown all others.
 _OUTLIER = 1.0
-# Times the flow's own scores at which those of the posterior end: on a wall like exp(-exp(z)) they reach 1e100, of which
-# single precision has no square, and one draw would cost the whole step.
+# Times the flow's own scores at which those of the posterior end: on a wall like exp(-exp(z)) they reach 1e100, of
+# which single precision has no square, and one draw would cost the whole step.
 _STEEPEST = 1e6
 # Floors that keep divisions from failing: of the noise of a state, which vanishes at the end of the way, and of the
 # variance of the second target of score matching, which vanishes for a Gaussian posterior.
