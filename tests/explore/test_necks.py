@@ -7,6 +7,7 @@ import torch
 from helpers import assert_within_standard_error, perturbed
 from torch.distributions import Normal
 
+from pyro_osds.explore.necks import covered
 from pyro_osds.explore.necks.covered import cover_necks
 from pyro_osds.explore.necks.narrowing import Way, ways_into_necks
 from pyro_osds.explore.necks.tilted import Tilted, lacking, log_over_mean, tilt
@@ -106,6 +107,18 @@ def test_a_neck_that_a_flow_lacks_is_covered(float64):
     # Draws of the wider one have an exact density: the target is normalised.
     estimate, std_error = log_mean_weight(weigh(wider, target, 20_000).log_weight)
     assert_within_standard_error(estimate, 0.0, std_error, k=4)
+
+
+def test_a_neck_that_takes_no_component_does_not_keep_others_from_theirs(float64, monkeypatch):
+    # What lacks most does so by five particles, too few for a Gaussian to be fitted to them.
+    torch.manual_seed(1)
+    leap, target = leap_without_neck(), FunctionTarget(necked, 1 + NUM_MEMBERS)
+    _, (neck,) = cover_necks(leap, target)
+    beyond = neck.z[log_over_mean(leap, target, neck, 0.0).argmax()].expand(5, -1)
+    few = Tilted(torch.cat([beyond, torch.zeros(3, 1 + NUM_MEMBERS)]), torch.zeros(8), torch.zeros(8), 1, 1)
+    monkeypatch.setattr(covered, "_lacking", lambda *args: (few, neck))
+    wider, _ = cover_necks(leap, target)
+    assert wider.base.num_components > 1
 
 
 def test_the_density_of_a_wider_base_is_that_of_its_draws(float64):

@@ -73,13 +73,10 @@ def cover_necks(leap: Leap, target: Target) -> tuple[Leap, tuple[Tilted, ...]]:
         necks = _lacking(leap, target, draws)
         least = _KEPT * effective_sample_size(truncated(draws.log_weight))
         for _ in range(_MOST_COMPONENTS if necks else 0):
-            wider = _covered(leap, target, necks, log_mean(truncated(draws.log_weight))[0])
+            wider = _wider(leap, target, necks, log_mean(truncated(draws.log_weight))[0], least)
             if wider is None:
                 break
-            draws = weigh(wider, target, _NUM_DRAWS)
-            if effective_sample_size(truncated(draws.log_weight)) < least:
-                break
-            leap = wider
+            leap, draws = wider
 
     return leap, necks
 
@@ -120,19 +117,47 @@ def _lacking(leap: Leap, target: Target, draws: FlowDraws) -> tuple[Tilted, ...]
     return tuple(found)
 
 
-def _covered(leap: Leap, target: Target, necks: Sequence[Tilted], level: float) -> Leap | None:
-    """The leap with a component for the neck in which it lacks most; None where it lacks too little."""
-    of_each = [log_over_mean(leap, target, neck, level) for neck in necks]
-    (share, std_error), neck, over_mean = max(
-        ((neck.mean(lacking(over_mean)), neck, over_mean) for neck, over_mean in zip(necks, of_each, strict=True)),
-        key=lambda each: each[0][0],
-    )
-    if not share > max(0.5 * MIN_UNSEEN, MAX_SIGMAS * std_error):
-        return None
+def _wider(
+    leap: Leap, target: Target, necks: Sequence[Tilted], level: float, least: float
+) -> tuple[Leap, FlowDraws] | None:
+    """The leap with a component for one of the necks, and its draws: for the first that takes one, most lacking first.
+
+    Arguments:
+        leap: The leap.
+        target: The target.
+        necks: Particles of necks.
+        level: Log of the mean weight.
+        least: Effective draws that have to be left.
+    """
+    found = [log_over_mean(leap, target, neck, level) for neck in necks]
+    shares = [neck.mean(lacking(over_mean)) for neck, over_mean in zip(necks, found, strict=True)]
+    for i in sorted(range(len(necks)), key=lambda i: -shares[i][0]):
+        share, std_error = shares[i]
+        if not share > max(0.5 * MIN_UNSEEN, MAX_SIGMAS * std_error):
+            continue
+        wider = _covered(leap, necks[i], found[i], share)
+        if wider is None:
+            continue
+        draws = weigh(wider, target, _NUM_DRAWS)
+        if effective_sample_size(truncated(draws.log_weight)) >= least:
+            return wider, draws
+
+    return None
+
+
+def _covered(leap: Leap, neck: Tilted, over_mean: Tensor, share: float) -> Leap | None:
+    """The leap with a component for a neck; None where too few particles show what it lacks.
+
+    Arguments:
+        leap: The leap.
+        neck: Particles of the neck.
+        over_mean: Logs of the leap's weights over their mean at the particles.
+        share: The share of the posterior that it lacks there.
+    """
     # Between how much lies where and how the particles are spread: what is far in the neck counts, too.
     weight = (-0.5 * neck.log_tilt).exp() * lacking(over_mean)
     keep = (weight > 0.0) & over_mean.isfinite()
-    if not keep.any() or not effective_sample_size(weight[keep].log()) > _PER_DIMENSION * target.dim:
+    if not keep.any() or not effective_sample_size(weight[keep].log()) > _PER_DIMENSION * neck.z.shape[1]:
         return None
     with torch.no_grad():
         x = _latent(leap, neck.z[keep])
