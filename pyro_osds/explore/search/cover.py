@@ -14,7 +14,7 @@ from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.search.parts import Part, log_mean, lost_by_draws
 from pyro_osds.explore.search.probes import components
 from pyro_osds.flow.base import Base
-from pyro_osds.stats.gaussian import Gaussian
+from pyro_osds.stats.gaussian import Gaussian, GaussianMixture
 from pyro_osds.stats.thresholds import GOOD_BASE
 from pyro_osds.target import Target, finite_log_prob, in_chunks
 
@@ -26,7 +26,7 @@ _LEAST = 0.05
 _NUM_DRAWS, _VISITED = 4096, 0.5
 
 
-def with_parts(base: Base, parts: Sequence[Part]) -> MixtureSameFamily:
+def with_parts(base: Base, parts: Sequence[Part]) -> GaussianMixture:
     """A density to anneal from: half of it on what is known, half on parts that were lost, all a little wider.
 
     Arguments:
@@ -38,7 +38,7 @@ def with_parts(base: Base, parts: Sequence[Part]) -> MixtureSameFamily:
     locs = torch.cat([centres, torch.stack([part.loc for part in parts]).to(centres)])
     factors = torch.cat([scales, torch.stack([part.scale_tril for part in parts]).to(scales)])
 
-    return MixtureSameFamily(Categorical(probs=0.5 * probs), Gaussian(locs, _WIDENING * factors), validate_args=False)
+    return GaussianMixture(Categorical(probs=0.5 * probs), Gaussian(locs, _WIDENING * factors))
 
 
 def base_with_parts(target: Target, base: Base, parts: Sequence[Part], exploration: Exploration) -> Base:
@@ -130,10 +130,9 @@ def _direct(base: Base, parts: Sequence[Part], exploration: Exploration) -> Base
 
 def _mixture(base: Base, locs: Tensor, factors: Tensor, weights: Tensor) -> Base:
     """A mixture in the whitening of a base, from what is not whitened."""
-    mixture = MixtureSameFamily(
+    mixture = GaussianMixture(
         Categorical(probs=weights / weights.sum()),
         Gaussian(base.to_whitened(locs), torch.linalg.solve_triangular(base.scale_tril, factors, upper=False)),
-        validate_args=False,
     )
 
     return replace(base, density=mixture)
