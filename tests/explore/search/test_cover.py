@@ -9,6 +9,8 @@ from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.search import cover
 from pyro_osds.explore.search.cover import base_with_parts
 from pyro_osds.explore.search.parts import basin
+from pyro_osds.explore.search.probes import components
+from pyro_osds.explore.search.second_search import _starts, search
 from pyro_osds.target import FunctionTarget, log_prob_and_score
 
 DIM, SHARES = 30, (0.1, 0.2, 0.3, 0.4)
@@ -86,3 +88,18 @@ def test_heavier_tails_than_those_of_a_gaussian_have_draws(float64):
     weight = log_weight.exp()
     assert abs(weight.mean() - 1.0) < 4 * weight.std() / 20_000**0.5 + 0.02
     assert effective_share(new, target) >= 0.5 * effective_share(base, target)
+
+
+def test_each_component_of_a_base_is_climbed_from(float64):
+    # Nothing climbs to the last one by chance: no particle, no point on the way, no draw of the reference is near it.
+    target, base, _, found = four_gaussians()
+    centres, _, _ = components(base)
+    far = torch.cdist(found.z, centres).argmin(1) != 3
+    seen = Exploration(found.z[far], found.log_prob[far], torch.zeros(8), 10, 0, 1.0, 0, start=found.z[far])
+    starts, num_random = _starts(target, seen, base, seen)
+    assert torch.equal(torch.cdist(starts[num_random:], centres).amin(0), torch.zeros(4))
+    torch.manual_seed(0)
+    searched = search(target, seen, base, seen)
+    tops = torch.stack([part.loc for part in searched.parts if not part.is_halo])
+    # Their centres are those of the posterior, which the base knows to a tenth.
+    assert len(tops) == 4 and (torch.cdist(centres, tops).amin(1) < 0.3 * DIM**0.5).all()
