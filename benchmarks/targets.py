@@ -1,6 +1,7 @@
 """Log evidence, ELBO, tails, modes and seconds on the targets of diffusion samplers, and plain annealed SMC beside.
 
     python benchmarks/targets.py [--seeds 0 1 2] [--only NAME ...]   # each run goes to results/targets.jsonl
+    python benchmarks/targets.py --alone ...                         # the runs only, without annealed SMC beside them
     python benchmarks/targets.py --report                            # the tables in docs/method.md and docs/accuracy.md
 
 Default settings of OSDS, one step. The targets of diffusion samplers have `target_std_error=0.003`: the ELBO is what
@@ -13,7 +14,8 @@ what the case requires and the run did not reach, whatever its own verdict. A lo
 standard errors of the truth, and the ELBO below the truth plus three standard errors.
 
 "SMC" is plain annealed SMC, without flow, search and declared symmetries, in the processor seconds of the run: its
-error, its standard error from sixteen replicates, and the seconds of the last run that fitted.
+error, its standard error from sixteen replicates, and the seconds of the last run that fitted. A run is stored before
+SMC begins; its columns are "-" where that was left out.
 """
 
 import argparse
@@ -44,9 +46,8 @@ ALIGN = "lrrrrrrrrrlrllrrr"
 
 
 def row(result: Result) -> list[str]:
-    """The cells of one run, and of annealed SMC in its seconds."""
-    modes, case, evidence = result.modes, result.case, result.osds.evidence
-    log_evidence, std_error, seconds = annealed_in(case, result.osds.fit.given, result.seed, result.processor_seconds)
+    """The cells of one run, without those of annealed SMC."""
+    modes, evidence = result.modes, result.osds.evidence
     return [
         *evidence_cells(result),
         f"{modes.drawn}/{modes.total}" if modes.total else "-",
@@ -55,6 +56,19 @@ def row(result: Result) -> list[str]:
         f"{result.processor_seconds:.0f}",
         "reliable" if evidence.reliable else "not reliable",
         ", ".join(missed(result)) or "-",
+        "-",
+        "-",
+        "-",
+    ]
+
+
+def annealed_row(result: Result) -> list[str]:
+    """The cells of one run, and of annealed SMC in its seconds."""
+    case = result.case
+    log_evidence, std_error, seconds = annealed_in(case, result.osds.fit.given, result.seed, result.processor_seconds)
+
+    return [
+        *row(result)[:-3],
         f"{log_evidence - case.log_evidence:+.4f}",
         f"{std_error:.4f}",
         f"{seconds:.0f}",
@@ -143,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=list(cases), choices=list(cases), metavar="NAME")
+    parser.add_argument("--alone", action="store_true", help="no annealed SMC beside the runs")
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     if args.report:
@@ -152,8 +167,12 @@ def main() -> None:
     for name in args.only:
         for seed in args.seeds:
             case, options = cases[name]
-            cells = row(run(case, seed, **options))
+            result = run(case, seed, **options)
+            cells = row(result)
             store(cells)
+            if not args.alone:
+                cells = annealed_row(result)
+                store(cells)
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -32,6 +32,7 @@ def explore_anew(
     num_moves: int = 2,
     max_temperatures: int = 100,
     max_leapfrog: int = 0,
+    num_crossovers: int = 0,
     phase: str = "Explore anew",
 ) -> Exploration:
     """Annealing anew, from the best reference that exploration had, slowly and with more particles; no flow is needed.
@@ -49,6 +50,7 @@ def explore_anew(
         num_moves: Hamiltonian moves at each temperature.
         max_temperatures: After this many the rest of the way is one step.
         max_leapfrog: Leapfrog steps of a move are doubled up to so many where moves leave particles behind.
+        num_crossovers: Rounds of crossovers at each temperature.
         phase: What the progress bar of a run calls it.
 
     Returns:
@@ -60,6 +62,7 @@ def explore_anew(
         "num_moves": num_moves,
         "max_temperatures": max_temperatures,
         "max_leapfrog": max_leapfrog,
+        "num_crossovers": num_crossovers,
         "phase": phase,
     }
     if found.search and found.search.added:

@@ -63,6 +63,7 @@ def explore(
     num_moves: int = 2,
     num_leapfrog: int = 5,
     max_leapfrog: int = 0,
+    num_crossovers: int = 0,
     min_temperatures: int = 1,
     max_temperatures: int = 100,
     max_settling: int = 20,
@@ -81,6 +82,8 @@ def explore(
         num_leapfrog: Leapfrog steps of a move.
         max_leapfrog: They are doubled up to so many where moves leave particles behind: stiff bonds make steps short,
             and what is soft takes many of them. Default: never.
+        num_crossovers: Rounds of crossovers before the moves of each temperature: where modes multiply, particles trade
+            coordinates that no move could change.
         min_temperatures: Annealing steps at least. The tail of the weights of one step is lighter by that factor.
         max_settling: Rounds of moves at the target, at most, until the mean log density no longer drifts.
         max_temperatures: After this many the rest of the way is one step, so that a run always ends.
@@ -96,7 +99,7 @@ def explore(
         NotFiniteError: If the target is not finite at any particle of the reference.
     """
     journal = journal or Journal()
-    mover = HamiltonianMover(path, num_moves, num_leapfrog, journal, max_leapfrog)
+    mover = HamiltonianMover(path, num_moves, num_leapfrog, journal, max_leapfrog, num_crossovers, num_replicates)
 
     def run() -> Exploration:
         at = journal.take_up()

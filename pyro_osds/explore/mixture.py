@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from pyro_osds.flow.base import Base
-from pyro_osds.stats.gaussian import Gaussian
+from pyro_osds.stats.gaussian import Gaussian, GaussianMixture
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.stats.weights import effective_sample_size
 from pyro_osds.target import Target, finite_log_prob, in_chunks
@@ -165,7 +165,7 @@ def _widened(mixture: MixtureSameFamily) -> MixtureSameFamily:
     components = _components(mixture)
     wider = Gaussian(components.loc, _WIDENING * components.scale_tril)
 
-    return MixtureSameFamily(mixture.mixture_distribution, wider, validate_args=False)
+    return GaussianMixture(mixture.mixture_distribution, wider)
 
 
 def _expectation_maximisation(
@@ -197,7 +197,7 @@ def _maximisation(u: Tensor, responsibilities: Tensor) -> MixtureSameFamily:
     covariances = (1 - shrinkage) * covariances + (shrinkage * _PSEUDO_VARIANCE + _JITTER) * variance * eye
     components = Gaussian(locs, torch.linalg.cholesky(covariances))
 
-    return MixtureSameFamily(Categorical(probs=counts / counts.sum()), components, validate_args=False)
+    return GaussianMixture(Categorical(probs=counts / counts.sum()), components)
 
 
 def _components(mixture: MixtureSameFamily) -> MultivariateNormal:

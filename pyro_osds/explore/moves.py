@@ -1,13 +1,23 @@
-"""Hamiltonian moves of particles at one temperature: in the scale of the particles, with steps that adapt.
+r"""Moves of particles at one temperature: Hamiltonian ones in their scale, with steps that adapt, and crossovers.
 
 Moves leave the tempered density as it is. Where they change its mean over particles all the same, particles were left
 behind by the last change of temperature, and longer moves are made, if they may be.
+
+A crossover trades some coordinates *S* of two particles of a replicate, and leaves the density of all of them together
+as it is: with :math:`x', y'` the particles after the trade, it is accepted with probability
+
+.. math:: \min\Big(1, \frac{\pi(x')\, \pi(y')}{\pi(x)\, \pi(y)}\Big), \qquad
+    x'_S = y_S,\ y'_S = x_S, \quad x'_i = x_i,\ y'_i = y_i \text{ elsewhere}.
+
+Where modes multiply, as wells in many coordinates do, no Hamiltonian move walks from one to another, and particles that
+descend from a few share all their wells. Traded, the wells of one coordinate know nothing of those of another.
+
+Source: evolutionary Monte Carlo, Liang and Wong 2000.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,15 +42,20 @@ _STEP_SPREAD = 5.0
 # they are too short. Less is noise, and matters little: particles that stay a tenth of a nat behind at each of thirty
 # temperatures, each a third colder than the last, lose a nat in all.
 _DRIFT_SIGMAS, _DRIFT = 4.0, 0.1
+# Share of the coordinates that a crossover trades, at first and at most: one half mixes most. Where fewer or more
+# trades than these are accepted, the next ones are smaller or larger by the factor; where hardly one of a single
+# coordinate is, no colder temperature accepts more.
+_TRADED, _FEW_TRADES, _MANY_TRADES, _TRADE_STEP, _NO_TRADES = 0.5, 0.2, 0.5, 1.5, 0.05
 
 
-def _drifts(before: Sequence[Tensor], after: Sequence[Tensor], beta: float) -> bool:
+def _tempered(log_reference: Tensor, log_target: Tensor, beta: float) -> Tensor:
+    """Tempered log densities, ``(N,)``; at the target the infinities of the reference have no part in them."""
+    return log_target if beta == 1.0 else (1.0 - beta) * log_reference + beta * log_target
+
+
+def _drifts(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], beta: float) -> bool:
     """Whether moves changed the mean tempered log density, which they leave as it is where particles are settled."""
-
-    def tempered(log_reference: Tensor, log_target: Tensor) -> Tensor:
-        return log_target if beta == 1.0 else (1.0 - beta) * log_reference + beta * log_target
-
-    change = (tempered(*after) - tempered(*before)).double()
+    change = (_tempered(*after, beta) - _tempered(*before, beta)).double()
     change = change[change.isfinite()]
     mean, error = change.mean().abs(), change.std() / math.sqrt(max(len(change), 1))
 
@@ -60,12 +75,17 @@ class HamiltonianMover:
         num_leapfrog: int,
         journal: Journal | None = None,
         max_leapfrog: int = 0,
+        num_crossovers: int = 0,
+        num_replicates: int = 1,
     ) -> None:
         self.path = path
         self.journal = journal or Journal()
         self.num_moves = num_moves
         self.num_leapfrog = num_leapfrog
         self.max_leapfrog = max_leapfrog
+        self.num_crossovers = num_crossovers
+        self.num_replicates = num_replicates
+        self.traded = _TRADED
         self.step_size = _FIRST_STEP * path.dim**-0.25
         self.acceptance = math.nan
         self.num_evaluations = 0
@@ -82,8 +102,10 @@ class HamiltonianMover:
 
     def moved_on(self, z: Tensor, before: tuple[Tensor, Tensor], known: tuple[Tensor, ...], beta: float) -> Points:
         """Moves at one temperature, again and with twice the leapfrog steps while particles are left behind."""
+        if self.num_crossovers:
+            (z, before), known = self._crossed(z, before, beta), ()
         points = self.move(z, known, beta)
-        while 2 * self.num_leapfrog <= self.max_leapfrog and _drifts(before, points.parts[:2], beta):
+        while 2 * self.num_leapfrog <= self.max_leapfrog and _drifts(before, (points.parts[0], points.parts[1]), beta):
             self.num_leapfrog *= 2
             before = (points.parts[0], points.parts[1])
             points = self.move(points.z, points.parts, beta)
@@ -105,6 +127,51 @@ class HamiltonianMover:
             self.step_size *= math.exp(self.acceptance - _TARGET_ACCEPTANCE)
 
         return points
+
+    def _crossed(self, z: Tensor, before: tuple[Tensor, Tensor], beta: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Particles after crossovers, and both log densities there."""
+        for _ in range(self.num_crossovers):
+            first, second = self._pairs(z)
+            pair = torch.cat([first, second])
+            if not self.num_crossovers or not len(pair) or z.shape[1] < 2:
+                break
+            # A fixed number of coordinates, at random: neither none nor all, since such trades are always accepted.
+            count = max(1, round(self.traded * z.shape[1]))
+            traded = torch.rand(len(first), z.shape[1], device=z.device).argsort(1).argsort(1) < count
+            new = torch.cat([torch.where(traded, z[second], z[first]), torch.where(traded, z[first], z[second])])
+            self.num_evaluations += len(new)
+            with torch.no_grad():
+                log_reference, log_target = self.path.log_densities(new)
+            after = (log_reference, finite_log_prob(log_target))
+            change = _tempered(*after, beta) - _tempered(before[0][pair], before[1][pair], beta)
+            ratio = change.double()[: len(first)] + change.double()[len(first) :]
+            probability = ratio.clamp(max=0.0).exp().nan_to_num(0.0)
+            accept = (torch.rand_like(probability) < probability).repeat(2)
+            moved = pair[accept]
+            z = z.index_copy(0, moved, new[accept])
+            before = (
+                before[0].index_copy(0, moved, after[0][accept].to(before[0])),
+                before[1].index_copy(0, moved, after[1][accept].to(before[1])),
+            )
+            self._adapt_trades(probability.mean().item())
+
+        return z, before
+
+    def _pairs(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs of particles, each of one replicate and none in two pairs."""
+        places = torch.arange(len(z), device=z.device).view(self.num_replicates, -1)
+        order = places.gather(1, torch.rand(places.shape, device=z.device).argsort(1))
+        half = order.shape[1] // 2
+
+        return order[:, :half].flatten(), order[:, half : 2 * half].flatten()
+
+    def _adapt_trades(self, acceptance: float) -> None:
+        """Trade more coordinates or fewer, and none any more where hardly a trade of a single one is accepted."""
+        smallest = 1.0 / self.path.dim
+        if self.traded <= smallest and acceptance < _NO_TRADES:
+            self.num_crossovers = 0
+        factor = 1.0 / _TRADE_STEP if acceptance < _FEW_TRADES else _TRADE_STEP if acceptance > _MANY_TRADES else 1.0
+        self.traded = min(_TRADED, max(self.traded * factor, smallest))
 
     def _evaluate(self, z: Tensor, beta: float, is_end: bool) -> Points:
         self.num_evaluations += len(z)

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, MixtureSameFamily
+from torch.distributions import Categorical
 
 from pyro_osds.explore.hmc import Points, chosen, kinetic_energy, leapfrog
 from pyro_osds.explore.journal import Journal
 from pyro_osds.explore.modes import find_modes, spread_out
-from pyro_osds.stats.gaussian import Gaussian
+from pyro_osds.stats.gaussian import Gaussian, GaussianMixture
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.target import NotFiniteError, Target, log_prob_and_score
 
@@ -163,7 +163,7 @@ def _around_mode(target: Target, point: Tensor) -> Tensor:
     return mode + torch.randn(_NUM_AROUND, len(mode), dtype=mode.dtype, device=mode.device) @ scale.mT
 
 
-def wide_reference(target: Target, rest: Rest) -> MixtureSameFamily:
+def wide_reference(target: Target, rest: Rest) -> GaussianMixture:
     """A density that covers where the target's mass is.
 
     Arguments:
@@ -189,7 +189,7 @@ def num_affordable(target: Target, num_points: int, at_least: int) -> int:
     return min(num_points, max(at_least, int(_MAX_TERMS / (_NUM_MOVES * _NUM_LEAPFROG * num_terms))))
 
 
-def reference_of_modes(whole: tuple[Tensor, Tensor], z: Tensor, step: Tensor, labels: Tensor) -> MixtureSameFamily:
+def reference_of_modes(whole: tuple[Tensor, Tensor], z: Tensor, step: Tensor, labels: Tensor) -> GaussianMixture:
     """Half of the mass on the whole, the other half on the modes, one like the other.
 
     Arguments:
@@ -208,11 +208,7 @@ def reference_of_modes(whole: tuple[Tensor, Tensor], z: Tensor, step: Tensor, la
         scales.append(torch.linalg.cholesky(_WIDENING * scale_tril @ scale_tril.mT + width))
     probs = torch.tensor([float(max(len(locs) - 1, 1)), *[1.0] * (len(locs) - 1)], dtype=z.dtype, device=z.device)
 
-    return MixtureSameFamily(
-        Categorical(probs=probs / probs.sum()),
-        Gaussian(torch.stack(locs), torch.stack(scales)),
-        validate_args=False,
-    )
+    return GaussianMixture(Categorical(probs=probs / probs.sum()), Gaussian(torch.stack(locs), torch.stack(scales)))
 
 
 def come_to_rest(target: Target, z: Tensor, journal: Journal | None = None) -> Rest:

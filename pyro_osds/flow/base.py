@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pyro_osds.stats.gaussian import MANY_DIMENSIONS, Gaussian, is_unit
+from pyro_osds.stats.gaussian import MANY_DIMENSIONS, Gaussian, GaussianMixture, is_unit
 from pyro_osds.stats.moments import fisher_moments, weighted_moments
 
 
@@ -60,7 +60,7 @@ class Base:
         if self.num_plain == 1:
             return Base(self.loc, self.scale_tril, Gaussian(locs[0], factors[0]))
         probs = density.mixture_distribution.probs[: self.num_plain]
-        mixture = MixtureSameFamily(Categorical(probs=probs), Gaussian(locs, factors), validate_args=False)
+        mixture = GaussianMixture(Categorical(probs=probs), Gaussian(locs, factors))
 
         return Base(self.loc, self.scale_tril, mixture)
 

@@ -60,6 +60,8 @@ _MAX_LEAPFROG = 40
 # Terms of a log density whose number is not known, since it has few, and how many more for each dimension: measured on
 # particles in a plane and on a lattice, 2 and 11 microseconds an evaluation.
 _UNKNOWN, _BY_DIMENSION = 64, 2
+# Rounds of crossovers at each temperature, a tenth of its evaluations.
+_NUM_CROSSOVERS = 2
 # Rounds of moves of the chosen draws at the target.
 _LAST_MOVES = 4
 # Evaluations of one, and draws that are moved at least, by dimension: with fewer their scale is unknown.
@@ -190,6 +192,7 @@ class AnnealedSMC:
             num_moves=_NUM_MOVES,
             max_temperatures=_MAX_TEMPERATURES,
             max_leapfrog=_MAX_LEAPFROG,
+            num_crossovers=_NUM_CROSSOVERS,
             phase="Annealed SMC",
         )
 

@@ -20,6 +20,7 @@ log evidence, since annealing that misses a part is too low.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,7 +37,7 @@ from pyro_osds.posterior.evidence import Evidence
 from pyro_osds.posterior.few_steps import FEW_STEPS, DivergedError, FewSteps
 from pyro_osds.runtime.clock import OutOfTimeError, is_past, time_limit
 from pyro_osds.runtime.resume import random_state, set_random_state
-from pyro_osds.stats.thresholds import HOPELESS_ESS, HOPELESS_NATS, POOR_WEIGHT_ESS
+from pyro_osds.stats.thresholds import HOPELESS_ESS, HOPELESS_NATS, LOWER_SIGMAS, POOR_WEIGHT_ESS
 from pyro_osds.target import NotFiniteError, Target
 from pyro_osds.train.recipe import Recipe
 
@@ -252,8 +253,7 @@ class Escalation:
     ) -> PosteriorDraws:
         """The draws of a stage that needs no flow, if they are better founded than those that there are."""
         report = self._report(name, new.evidence)
-        higher = new.evidence.log_integral > draws.evidence.log_integral
-        if new.evidence.is_settled or higher:
+        if _is_better(new.evidence, draws.evidence):
             keep(new, f"{report}; {sentence}")
             return new
         keep(draws, f"{report}; not taken")
@@ -325,3 +325,15 @@ class Escalation:
             f"{stage}: {evidence.headline[0]}, ELBO {evidence.elbo:.4f}, pareto k {evidence.pareto_k:.2f}, effective "
             f"sample size {evidence.ess:.0f} of {evidence.num_draws} ({iterations} iterations{cut}): {evidence.verdict}"
         )
+
+
+def _is_better(new: Evidence, old: Evidence) -> bool:
+    """Whether draws are better founded: by their verdict, a higher evidence, or a smaller error where none is higher.
+
+    Annealing that misses a part is too low, so the lower of two is no discovery; but a few draws of a flow that carry
+    all of its weight may say anything.
+    """
+    higher = new.log_integral - old.log_integral
+    is_clearer = new.std_error < old.std_error and higher >= -LOWER_SIGMAS * math.hypot(new.std_error, old.std_error)
+
+    return new.is_settled or higher > 0.0 or is_clearer

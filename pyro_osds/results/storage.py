@@ -30,7 +30,7 @@ from pyro_osds.explore.symmetry.ordering import Exchange
 from pyro_osds.flow.base import Base
 from pyro_osds.posterior.draws import PosteriorDraws
 from pyro_osds.posterior.verdict import Evidence, EvidenceCheck
-from pyro_osds.stats.gaussian import Gaussian
+from pyro_osds.stats.gaussian import Gaussian, GaussianMixture
 from pyro_osds.stats.weights import FlowDraws
 from pyro_osds.symmetries import Symmetry
 from pyro_osds.train.flows import FlowSize, Plan
@@ -237,4 +237,4 @@ def _density(loc: Tensor, scale_tril: Tensor, probs: Tensor | None) -> Multivari
     # Normalised a second time, they could differ in their last bit.
     mixture.__dict__.update(probs=probs, _param=probs)
 
-    return MixtureSameFamily(mixture, components, validate_args=False)
+    return GaussianMixture(mixture, components)

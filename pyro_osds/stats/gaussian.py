@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, MultivariateNormal
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
 
 MANY_DIMENSIONS = 129
 """From so many on, a flow works on the coordinates of the model, without products of whole matrices: these cost the
@@ -15,6 +15,9 @@ square of the dimension, and whitening smears over all coordinates what sits in 
 
 # Numbers in one block of points whitened by several normals: what fits into the memory near the processor.
 _MAX_NUMBERS = 2**18
+# Numbers in one block of noise for all components, 256 MB in double precision, and the rows that a block is made of
+# whole sets of: noise on a CPU comes in sets of so many numbers, so that blocks give those that all at once would.
+_MAX_NOISE, _NOISE_ROWS = 2**25, 16
 
 
 class Gaussian(MultivariateNormal):
@@ -98,6 +101,54 @@ class Gaussian(MultivariateNormal):
         log_prob = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
         return log_prob.unflatten(0, value.shape[:-1]) if value.dim() != 2 else log_prob
+
+
+class GaussianMixture(MixtureSameFamily):
+    """A mixture of normals whose draws cost one product of matrices each, and not one for every component.
+
+    Torch draws from all components and keeps one of them: with 128 of them in 64 dimensions, 4,096 draws multiply by
+    half a million matrices and fill 17 GB. The noise is drawn as torch does, so that draws are the same numbers.
+
+    Arguments:
+        weights: The weights of the components.
+        components: The components, one batch dimension.
+
+    Example:
+        >>> two = Gaussian(torch.tensor([[-9.0], [9.0]]), torch.ones(2, 1, 1))
+        >>> GaussianMixture(Categorical(torch.ones(2)), two).sample(torch.Size([1000])).abs().mean().round()
+        tensor(9.)
+    """
+
+    def __init__(self, weights: Categorical, components: MultivariateNormal) -> None:
+        super().__init__(weights, components, validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, ``(*sample_shape, D)``."""
+        components: Any = self.component_distribution
+        loc, scale_tril = components.loc, components.scale_tril
+        if loc.dim() != 2:
+            return super().sample(sample_shape)
+        with torch.no_grad():
+            chosen = self.mixture_distribution.sample(sample_shape)
+            noise = _noise_of_chosen(chosen.reshape(-1), loc)
+            size = max(1, _MAX_NUMBERS // scale_tril[0].numel())
+            blocks = zip(chosen.reshape(-1).split(size), noise.split(size), strict=True)
+            moved = torch.cat([(scale_tril[index] @ part[:, :, None]).squeeze(-1) for index, part in blocks])
+
+            return (loc[chosen.reshape(-1)] + moved).view(*chosen.shape, loc.shape[1])
+
+
+def _noise_of_chosen(chosen: Tensor, loc: Tensor) -> Tensor:
+    """Standard normal noise of all components at each draw, and of it that of the chosen one, ``(N,) -> (N, D)``."""
+    rows = max(1, _MAX_NOISE // (loc.numel() * _NOISE_ROWS)) * _NOISE_ROWS
+    # A short rest would get other numbers by itself.
+    starts = range(0, max(1, len(chosen) - _NOISE_ROWS + 1), rows)
+    parts = []
+    for begin, end in zip(starts, [*starts[1:], len(chosen)], strict=True):
+        noise = torch.randn(end - begin, *loc.shape, dtype=loc.dtype, device=loc.device)
+        parts.append(noise[torch.arange(end - begin, device=loc.device), chosen[begin:end]])
+
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def is_unit(matrix: Tensor) -> bool:

@@ -179,6 +179,25 @@ def test_the_better_founded_stage_is_kept(log_evidence, taken):
     assert climb.kept[2][1].endswith("not of one network evaluation" if taken else "; not taken")
 
 
+@pytest.mark.parametrize(
+    ("log_evidence", "std_error", "old_error", "taken"),
+    [
+        (-2.0, 0.1, 137.0, True),  # two draws of a flow carry all of its weight
+        (-2.0, 0.1, math.inf, True),
+        (-1.5, 0.1, 0.3, True),
+        (-2.0, 0.1, 0.3, False),
+        (-1.5, 0.3, 0.1, False),
+        (-0.9, 0.3, 0.1, True),
+    ],
+)
+def test_a_flow_that_knows_nothing_is_not_kept_for_its_number(log_evidence, std_error, old_error, taken):
+    walked, explored = verdict(False), verdict(False, log_evidence=log_evidence)
+    walked.evidence = replace(walked.evidence, std_error=old_error)
+    explored.evidence = replace(explored.evidence, std_error=std_error)
+    climb = Climb(verdict(False), walked=walked, explored=explored)
+    assert climb.kept[2][0] is (explored if taken else walked)
+
+
 def test_annealed_smc_without_a_refinement():
     # A velocity network has no refinement, and may be helped by exploring all the same.
     recipe = FakeRecipe(leap=SimpleNamespace(can_invert=False), iterations_left=0)

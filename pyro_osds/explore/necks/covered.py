@@ -25,7 +25,7 @@ from pyro_osds.explore.necks.tilted import Tilted, lacking, log_over_mean, tilt
 from pyro_osds.explore.search.parts import log_mean
 from pyro_osds.flow.base import Base
 from pyro_osds.flow.leap import Leap
-from pyro_osds.stats.gaussian import MANY_DIMENSIONS, Gaussian
+from pyro_osds.stats.gaussian import MANY_DIMENSIONS, Gaussian, GaussianMixture
 from pyro_osds.stats.moments import weighted_moments
 from pyro_osds.stats.thresholds import MAX_SIGMAS, MIN_UNSEEN
 from pyro_osds.stats.weights import FlowDraws, effective_sample_size, weigh
@@ -186,10 +186,8 @@ def _with_component(base: Base, loc: Tensor, scale_tril: Tensor, share: float) -
     else:
         locs, factors, probs = density.loc[None], density.scale_tril[None], density.loc.new_ones(1)
     probs = torch.cat([(1.0 - share) * probs / probs.sum(), probs.new_full((1,), share)])
-    mixture = MixtureSameFamily(
-        Categorical(probs=probs),
-        Gaussian(torch.cat([locs, loc[None]]), torch.cat([factors, scale_tril[None]])),
-        validate_args=False,
+    mixture = GaussianMixture(
+        Categorical(probs=probs), Gaussian(torch.cat([locs, loc[None]]), torch.cat([factors, scale_tril[None]]))
     )
 
     return replace(base, density=mixture, num_plain=base.num_plain or base.num_components)

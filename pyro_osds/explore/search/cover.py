@@ -14,19 +14,22 @@ from pyro_osds.explore.particles import Exploration
 from pyro_osds.explore.search.parts import Part, log_mean, lost_by_draws
 from pyro_osds.explore.search.probes import components
 from pyro_osds.flow.base import Base
-from pyro_osds.stats.gaussian import Gaussian
-from pyro_osds.stats.thresholds import GOOD_BASE
+from pyro_osds.stats.gaussian import Gaussian, GaussianMixture
+from pyro_osds.stats.thresholds import GOOD_BASE, MIN_UNSEEN
 from pyro_osds.target import Target, finite_log_prob, in_chunks
 
 # How much wider than they fit parts are drawn from: what is too narrow loses mass for good.
 _WIDENING = 1.4
 # Share of a base that is left to what there was, at least: what the particles say of it may be noise.
 _LEAST = 0.05
+# Beyond the region of a part, in its standard deviations, up to which particles still belong to it: hardly one of a
+# Gaussian part lies farther out.
+_NEXT_TO = 3.0
 # Draws of a base that tell whether it reaches a halo, and the share of its mass that counts as reached.
 _NUM_DRAWS, _VISITED = 4096, 0.5
 
 
-def with_parts(base: Base, parts: Sequence[Part]) -> MixtureSameFamily:
+def with_parts(base: Base, parts: Sequence[Part]) -> GaussianMixture:
     """A density to anneal from: half of it on what is known, half on parts that were lost, all a little wider.
 
     Arguments:
@@ -38,11 +41,14 @@ def with_parts(base: Base, parts: Sequence[Part]) -> MixtureSameFamily:
     locs = torch.cat([centres, torch.stack([part.loc for part in parts]).to(centres)])
     factors = torch.cat([scales, torch.stack([part.scale_tril for part in parts]).to(scales)])
 
-    return MixtureSameFamily(Categorical(probs=0.5 * probs), Gaussian(locs, _WIDENING * factors), validate_args=False)
+    return GaussianMixture(Categorical(probs=0.5 * probs), Gaussian(locs, _WIDENING * factors))
 
 
 def base_with_parts(target: Target, base: Base, parts: Sequence[Part], exploration: Exploration) -> Base:
     """A mixture base that has a component for each part, beside those that there are.
+
+    Where hardly a particle belongs to none of the parts, the others go if more draws are effective without them: they
+    were fitted to few particles, and training would be busy with where they go astray.
 
     Arguments:
         target: The target.
@@ -53,13 +59,35 @@ def base_with_parts(target: Target, base: Base, parts: Sequence[Part], explorati
     direct = _direct(base, parts, exploration)
     if not target.vectorized:
         return direct
-    adapted = adapt_mixture(direct, target)
-    share = effective_share(adapted, target)
-    if share > GOOD_BASE:
-        return adapted
-    from_particles = adapt_mixture(mixture_base(exploration.z, _labels(direct, exploration.z)), target)
+    best = adapt_mixture(direct, target)
+    share = effective_share(best, target)
+    if not share > GOOD_BASE:
+        from_particles = adapt_mixture(mixture_base(exploration.z, _labels(direct, exploration.z)), target)
+        of_particles = effective_share(from_particles, target)
+        best, share = (from_particles, of_particles) if of_particles > share else (best, share)
+    alone = _alone(base, parts, exploration)
+    if alone is None:
+        return best
+    # Random numbers stay as they are for all that come without it.
+    with torch.random.fork_rng(devices=[target.device] if target.device.type == "cuda" else []):
+        return alone if effective_share(alone, target) > share else best
 
-    return from_particles if effective_share(from_particles, target) > share else adapted
+
+def _alone(base: Base, parts: Sequence[Part], exploration: Exploration) -> Base | None:
+    """The parts without what there was, each with the mass that it holds; None where particles belong to none.
+
+    A small share of each is drawn more widely: tails that are heavier than those of a Gaussian have draws, too.
+    """
+    if len(parts) < 2 or any(part.is_halo for part in parts):
+        return None
+    around = [replace(part, inner=0.0, outer=part.outer + _NEXT_TO).holds(exploration.z) for part in parts]
+    if not torch.stack(around).any(0).double().mean() > 1.0 - MIN_UNSEEN:
+        return None
+    locs, factors = (torch.stack([getattr(part, name) for part in parts]) for name in ("loc", "scale_tril"))
+    shares = torch.softmax(torch.tensor([part.log_mass for part in parts], dtype=torch.float64), 0).to(locs)
+    weights = torch.cat([(1.0 - _LEAST) * shares, _LEAST * shares])
+
+    return _mixture(base, locs.repeat(2, 1), torch.cat([factors, _WIDENING * factors]), weights)
 
 
 def base_with_halo(target: Target, base: Base, parts: Sequence[Part]) -> Base:
@@ -130,10 +158,9 @@ def _direct(base: Base, parts: Sequence[Part], exploration: Exploration) -> Base
 
 def _mixture(base: Base, locs: Tensor, factors: Tensor, weights: Tensor) -> Base:
     """A mixture in the whitening of a base, from what is not whitened."""
-    mixture = MixtureSameFamily(
+    mixture = GaussianMixture(
         Categorical(probs=weights / weights.sum()),
         Gaussian(base.to_whitened(locs), torch.linalg.solve_triangular(base.scale_tril, factors, upper=False)),
-        validate_args=False,
     )
 
     return replace(base, density=mixture)

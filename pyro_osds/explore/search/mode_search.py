@@ -43,6 +43,11 @@ _SPIKE = 3.0
 _NEGLIGIBLE = 20.0
 # Nor is a gap so much wider than the widest among the particles, of which so many are compared: 128 MB of distances.
 _FAR, _MAX_COMPARED = 1.5, 4096
+# More modes than a reference can hold cannot be counted: of wells that multiply each point at rest found another one,
+# and a way from some of them says no more. Then those count that more than this share of the points came to; all of
+# them are taken in only where the reference costs next to nothing, in products of numbers at each point: in 22
+# dimensions a way takes some twenty seconds.
+_MAX_LOST, _LARGE_SHARE, _CHEAP_PRODUCTS = 128, 0.05, 2**16
 
 
 def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> MixtureSameFamily | None:
@@ -74,12 +79,30 @@ def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> Mi
     # mode that is merely far: each of them is a mode of its own.
     alone = (rest.log_prob > log_prob[known].max() + _SPIKE) | _is_far(rest.z, z[known])
     labels = torch.where(alone, labels.max() + 1 + torch.arange(len(labels), device=labels.device), labels)
-    lost = ~torch.isin(labels, among_particles)
+    lost = _countable(labels, ~torch.isin(labels, among_particles), alone, target.dim)
     if not lost.any():
         return None
     whole = weighted_moments(z, torch.zeros_like(log_prob))
 
     return reference_of_modes(whole, rest.z[lost], rest.step[lost], labels[lost])
+
+
+def _countable(labels: Tensor, lost: Tensor, alone: Tensor, dim: int) -> Tensor:
+    """Which points are in lost modes, without modes of few points that are too many to be counted and to be afforded.
+
+    Arguments:
+        labels: The mode of each point, ``(M,)``.
+        lost: Whether none of the particles is in it, ``(M,)``.
+        alone: Whether the point counts whatever else was lost, ``(M,)``.
+        dim: The number of dimensions.
+    """
+    _, mode, count = labels[lost].unique(return_inverse=True, return_counts=True)
+    if len(labels[lost & ~alone].unique()) <= _MAX_LOST or _MAX_LOST * dim**2 <= _CHEAP_PRODUCTS:
+        return lost
+    kept = lost.clone()
+    kept[lost] = alone[lost] | (count[mode] > _LARGE_SHARE * len(mode))
+
+    return kept
 
 
 def _of_account(rest: Rest, z: Tensor, log_prob: Tensor) -> Rest:

@@ -29,7 +29,7 @@ from pyro_osds.explore.search.cover import base_with_halo, base_with_parts, by_c
 from pyro_osds.explore.search.coverage import Coverage
 from pyro_osds.explore.search.lines import bumps
 from pyro_osds.explore.search.parts import Part, basin, lost_by_draws, lost_by_particles
-from pyro_osds.explore.search.probes import around, halo, outstanding
+from pyro_osds.explore.search.probes import around, components, halo, outstanding
 from pyro_osds.flow.base import Base
 from pyro_osds.stats.thresholds import LOST_SHARE, LOWER_SIGMAS
 from pyro_osds.target import Target, finite_log_prob, in_chunks, log_prob_and_score
@@ -217,6 +217,10 @@ def _starts(target: Target, exploration: Exploration, base: Base, seen: Explorat
     kinds.append(around(base, count))
     num_random = sum(map(len, kinds))
     kinds.append(z[spread_out(z, count // 2)])
+    if base.num_components > 1:
+        # Modes that are known, each from its centre: one to which nothing climbs by chance would be no part, and nobody
+        # would see it lost.
+        kinds.append(components(base)[0])
     kinds.append(outstanding(target, base, spread))
 
     return torch.cat([points.to(z) for points in kinds]), num_random

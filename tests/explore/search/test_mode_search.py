@@ -13,7 +13,14 @@ from torch.distributions import MultivariateNormal, StudentT
 from pyro_osds.explore.annealing import explore
 from pyro_osds.explore.paths import ReferencePath
 from pyro_osds.explore.reference import Rest
-from pyro_osds.explore.search.mode_search import _chosen, _climbed, _is_far, _of_account, lost_modes
+from pyro_osds.explore.search.mode_search import (
+    _chosen,
+    _climbed,
+    _countable,
+    _is_far,
+    _of_account,
+    lost_modes,
+)
 from pyro_osds.explore.survey import survey
 from pyro_osds.model import ModelTarget
 from pyro_osds.target import FunctionTarget
@@ -350,3 +357,47 @@ def test_a_wide_mode_counts_though_its_density_is_low(width, float64):
     rest = Rest(there, torch.full((3,), -2.0 * math.log(width) - 1.0), torch.ones(3))
 
     assert len(_of_account(rest, z, -0.5 * z.square().sum(-1)).z) == 3
+
+
+# ---- modes that multiply ----
+
+
+def test_modes_beyond_counting_are_left_where_they_cost_much():
+    # 200 modes of one point each, one of 60 points, one that counts whatever else was lost, and points not lost.
+    labels = torch.cat([torch.arange(200), torch.full((60,), 200), torch.tensor([201]), torch.full((40,), 202)])
+    lost, alone = labels < 202, labels == 201
+    left = _countable(labels, lost, alone, dim=64)
+    assert torch.equal(left, (labels == 200) | alone)
+    assert torch.equal(_countable(labels, lost, alone, dim=20), lost)
+    few = lost & ((labels < 100) | (labels >= 200))
+    assert torch.equal(_countable(labels, few, alone, dim=64), few)
+
+
+def wells(z):
+    """Two wells at -2 and 2 in each coordinate, of width 1 / 8 and 64 nats deep."""
+    return -4.0 * (z.square() - 4.0).square().sum(-1)
+
+
+def in_wells(count, dim):
+    signs = 1.0 - 2.0 * torch.randint(2, (count, dim))
+
+    return signs * (2.0 + torch.randn(count, dim) / 8.0**1.5)
+
+
+def test_of_wells_that_multiply_none_is_lost(float64):
+    dim = 24
+    z = in_wells(1024, dim)
+    assert lost_modes(FunctionTarget(wells, dim), 2.0 * torch.randn(512, dim), z, wells(z)) is None
+
+
+def test_a_mode_among_wells_that_multiply_is_found(float64):
+    dim, top = 24, 60.0
+
+    def log_prob(z):
+        return torch.logaddexp(wells(z), top - 2.0 * (z - 12.0).square().sum(-1))
+
+    z = in_wells(1024, dim)
+    start = torch.cat([2.0 * torch.randn(448, dim), 12.0 + torch.randn(64, dim)])
+    reference = lost_modes(FunctionTarget(log_prob, dim), start, z, log_prob(z))
+    centres = reference.component_distribution.loc[1:]
+    assert len(centres) and (centres - 12.0).abs().mean(1).min() < 0.3
