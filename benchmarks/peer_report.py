@@ -1,6 +1,7 @@
 """Tables and a figure of the runs beside other samplers, for docs/performance.md."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
@@ -8,6 +9,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from cases import CIRCLE, CIRCLE_WEIGHTS, posteriordb
 from document import DOCS, FIGURES, table, write_block
 from peer_methods import METHODS
 from peer_models import names
@@ -30,18 +32,25 @@ def write_report(records: Sequence[dict[str, Any]]) -> None:
     models = [name for name in names() if any(record["model"] == name for record in records)]
     draw_methods = [name for name in METHODS if name not in _ALONE]
     parts = [
+        _versions(records),
         "**Seconds to the first result**: posterior draws, and the log evidence where there is one; median (range)",
         _by_method(runs, models, draw_methods, _seconds),
         f"**Seconds to {ENOUGH:,} effective draws**: the first result, and the rest at the speed of further draws",
         _by_method(runs, models, draw_methods, _enough),
-        f"**The same over that of OSDS**, after the geometric mean, without {' and '.join(_NOT_SOLVED)}; "
-        f"at least, where ended: {_ratios(runs, models)}",
+        f"**The same over that of OSDS**; geometric means (of how many) without {' and '.join(_NOT_SOLVED)}",
+        _ratios(runs, models, "seconds"),
+        "**The same in seconds of the processor**, which other jobs on the machine make longer, too, but less",
+        _ratios(runs, models, "cpu_seconds"),
+        "**Seconds to the first result of nutpie, and of these compiling**: where nothing is compiled, as in the "
+        "tables above; then in a second process of the same model, which finds on disk what the first one compiled",
+        _compiling(runs, models),
         "**Effective draws per second, once the first result is there**",
         _by_method(runs, models, draw_methods, lambda part: _range(part, "further", "{:.0f}")),
         "**Evaluations of the log density**, in thousands, with or without gradient",
         _by_method(runs, models, draw_methods, lambda part: _range(part, "evaluations", "{:.0f}", 1e-3)),
-        "**Largest difference of a mean from OSDS's, in posterior sds**",
-        _by_method(runs, models, [name for name in draw_methods if name != "OSDS"], _difference(runs)),
+        "**Largest error of a mean, in posterior sds**: against posteriordb's reference draws, or what is exact; from "
+        f"the mean of OSDS for {_listed([name for name in models if not reference(name)])}",
+        _by_method(runs, models, draw_methods, _error_of_means(runs)),
         "**Log evidence**: error against the truth (stated standard error), nats; seconds",
         _by_method(runs, models, EVIDENCE_METHODS, _evidence),
         f"**Seconds to a log evidence within {_WITHIN} nats, of the fastest other method over those of OSDS**, "
@@ -53,8 +62,30 @@ def write_report(records: Sequence[dict[str, Any]]) -> None:
     _figure(runs, models)
 
 
+def _versions(records: Sequence[dict[str, Any]]) -> str:
+    found: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for package, version in record.get("packages", {}).items():
+            found[package].add(version)
+
+    return ", ".join(f"{package} {' and '.join(sorted(versions))}" for package, versions in found.items()) + "."
+
+
+def _listed(what: Sequence[str]) -> str:
+    return what[0] if len(what) == 1 else f"{', '.join(what[:-1])} and {what[-1]}" if what else "none"
+
+
 # By NUTS, whose chains stay in one mode each: its seconds say nothing.
 _NOT_SOLVED = ("four Gaussians", "hidden Markov")
+_NUTS = ("Pyro NUTS", "Pyro NUTS, jit", "NumPyro NUTS", "nutpie", "nutpie, low rank")
+# Posteriors of posteriordb by their files.
+_REFERENCES = {
+    "eight schools": "eight_schools",
+    "eight schools, centred": "eight_schools",
+    "gp_regr": "gp_regr",
+    "arK": "arK",
+    "hidden Markov": "hmm_example",
+}
 _ALONE = ("bridge sampling", "tempered SMC", "nautilus", "dynesty")
 
 
@@ -82,20 +113,26 @@ def _range(part: list[dict[str, Any]], key: str, text: str, scale: float = 1.0) 
     return text.format(median(values)) + spread
 
 
-def seconds_to_enough(record: dict[str, Any]) -> float:
-    """Seconds until there are enough effective draws; nan where there is no more than a first result."""
+def seconds_to_enough(record: dict[str, Any], clock: str = "seconds") -> float:
+    """Seconds until there are enough effective draws; nan where there is no more than a first result.
+
+    Arguments:
+        record: Of a run; one that was ended has the seconds that it had till then.
+        clock: `seconds` or `cpu_seconds`.
+    """
+    speed, limit = ("further", "limit") if clock == "seconds" else ("further_cpu", "cpu_limit")
     if "limit" in record:
-        return record["limit"]
+        return record[limit]
     if record.get("effective") is None:
         return math.nan
     missing = max(0.0, ENOUGH - record["effective"])
 
-    return record["seconds"] + (missing / record["further"] if missing else 0.0)
+    return record[clock] + (missing / record[speed] if missing else 0.0)
 
 
-def _typical(part: list[dict[str, Any]]) -> tuple[float, bool]:
+def _typical(part: list[dict[str, Any]], clock: str = "seconds") -> tuple[float, bool]:
     """The median of seconds to enough draws, and whether it is only a lower bound."""
-    values = [(seconds_to_enough(record), "limit" in record) for record in part]
+    values = [(seconds_to_enough(record, clock), "limit" in record) for record in part]
     values = sorted(value for value in values if math.isfinite(value[0]))
 
     return values[len(values) // 2] if values else (math.nan, False)
@@ -107,22 +144,66 @@ def _enough(part: list[dict[str, Any]]) -> str:
     return "" if math.isnan(seconds) else f"{'> ' if bound else ''}{seconds:.1f}"
 
 
-def _ratios(runs: Runs, models: list[str]) -> str:
-    told = []
-    for method in ("Pyro NUTS", "Pyro NUTS, jit", "NumPyro NUTS"):
-        ratios = []
-        for model in models:
-            if model in _NOT_SOLVED:
-                continue
-            theirs, ours = _typical(runs.get((model, method), [])), _typical(runs.get((model, "OSDS"), []))
-            if math.isfinite(theirs[0]) and math.isfinite(ours[0]):
-                ratios.append((model, theirs[0] / ours[0], theirs[1]))
-        if ratios:
-            mean = math.exp(sum(math.log(ratio) for _, ratio, _ in ratios) / len(ratios))
-            each = ", ".join(f"{model} {'> ' if bound else ''}{ratio:.1f}" for model, ratio, bound in ratios)
-            told.append(f"{method} {mean:.1f} ({each})")
+def _ratios(runs: Runs, models: list[str], clock: str) -> str:
+    """A column for each sampler of NUTS, and one for what it takes with functions that are compiled already."""
+    columns = {}
+    for method in _NUTS:
+        parts = {model: runs.get((model, method), []) for model in models}
+        columns[method] = parts
+        if any("again" in record for part in parts.values() for record in part):
+            columns[f"{method}, compiled"] = {model: _with_kept(part) for model, part in parts.items()}
+    columns = {name: parts for name, parts in columns.items() if any(parts.values())}
+    ratios = {name: _column(runs, parts, clock) for name, parts in columns.items()}
+    rows = [[model, *(_ratio(each.get(model)) for each in ratios.values())] for model in models]
+    rows.append(["geometric mean", *(_mean_ratio(each) for each in ratios.values())])
 
-    return "; ".join(told)
+    return table(["posterior", *ratios], rows, "l" + "r" * len(ratios))
+
+
+def _with_kept(part: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs as they are in a process that finds compiled functions."""
+    return [{**record, **record["again"]} for record in part if "again" in record]
+
+
+def _column(runs: Runs, parts: dict[str, list[dict[str, Any]]], clock: str) -> dict[str, tuple[float, bool]]:
+    """Seconds over those of OSDS by posterior, and whether they are only a lower bound."""
+    ratios = {}
+    for model, part in parts.items():
+        (theirs, bound), (ours, _) = _typical(part, clock), _typical(runs.get((model, "OSDS"), []), clock)
+        if math.isfinite(theirs) and math.isfinite(ours):
+            ratios[model] = theirs / ours, bound
+
+    return ratios
+
+
+def _ratio(ratio: tuple[float, bool] | None) -> str:
+    return "" if ratio is None else f"{'> ' if ratio[1] else ''}{ratio[0]:.1f}"
+
+
+def _mean_ratio(ratios: dict[str, tuple[float, bool]]) -> str:
+    counted = [ratio for model, ratio in ratios.items() if model not in _NOT_SOLVED]
+    if not counted:
+        return ""
+    mean = math.exp(sum(math.log(ratio) for ratio, _ in counted) / len(counted))
+
+    return f"{_ratio((mean, any(bound for _, bound in counted)))} ({len(counted)})"
+
+
+def _compiling(runs: Runs, models: list[str]) -> str:
+    """First results of methods that say how long their compiler took."""
+    done = {(model, name): runs.get((model, name), []) for model in models for name in METHODS}
+    methods = [name for name in METHODS if any("again" in each for model in models for each in done[model, name])]
+    header = ["posterior", *(f"{name}{then}" for name in methods for then in ("", ", second process"))]
+    rows = []
+    for model in models:
+        row = [model]
+        for name in methods:
+            for part in (done[model, name], _with_kept(done[model, name])):
+                compiling = _range(part, "compiling", "{:.1f}")
+                row.append(f"{_range(part, 'seconds', '{:.1f}')}, {compiling}" if compiling else "")
+        rows.append(row)
+
+    return table(header, rows, "l" + "r" * (len(header) - 1))
 
 
 def _evidence_ratios(runs: Runs, models: list[str]) -> str:
@@ -150,22 +231,48 @@ def _evidence_ratios(runs: Runs, models: list[str]) -> str:
     return f"{mean:.1f} ({', '.join(each)})"
 
 
-def _difference(runs: Runs) -> Callable[[list[dict[str, Any]]], str]:
+def reference(model: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Means and sds by site: posteriordb's reference draws', exact ones of the four Gaussians, `{}` for others."""
+    if model == "four Gaussians":
+        centres, weights = CIRCLE.numpy(), CIRCLE_WEIGHTS.numpy()
+        mean = weights @ centres
+        return {"z": (mean, np.sqrt(0.25 + weights @ centres**2 - mean**2))}
+    if model not in _REFERENCES:
+        return {}
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for name, moments in posteriordb(_REFERENCES[model])[1].items():
+        # Of `theta1[2]`, a row of a matrix, the site is `theta`.
+        found[re.split(r"[\d\[]", name)[0]].append((moments["mean"], moments["sd"]))
+
+    return {site: tuple(np.array(rows).T) for site, rows in found.items()}
+
+
+def _error_of_means(runs: Runs) -> Callable[[list[dict[str, Any]]], str]:
     def cell(part: list[dict[str, Any]]) -> str:
         done = [record for record in part if record.get("moments")]
         if not done:
             return ""
-        ours = [record for record in runs.get((done[0]["model"], "OSDS"), []) if record.get("moments")]
-        if not ours:
-            return ""
-        reference, gaps = ours[0]["moments"], []
-        for site, moments in done[0]["moments"].items():
-            if site in reference and len(moments["mean"]) == len(reference[site]["mean"]):
-                sd = np.maximum(np.asarray(reference[site]["sd"]), 1e-12)
-                gaps.append(np.abs((np.asarray(moments["mean"]) - np.asarray(reference[site]["mean"])) / sd).max())
-        return f"{max(gaps):.2f}" if gaps else ""
+        truth = reference(done[0]["model"])
+        if not truth:
+            ours = [record for record in runs.get((done[0]["model"], "OSDS"), []) if record.get("moments")]
+            if not ours or done[0]["method"] == "OSDS":
+                return ""
+            moments = ours[0]["moments"].items()
+            truth = {site: (np.asarray(each["mean"]), np.asarray(each["sd"])) for site, each in moments}
+
+        return f"{max(_largest(record['moments'], truth) for record in done):.2f}"
 
     return cell
+
+
+def _largest(moments: dict[str, dict[str, list[float]]], truth: dict[str, tuple[np.ndarray, np.ndarray]]) -> float:
+    gaps = [
+        np.abs((np.asarray(moments[site]["mean"]) - mean) / np.maximum(sd, 1e-12)).max()
+        for site, (mean, sd) in truth.items()
+        if site in moments and len(moments[site]["mean"]) == len(mean)
+    ]
+
+    return float(max(gaps))
 
 
 def _evidence(part: list[dict[str, Any]]) -> str:
@@ -175,7 +282,10 @@ def _evidence(part: list[dict[str, Any]]) -> str:
     middle = sorted(done, key=lambda record: abs(record["error"]))[len(done) // 2]
     error = f" ({middle['std_error']:.4f})" if math.isfinite(middle["std_error"]) else ""
 
-    return f"{middle['error']:+.4f}{error}; {median(record['seconds'] for record in done):.1f} s"
+    flagged = sum(record["reliable"] is False for record in done)
+    verdict = f"; {flagged} of {len(done)} not reliable" if flagged else ""
+
+    return f"{middle['error']:+.4f}{error}; {median(record['seconds'] for record in done):.1f} s{verdict}"
 
 
 def _figure(runs: Runs, models: list[str]) -> None:

@@ -1,0 +1,175 @@
+"""Posteriors that samplers are compared on are the same in all their forms; ratios in the tables are what they say."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pyro import poutine
+from scipy import stats
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import peer_models
+import peer_report
+import peers
+from peer_methods import METHODS
+from peer_pymc import PYMC
+
+CUBE_SITES = {
+    "eight schools": {"mu": slice(0, 1), "tau": slice(1, 2), "eta": slice(2, 10)},
+    "gp_regr": {"rho": slice(0, 1), "alpha": slice(1, 2), "sigma": slice(2, 3)},
+    "arK": {"alpha": slice(0, 1), "beta": slice(1, 6), "sigma": slice(6, 7)},
+    "German credit": {"w": slice(0, 25)},
+    "breast cancer": {"w": slice(0, 31)},
+    "sonar": {"w": slice(0, 61)},
+}
+
+
+def pyro_log_density(model, values):
+    trace = poutine.trace(poutine.condition(model.pyro, values)).get_trace()
+
+    return float(trace.log_prob_sum())
+
+
+@pytest.mark.parametrize("name", CUBE_SITES)
+def test_prior_and_likelihood_of_the_unit_cube_are_those_of_the_pyro_model(name):
+    # The prior's density is one over the derivative of the quantiles.
+    model = peer_models.model_of(name)
+    u = 0.35 + 0.3 * np.random.default_rng(0).random((2, model.num_cube))
+    theta = model.cube(u)
+    slopes = (model.cube(u + 1e-5) - model.cube(u - 1e-5)) / 2e-5
+    ours = model.log_likelihood(theta) - np.log(slopes).sum(-1)
+    for row, log_density in zip(theta, ours, strict=True):
+        values = {site: torch.tensor(row[part], dtype=torch.float32) for site, part in CUBE_SITES[name].items()}
+        values = {site: value[0] if len(value) == 1 else value for site, value in values.items()}
+        # Pyro's is in single precision.
+        assert pyro_log_density(model, values) == pytest.approx(log_density, rel=1e-5, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", peer_models.names())
+def test_models_of_numpyro_and_pymc_have_the_density_of_the_pyro_model(name):
+    pymc = pytest.importorskip("pymc", reason="needs the peers")
+    infer = pytest.importorskip("numpyro.infer.util", reason="needs the peers")
+    model = peer_models.model_of(name)
+    with pymc.Model() as pymc_model:
+        PYMC[name]()
+    log_density = pymc_model.compile_logp(jacobian=False)
+    generator = np.random.default_rng(0)
+    for _ in range(2):
+        point = {
+            site: np.asarray(value, dtype=float) + 0.3 * generator.standard_normal(np.shape(value))
+            for site, value in pymc_model.initial_point().items()
+        }
+        values = {}
+        for site in pymc_model.free_RVs:
+            z, transform = pymc_model.rvs_to_values[site], pymc_model.rvs_to_transforms[site]
+            backward = z if transform is None else transform.backward(z, *site.owner.inputs)
+            values[site.name] = backward.eval({z: point[z.name]})
+        as_tensors = {site: torch.tensor(value, dtype=torch.float32) for site, value in values.items()}
+        truth = float(model.pyro(as_tensors["z"][None])[0]) if model.dim else pyro_log_density(model, as_tensors)
+        assert float(log_density(point)) == pytest.approx(truth, rel=1e-5, abs=2e-3)
+        assert float(infer.log_density(model.numpyro(), (), {}, values)[0]) == pytest.approx(truth, rel=1e-5, abs=2e-3)
+
+
+def test_the_evidence_of_baseball_is_that_of_a_sum_over_a_grid():
+    at_bats, hits = peer_models.baseball_data()
+    log_odds = np.linspace(-9.0, 6.0, 3001)
+    likelihood = stats.binom.pmf(hits[:, None], at_bats[:, None], 1.0 / (1.0 + np.exp(-log_odds)))
+    loc, scale = np.linspace(-2.5, 0.5, 121), np.geomspace(0.02, 6.0, 240)
+    total = 0.0
+    for each in scale:
+        density = stats.norm.pdf(log_odds, loc[:, None], each) * (log_odds[1] - log_odds[0])
+        players = np.log(density @ likelihood.T).sum(-1) + stats.norm.logpdf(loc, -1.0, 1.0)
+        # A grid of the scale's logarithm.
+        total += np.exp(players + 49.0).sum() * stats.halfcauchy.pdf(each) * each
+    log_evidence = math.log(total * (loc[1] - loc[0]) * math.log(scale[1] / scale[0])) - 49.0
+    # What the grid leaves out below 0.02, where all players have one chance: 1.3 % of the prior's share.
+    pooled = np.array([stats.binom.pmf(hits, at_bats, 1.0 / (1.0 + np.exp(-x))).prod() for x in log_odds])
+    pooled = (pooled * stats.norm.pdf(log_odds, -1.0, 1.0)).sum() * (log_odds[1] - log_odds[0])
+    log_evidence = np.logaddexp(log_evidence, math.log(pooled * stats.halfcauchy.cdf(0.02)))
+    assert peer_models.model_of("baseball").log_evidence == pytest.approx(log_evidence, abs=0.002)
+
+
+def test_every_method_has_its_place():
+    assert set(PYMC) == set(peer_models.names())
+    assert set(peers.NEEDS) <= set(METHODS) and set(METHODS) >= peers.METHODS_THAT_KEEP
+    assert {*peer_report._NUTS, *peer_report._ALONE} <= set(METHODS)
+    assert set(peer_report.EVIDENCE_METHODS) == {"OSDS", *peer_report._ALONE}
+    assert set(peers.NEEDS.values()) | {"pyro"} == set(peers.PACKAGES)
+    peers_extra = (Path(__file__).parents[2] / "pyproject.toml").read_text().split("peers = [")[1].split("]")[0]
+    wanted = {package for packages in peers.PACKAGES.values() for package in packages}
+    # What these bring themselves.
+    assert {f'"{package}"' for package in wanted - {"jax", "pytensor", "torch", "pyro-ppl"}} <= set(
+        peers_extra.split(", ")
+    )
+
+
+def record(method, seconds, model="eight schools", **more):
+    other = {"cpu_seconds": seconds / 2, "effective": 2000.0, "further": 100.0, "further_cpu": 400.0}
+
+    return {"method": method, "model": model, "seconds": seconds, **other, **more}
+
+
+def test_seconds_to_enough_draws_add_what_is_missing():
+    assert peer_report.seconds_to_enough(record("nutpie", 10.0)) == 10.0 + 2000.0 / 100.0
+    assert peer_report.seconds_to_enough(record("nutpie", 10.0), "cpu_seconds") == 5.0 + 2000.0 / 400.0
+    assert peer_report.seconds_to_enough(record("nutpie", 10.0, effective=5000.0)) == 10.0
+    ended = {"method": "Pyro NUTS", "model": "arK", "limit": 240.0, "cpu_limit": 200.0}
+    assert peer_report.seconds_to_enough(ended) == 240.0
+    assert peer_report.seconds_to_enough(ended, "cpu_seconds") == 200.0
+    assert math.isnan(peer_report.seconds_to_enough(record("Pyro normal guide", 10.0, effective=None)))
+
+
+def test_ratios_have_their_geometric_mean_and_say_what_is_only_a_bound():
+    enough = {"effective": 4000.0}
+    runs = {
+        ("arK", "OSDS"): [record("OSDS", 5.0, **enough)],
+        ("sonar", "OSDS"): [
+            record("OSDS", 10.0, **enough),
+            record("OSDS", 8.0, **enough),
+            record("OSDS", 90.0, **enough),
+        ],
+        ("four Gaussians", "OSDS"): [record("OSDS", 1.0, **enough)],
+        ("arK", "nutpie"): [
+            record("nutpie", 10.0, again={"seconds": 5.0, "cpu_seconds": 1.0, "compiling": 4.0}, **enough)
+        ],
+        ("sonar", "nutpie"): [record("nutpie", 80.0, again={"seconds": 20.0, "cpu_seconds": 9.0}, **enough)],
+        # Left out of the mean.
+        ("four Gaussians", "nutpie"): [record("nutpie", 1e6, **enough)],
+        ("arK", "Pyro NUTS"): [{"method": "Pyro NUTS", "limit": 240.0, "cpu_limit": 200.0}],
+    }
+    written = peer_report._ratios(runs, ["arK", "sonar", "four Gaussians"], "seconds").splitlines()
+    assert [cell.strip() for cell in written[0].split("|")[2:-1]] == ["Pyro NUTS", "nutpie", "nutpie, compiled"]
+    assert written[2] == "| arK | > 48.0 | 2.0 | 1.0 |"
+    assert written[3] == "| sonar |  | 8.0 | 2.0 |"
+    assert written[4] == "| four Gaussians |  | 1000000.0 |  |"
+    assert written[5] == "| geometric mean | > 48.0 (1) | 4.0 (2) | 1.4 (2) |"
+    of_processor = peer_report._ratios(runs, ["arK", "sonar"], "cpu_seconds").splitlines()
+    assert of_processor[2] == "| arK | > 80.0 | 2.0 | 0.4 |"
+
+
+def test_reference_means_are_by_site_and_exact_for_the_four_gaussians():
+    generator = torch.Generator().manual_seed(0)
+    which = torch.multinomial(peer_report.CIRCLE_WEIGHTS, 200_000, replacement=True, generator=generator)
+    z = peer_report.CIRCLE[which] + 0.5 * torch.randn(200_000, 2, generator=generator)
+    mean, sd = peer_report.reference("four Gaussians")["z"]
+    assert np.abs(z.mean(0).numpy() - mean).max() < 4 * sd.max() / math.sqrt(200_000)
+    assert np.abs(z.std(0).numpy() / sd - 1).max() < 4 / math.sqrt(200_000)
+    lengths = {site: len(mean) for site, (mean, _) in peer_report.reference("hidden Markov").items()}
+    assert lengths == {"theta": 4, "mu": 2}
+    assert {site: len(mean) for site, (mean, _) in peer_report.reference("arK").items()} == {
+        "alpha": 1,
+        "beta": 5,
+        "sigma": 1,
+    }
+    assert peer_report.reference("sonar") == {}
+
+
+def test_a_run_that_failed_or_was_not_reliable_says_so():
+    cell = peer_report._evidence([record("OSDS", 5.0, error=0.01, std_error=0.005, reliable=False)])
+    assert cell == "+0.0100 (0.0050); 5.0 s; 1 of 1 not reliable"
+    assert peer_report._seconds([{"failed": "ValueError"}]) == "failed"
+    assert peer_report._seconds([{"limit": 240.0, "cpu_limit": 200.0}]) == "> 240"
