@@ -1,7 +1,9 @@
 """Posteriors that samplers are compared on are the same in all their forms; ratios in the tables are what they say."""
 
 import math
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import peer_models
 import peer_report
 import peers
 from peer_methods import METHODS
+from peer_outcome import Clock, Outcome, Seconds
 from peer_pymc import PYMC
 
 CUBE_SITES = {
@@ -107,6 +110,53 @@ def test_every_method_has_its_place():
     )
 
 
+def test_the_clock_has_seconds_of_the_processor_beside_those_of_the_wall():
+    clock = Clock()
+    time.sleep(0.2)
+    rested = clock.read()
+    assert rested.wall >= 0.2 and rested.cpu < 0.1
+    while clock.read().cpu < rested.cpu + 0.1:
+        pass
+    # What a compiler that was started took is counted, too.
+    before = clock.read()
+    subprocess.run([sys.executable, "-c", "sum(i for i in range(3_000_000))"], check=True)
+    assert clock.read().cpu > before.cpu + 0.02 and clock.read().wall >= clock.read().cpu - 0.05
+
+
+def test_a_run_that_is_ended_keeps_what_it_took(monkeypatch):
+    ended = peers.run_apart("OSDS", "eight schools", 0, 0.3)
+    assert ended["limit"] == 0.3 and 0.0 <= ended["cpu_limit"] <= 5.0 and "seconds" not in ended
+    monkeypatch.setattr(peers, "__file__", "no_such_file.py")
+    assert "no_such_file" in peers.run_apart("OSDS", "eight schools", 0, 60.0)["failed"]
+
+
+def test_a_method_that_keeps_compiled_functions_runs_twice_in_one_folder(monkeypatch):
+    folders = []
+
+    def run(method, name, seed, limit, folder):
+        folders.append(folder)
+        return {"method": method, "seconds": 3.0 - len(folders), "cpu_seconds": 1.0, "compiling": 0.5, "effective": 9.0}
+
+    monkeypatch.setattr(peers, "_run", run)
+    done = peers.run_apart("nutpie", "arK", 0, 60.0)
+    assert done["seconds"] == 2.0 and done["again"] == {"seconds": 1.0, "cpu_seconds": 1.0, "compiling": 0.5}
+    assert len(set(folders)) == 1 and not Path(folders[0]).exists()
+    assert "again" not in peers.run_apart("OSDS", "arK", 0, 60.0)
+
+
+def test_a_run_is_measured_by_both_clocks(monkeypatch):
+    draws = {"z": np.random.default_rng(0).standard_normal((4, 100, 2))}
+    outcome = Outcome(Seconds(4.0, 2.0), draws, log_evidence=0.5, further=(100.0, Seconds(2.0, 1.0)))
+    monkeypatch.setitem(peers.METHODS, "OSDS", lambda model, seed: outcome)
+    measured = peers.measure("OSDS", "four Gaussians", 0)
+    assert (measured["seconds"], measured["cpu_seconds"]) == (4.0, 2.0)
+    assert (measured["further"], measured["further_cpu"]) == (50.0, 100.0)
+    assert measured["error"] == 0.5 and measured["moments"]["z"]["mean"] == pytest.approx(draws["z"].mean((0, 1)))
+    assert set(measured["packages"]) == {"torch", "pyro-ppl"}
+    monkeypatch.setitem(peers.METHODS, "OSDS", lambda model, seed: Outcome(Seconds(4.0, 2.0)))
+    assert math.isnan(peers.measure("OSDS", "four Gaussians", 0)["further"])
+
+
 def record(method, seconds, model="eight schools", **more):
     other = {"cpu_seconds": seconds / 2, "effective": 2000.0, "further": 100.0, "further_cpu": 400.0}
 
@@ -173,3 +223,26 @@ def test_a_run_that_failed_or_was_not_reliable_says_so():
     assert cell == "+0.0100 (0.0050); 5.0 s; 1 of 1 not reliable"
     assert peer_report._seconds([{"failed": "ValueError"}]) == "failed"
     assert peer_report._seconds([{"limit": 240.0, "cpu_limit": 200.0}]) == "> 240"
+
+
+def test_the_fastest_evidence_is_that_of_a_method_that_was_right():
+    ours = {"reliable": True, "error": 0.001, "std_error": 0.002}
+    runs = {
+        ("arK", "OSDS"): [record("OSDS", 5.0, **ours)],
+        ("arK", "bridge sampling"): [record("bridge sampling", 20.0, error=-0.04)],
+        ("arK", "tempered SMC"): [record("tempered SMC", 8.0, error=0.06)],
+        ("arK", "dynesty"): [{"method": "dynesty", "limit": 60.0, "cpu_limit": 50.0}],
+        ("sonar", "OSDS"): [record("OSDS", 4.0, **ours)],
+        ("sonar", "dynesty"): [{"method": "dynesty", "limit": 240.0, "cpu_limit": 200.0}],
+        # Might have been right after 250 seconds, before the one that is.
+        ("sonar", "bridge sampling"): [record("bridge sampling", 500.0, error=0.01)],
+        ("sonar", "tempered SMC"): [record("tempered SMC", 8.0, error=math.nan)],
+        # Nobody was right there, and nobody was ended.
+        ("baseball", "OSDS"): [record("OSDS", 4.0, **ours)],
+        ("baseball", "tempered SMC"): [record("tempered SMC", 1.0, error=-1.0)],
+    }
+    rows = peer_report._evidence_ratios(runs, ["arK", "sonar", "baseball"]).splitlines()[2:]
+    assert rows[0] == "| arK | bridge sampling | 4.0 | 4.0 |"
+    assert rows[1] == "| sonar | none | > 60.0 | > 100.0 |"
+    assert rows[2] == "| geometric mean |  | > 15.5 (2) | > 20.0 (2) |"
+    assert len(rows) == 3
