@@ -42,9 +42,12 @@ def osds(model: PeerModel, seed: int) -> Outcome:
     draws = {name: value.numpy() for name, value in sampler.get_samples(group_by_chain=True).items()}
     seconds = clock.read()
     evaluations = count()
-    clock = Clock()
-    more = sampler.draw(_MORE_DRAWS)
-    further = float(more.get_ESS()), clock.read()
+
+    def further() -> tuple[float, Seconds]:
+        clock = Clock()
+        more = sampler.draw(_MORE_DRAWS)
+
+        return float(more.get_ESS()), clock.read()
 
     return Outcome(
         seconds, draws, evidence.log_evidence, evidence.std_error, further, evaluations, bool(evidence.reliable)
@@ -103,7 +106,7 @@ def pyro_nuts(model: PeerModel, seed: int, jit: bool = False) -> Outcome:
     samples, sampling = _one_by_one(lambda: NUTS(**options), initial)
     seconds = clock.read()
 
-    return Outcome(seconds, samples, further=(min_effective_size(samples), sampling), evaluations=calls)
+    return Outcome(seconds, samples, further=lambda: (min_effective_size(samples), sampling), evaluations=calls)
 
 
 def _one_by_one(

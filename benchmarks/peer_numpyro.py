@@ -13,13 +13,25 @@ _NUM_PARTICLES, _NUM_MOVES, _NUM_LEAPFROG = 1000, 10, 5
 
 def numpyro_nuts(model: PeerModel, seed: int) -> Outcome:
     """NumPyro's NUTS, chain after chain in one compiled program."""
-    mcmc, seconds, further = _run_numpyro(model, seed, more=True)
-    samples = {name: np.asarray(value) for name, value in mcmc.get_samples(group_by_chain=True).items()}
+    mcmc, seconds = _run_numpyro(model, seed)
 
-    return Outcome(seconds, samples, further=further, evaluations=float(mcmc.get_extra_fields()["num_steps"].sum()))
+    def further() -> tuple[float, Seconds]:
+        # Chains that are warm, by a program that the first of two runs compiles.
+        for _ in range(2):
+            clock = Clock()
+            mcmc.post_warmup_state = mcmc.last_state
+            mcmc.run(mcmc.last_state.rng_key, extra_fields=("num_steps",))
+            more = _samples(mcmc)
+            spent = clock.read()
+
+        return min_effective_size(more), spent
+
+    return Outcome(
+        seconds, _samples(mcmc), further=further, evaluations=float(mcmc.get_extra_fields()["num_steps"].sum())
+    )
 
 
-def _run_numpyro(model: PeerModel, seed: int, more: bool) -> tuple[Any, Seconds, tuple[float, Seconds] | None]:
+def _run_numpyro(model: PeerModel, seed: int) -> tuple[Any, Seconds]:
     import jax
     from numpyro.infer import MCMC, NUTS
 
@@ -34,26 +46,18 @@ def _run_numpyro(model: PeerModel, seed: int, more: bool) -> tuple[Any, Seconds,
         progress_bar=False,
     )
     mcmc.run(jax.random.PRNGKey(seed), extra_fields=("num_steps",))
-    samples = {name: np.asarray(value) for name, value in mcmc.get_samples(group_by_chain=True).items()}
-    seconds = clock.read()
-    if not more:
-        return mcmc, seconds, None
-    # More draws of chains that are warm, by a program that is compiled.
-    mcmc.post_warmup_state = mcmc.last_state
-    mcmc.run(mcmc.last_state.rng_key, extra_fields=("num_steps",))
-    again = Clock()
-    mcmc.post_warmup_state = mcmc.last_state
-    mcmc.run(mcmc.last_state.rng_key, extra_fields=("num_steps",))
-    samples = {name: np.asarray(value) for name, value in mcmc.get_samples(group_by_chain=True).items()}
+    _samples(mcmc)
 
-    spent = again.read()
+    return mcmc, clock.read()
 
-    return mcmc, seconds, (min_effective_size(samples), spent)
+
+def _samples(mcmc: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in mcmc.get_samples(group_by_chain=True).items()}
 
 
 def bridge_sampling(model: PeerModel, seed: int) -> Outcome:
     """NumPyro's NUTS, then the log evidence by bridge sampling with a Gaussian of the draws' moments."""
-    mcmc, nuts_seconds, _ = _run_numpyro(model, seed, more=False)
+    mcmc, nuts_seconds = _run_numpyro(model, seed)
     clock = Clock()
     log_density, flatten = _numpyro_density(model, seed)
     z = flatten(mcmc.get_samples())

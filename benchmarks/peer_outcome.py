@@ -3,6 +3,7 @@
 import math
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -42,16 +43,17 @@ def _now() -> Seconds:
 class Outcome:
     """What a run gave.
 
-    `draws` are `(chains, draws, *shape)` by site; `further` is how many more effective draws took how long, once the
-    first result was there; evaluations are those of the log density, with or without its gradient, as far as the
-    sampler counts them. `compiling` is the part of the seconds that went into a compiler which is called by itself.
+    `draws` are `(chains, draws, *shape)` by site; `further` draws more once the first result is there, and says how
+    many of them are effective and how long that took; evaluations are those of the log density, with or without its
+    gradient, as far as the sampler counts them. `compiling` is the part of the seconds that went into a compiler which
+    is called by itself.
     """
 
     seconds: Seconds
     draws: dict[str, np.ndarray] = field(default_factory=dict)
     log_evidence: float = math.nan
     std_error: float = math.nan
-    further: tuple[float, Seconds] | None = None
+    further: Callable[[], tuple[float, Seconds]] | None = None
     evaluations: float = math.nan
     reliable: bool | None = None
     compiling: Seconds | None = None

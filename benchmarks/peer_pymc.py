@@ -10,7 +10,7 @@ from peer_models import PeerModel, ark_data, baseball_data, regression_data
 from peer_outcome import NUM_CHAINS, NUM_SAMPLES, Clock, Outcome, Seconds, min_effective_size
 
 # Draws of a longer run beyond those of the first, in terms of these.
-_MORE_TIMES = 4
+_MORE_TIMES = 2
 
 
 def nutpie(model: PeerModel, seed: int) -> Outcome:
@@ -52,7 +52,9 @@ def _nutpie(model: PeerModel, seed: int, low_rank: bool) -> Outcome:
     seconds = clock.read()
     evaluations = float(sum(int(part["n_steps"].sum()) for part in (trace.sample_stats, trace.warmup_sample_stats)))
 
-    return Outcome(seconds, draws, further=_further(run, pymc_model), evaluations=evaluations, compiling=compiling)
+    return Outcome(
+        seconds, draws, further=lambda: _further(run, pymc_model), evaluations=evaluations, compiling=compiling
+    )
 
 
 def _draws(trace: Any, pymc_model: Any) -> dict[str, np.ndarray]:

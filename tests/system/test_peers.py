@@ -131,28 +131,30 @@ def test_a_run_that_is_ended_keeps_what_it_took(monkeypatch):
 
 
 def test_a_method_that_keeps_compiled_functions_runs_twice_in_one_folder(monkeypatch):
-    folders = []
+    folders, said = [], []
 
-    def run(method, name, seed, limit, folder):
+    def run(method, name, seed, limit, folder, *options):
         folders.append(folder)
+        said.extend(options)
         return {"method": method, "seconds": 3.0 - len(folders), "cpu_seconds": 1.0, "compiling": 0.5, "effective": 9.0}
 
     monkeypatch.setattr(peers, "_run", run)
     done = peers.run_apart("nutpie", "arK", 0, 60.0)
     assert done["seconds"] == 2.0 and done["again"] == {"seconds": 1.0, "cpu_seconds": 1.0, "compiling": 0.5}
-    assert len(set(folders)) == 1 and not Path(folders[0]).exists()
+    assert len(set(folders)) == 1 and not Path(folders[0]).exists() and said == ["--first"]
     assert "again" not in peers.run_apart("OSDS", "arK", 0, 60.0)
 
 
 def test_a_run_is_measured_by_both_clocks(monkeypatch):
     draws = {"z": np.random.default_rng(0).standard_normal((4, 100, 2))}
-    outcome = Outcome(Seconds(4.0, 2.0), draws, log_evidence=0.5, further=(100.0, Seconds(2.0, 1.0)))
+    outcome = Outcome(Seconds(4.0, 2.0), draws, log_evidence=0.5, further=lambda: (100.0, Seconds(2.0, 1.0)))
     monkeypatch.setitem(peers.METHODS, "OSDS", lambda model, seed: outcome)
     measured = peers.measure("OSDS", "four Gaussians", 0)
     assert (measured["seconds"], measured["cpu_seconds"]) == (4.0, 2.0)
     assert (measured["further"], measured["further_cpu"]) == (50.0, 100.0)
     assert measured["error"] == 0.5 and measured["moments"]["z"]["mean"] == pytest.approx(draws["z"].mean((0, 1)))
     assert set(measured["packages"]) == {"torch", "pyro-ppl"}
+    assert math.isnan(peers.measure("OSDS", "four Gaussians", 0, draws_more=False)["further"])
     monkeypatch.setitem(peers.METHODS, "OSDS", lambda model, seed: Outcome(Seconds(4.0, 2.0)))
     assert math.isnan(peers.measure("OSDS", "four Gaussians", 0)["further"])
 
