@@ -98,7 +98,7 @@ def _by_method(runs: Runs, models: list[str], methods: Iterable[str], cell: Call
 
 
 def _seconds(part: list[dict[str, Any]]) -> str:
-    if part and all("limit" in record for record in part):
+    if part and all(_is_ended(record) for record in part):
         return f"> {part[0]['limit']:.0f}"
 
     return _range(part, "seconds", "{:.1f}")
@@ -114,27 +114,36 @@ def _range(part: list[dict[str, Any]], key: str, text: str, scale: float = 1.0) 
     return text.format(median(values)) + spread
 
 
-def seconds_to_enough(record: dict[str, Any], clock: str = "seconds") -> float:
-    """Seconds until there are enough effective draws; nan where there is no more than a first result.
+def _is_ended(record: dict[str, Any]) -> bool:
+    """Whether there is no result at all."""
+    return "limit" in record and "seconds" not in record
+
+
+def seconds_to_enough(record: dict[str, Any], clock: str = "seconds") -> tuple[float, bool]:
+    """Seconds until there are enough effective draws, and whether it takes longer.
+
+    They are nan where there is no more than a first result. A run that was ended had at least the seconds till then,
+    or, if it had a result without enough draws, those of this.
 
     Arguments:
-        record: Of a run; one that was ended has the seconds that it had till then.
+        record: A line of the file.
         clock: `seconds` or `cpu_seconds`.
     """
     speed, limit = ("further", "limit") if clock == "seconds" else ("further_cpu", "cpu_limit")
-    if "limit" in record:
-        return record[limit]
+    if _is_ended(record):
+        return record[limit], True
     if record.get("effective") is None:
-        return math.nan
-    missing = max(0.0, ENOUGH - record["effective"])
+        return math.nan, False
+    missing = ENOUGH - record["effective"]
+    if missing <= 0.0 or "limit" in record:
+        return record[clock], missing > 0.0
 
-    return record[clock] + (missing / record[speed] if missing else 0.0)
+    return record[clock] + missing / record[speed], False
 
 
 def _typical(part: list[dict[str, Any]], clock: str = "seconds") -> tuple[float, bool]:
     """The median of seconds to enough draws, and whether it is only a lower bound."""
-    values = [(seconds_to_enough(record, clock), "limit" in record) for record in part]
-    values = sorted(value for value in values if math.isfinite(value[0]))
+    values = sorted(value for value in (seconds_to_enough(record, clock) for record in part) if math.isfinite(value[0]))
 
     return values[len(values) // 2] if values else (math.nan, False)
 
@@ -237,7 +246,7 @@ def _fastest(runs: Runs, model: str, clock: str, limit: str) -> tuple[float, str
     ours = runs.get((model, "OSDS"), [])
     others = [record for method in EVIDENCE_METHODS[1:] for record in runs.get((model, method), [])]
     right = [(record[clock], record["method"]) for record in others if abs(record.get("error", math.nan)) <= _WITHIN]
-    ended = [(record[limit], "") for record in others if "limit" in record]
+    ended = [(record[limit], "") for record in others if _is_ended(record)]
     if not ours or not (right or ended):
         return None
     seconds, method = min(right + ended)
@@ -292,7 +301,7 @@ def _largest(moments: dict[str, dict[str, list[float]]], truth: dict[str, tuple[
 def _evidence(part: list[dict[str, Any]]) -> str:
     done = [record for record in part if record.get("error") is not None and math.isfinite(record["error"])]
     if not done:
-        return _seconds(part) if any("limit" in record for record in part) else ""
+        return _seconds(part) if part else ""
     middle = sorted(done, key=lambda record: abs(record["error"]))[len(done) // 2]
     error = f" ({middle['std_error']:.4f})" if math.isfinite(middle["std_error"]) else ""
 

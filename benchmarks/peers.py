@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from peer_methods import METHODS, applies, quiet
 from peer_models import model_of, names
-from peer_outcome import Seconds, min_effective_size
+from peer_outcome import min_effective_size
 from runs import keep, read_records, stored
 
 OUT = Path(__file__).parent / "results" / "peers.jsonl"
@@ -53,16 +54,11 @@ _TOLD = ("seconds", "cpu_seconds", "effective", "error", "limit", "failed")
 METHODS_THAT_KEEP = {"nutpie", "nutpie, low rank"}
 
 
-def measure(method: str, name: str, seed: int, draws_more: bool = True) -> dict[str, Any]:
-    """One run, in this process, as a line of the file; `draws_more` finds the speed of further draws, too."""
+def measure(method: str, name: str, seed: int, draws_more: bool = True) -> Iterator[dict[str, Any]]:
+    """One run, in this process, as a line of the file; `draws_more` then finds the speed of further draws, too."""
     model = model_of(name)
     outcome = quiet(lambda: METHODS[method](model, seed))
-    moments = {site: _moments(value) for site, value in outcome.draws.items()}
-    gained, spent = math.nan, Seconds(math.nan, math.nan)
-    if draws_more and outcome.further:
-        gained, spent = outcome.further()
-
-    return {
+    record = {
         "method": method,
         "model": name,
         "seed": seed,
@@ -70,17 +66,21 @@ def measure(method: str, name: str, seed: int, draws_more: bool = True) -> dict[
         "cpu_seconds": outcome.seconds.cpu,
         "compiling": outcome.compiling and outcome.compiling.wall,
         "effective": min_effective_size(outcome.draws) if outcome.draws else None,
-        "further": gained / spent.wall,
-        "further_cpu": gained / spent.cpu,
+        "further": math.nan,
+        "further_cpu": math.nan,
         "evaluations": outcome.evaluations,
         "log_evidence": outcome.log_evidence,
         "std_error": outcome.std_error,
         "error": outcome.log_evidence - model.log_evidence,
         "reliable": outcome.reliable,
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "moments": moments,
+        "moments": {site: _moments(value) for site, value in outcome.draws.items()},
         "packages": {package: version(package) for package in PACKAGES[NEEDS.get(method, "pyro")]},
     }
+    yield record
+    if draws_more and outcome.further:
+        gained, spent = outcome.further()
+        yield {**record, "further": gained / spent.wall, "further_cpu": gained / spent.cpu}
 
 
 def _moments(value: np.ndarray) -> dict[str, list[float]]:
@@ -92,6 +92,7 @@ def _moments(value: np.ndarray) -> dict[str, list[float]]:
 def run_apart(method: str, name: str, seed: int, limit: float) -> dict[str, Any]:
     """One run in a process of its own, ended at the limit, in which nothing is compiled that an earlier one kept.
 
+    `limit` stands in the record of a run that was ended, without `seconds` if that was before the first result.
     A method with such a store runs once more with what it kept: `again` has seconds of that.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -114,9 +115,12 @@ def _run(method: str, name: str, seed: int, limit: float, folder: str, *options:
     before = _children_seconds()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        cpu_limit = _children_seconds() - before
-        return {"method": method, "model": name, "seed": seed, "limit": limit, "cpu_limit": cpu_limit}
+    except subprocess.TimeoutExpired as ended:
+        so_far = {"method": method, "model": name, "seed": seed}
+        # Ended while further draws were made: the first result is there.
+        if ended.stdout:
+            so_far = json.loads(ended.stdout.splitlines()[-1])
+        return {**so_far, "limit": limit, "cpu_limit": _children_seconds() - before}
     if done.returncode:
         return {"method": method, "model": name, "seed": seed, "failed": done.stderr.strip().splitlines()[-1]}
 
@@ -160,7 +164,8 @@ if __name__ == "__main__":
     parser.add_argument("--first", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one[0], options.one[1], int(options.one[2]), not options.first)))
+        for line in measure(options.one[0], options.one[1], int(options.one[2]), not options.first):
+            print(json.dumps(line), flush=True)
     else:
         if not options.report:
             main(options)

@@ -123,9 +123,14 @@ def test_the_clock_has_seconds_of_the_processor_beside_those_of_the_wall():
     assert clock.read().cpu > before.cpu + 0.02 and clock.read().wall >= clock.read().cpu - 0.05
 
 
-def test_a_run_that_is_ended_keeps_what_it_took(monkeypatch):
+def test_a_run_that_is_ended_keeps_what_it_took(monkeypatch, tmp_path):
     ended = peers.run_apart("OSDS", "eight schools", 0, 0.3)
     assert ended["limit"] == 0.3 and 0.0 <= ended["cpu_limit"] <= 5.0 and "seconds" not in ended
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\nprint('{\"seconds\": 0.5}', flush=True)\ntime.sleep(60)")
+    monkeypatch.setattr(peers, "__file__", str(slow))
+    ended = peers.run_apart("OSDS", "eight schools", 0, 2.0)
+    assert ended["seconds"] == 0.5 and ended["limit"] == 2.0
     monkeypatch.setattr(peers, "__file__", "no_such_file.py")
     assert "no_such_file" in peers.run_apart("OSDS", "eight schools", 0, 60.0)["failed"]
 
@@ -149,14 +154,16 @@ def test_a_run_is_measured_by_both_clocks(monkeypatch):
     draws = {"z": np.random.default_rng(0).standard_normal((4, 100, 2))}
     outcome = Outcome(Seconds(4.0, 2.0), draws, log_evidence=0.5, further=lambda: (100.0, Seconds(2.0, 1.0)))
     monkeypatch.setitem(peers.METHODS, "OSDS", lambda model, seed: outcome)
-    measured = peers.measure("OSDS", "four Gaussians", 0)
+    first, measured = peers.measure("OSDS", "four Gaussians", 0)
+    assert {name for name in measured if str(measured[name]) != str(first[name])} == {"further", "further_cpu"}
     assert (measured["seconds"], measured["cpu_seconds"]) == (4.0, 2.0)
     assert (measured["further"], measured["further_cpu"]) == (50.0, 100.0)
     assert measured["error"] == 0.5 and measured["moments"]["z"]["mean"] == pytest.approx(draws["z"].mean((0, 1)))
     assert set(measured["packages"]) == {"torch", "pyro-ppl"}
-    assert math.isnan(peers.measure("OSDS", "four Gaussians", 0, draws_more=False)["further"])
+    (alone,) = peers.measure("OSDS", "four Gaussians", 0, draws_more=False)
+    assert math.isnan(alone["further"])
     monkeypatch.setitem(peers.METHODS, "OSDS", lambda model, seed: Outcome(Seconds(4.0, 2.0)))
-    assert math.isnan(peers.measure("OSDS", "four Gaussians", 0)["further"])
+    assert [math.isnan(each["further"]) for each in peers.measure("OSDS", "four Gaussians", 0)] == [True]
 
 
 def record(method, seconds, model="eight schools", **more):
@@ -166,13 +173,24 @@ def record(method, seconds, model="eight schools", **more):
 
 
 def test_seconds_to_enough_draws_add_what_is_missing():
-    assert peer_report.seconds_to_enough(record("nutpie", 10.0)) == 10.0 + 2000.0 / 100.0
-    assert peer_report.seconds_to_enough(record("nutpie", 10.0), "cpu_seconds") == 5.0 + 2000.0 / 400.0
-    assert peer_report.seconds_to_enough(record("nutpie", 10.0, effective=5000.0)) == 10.0
+    assert peer_report.seconds_to_enough(record("nutpie", 10.0)) == (10.0 + 2000.0 / 100.0, False)
+    assert peer_report.seconds_to_enough(record("nutpie", 10.0), "cpu_seconds") == (5.0 + 2000.0 / 400.0, False)
+    assert peer_report.seconds_to_enough(record("nutpie", 10.0, effective=5000.0)) == (10.0, False)
     ended = {"method": "Pyro NUTS", "model": "arK", "limit": 240.0, "cpu_limit": 200.0}
-    assert peer_report.seconds_to_enough(ended) == 240.0
-    assert peer_report.seconds_to_enough(ended, "cpu_seconds") == 200.0
-    assert math.isnan(peer_report.seconds_to_enough(record("Pyro normal guide", 10.0, effective=None)))
+    assert peer_report.seconds_to_enough(ended) == (240.0, True)
+    assert peer_report.seconds_to_enough(ended, "cpu_seconds") == (200.0, True)
+    assert math.isnan(peer_report.seconds_to_enough(record("Pyro normal guide", 10.0, effective=None))[0])
+    # What no sampler draws on for: a guide.
+    assert math.isnan(peer_report.seconds_to_enough(record("Pyro normal guide", 10.0, further=math.nan))[0])
+
+
+def test_a_run_that_is_ended_after_its_first_result_has_that():
+    # Else a process that had all draws after 10 seconds, and was ended while it drew more, would count as 240.
+    ended = {"limit": 240.0, "cpu_limit": 200.0, "further": math.nan, "further_cpu": math.nan}
+    assert peer_report.seconds_to_enough(record("nutpie", 10.0, effective=4500.0, **ended)) == (10.0, False)
+    assert peer_report.seconds_to_enough(record("nutpie", 10.0, effective=3500.0, **ended)) == (10.0, True)
+    assert peer_report.seconds_to_enough(record("nutpie", 10.0, **ended), "cpu_seconds") == (5.0, True)
+    assert peer_report._seconds([record("nutpie", 10.0, **ended)]) == "10.0"
 
 
 def test_ratios_have_their_geometric_mean_and_say_what_is_only_a_bound():
