@@ -33,25 +33,25 @@ def write_report(records: Sequence[dict[str, Any]]) -> None:
     draw_methods = [name for name in METHODS if name not in _ALONE]
     parts = [
         _versions(records),
-        "**Seconds to the first result**: posterior draws, and the log evidence where there is one; median (range)",
+        "**Seconds of the processor to the first result**: posterior draws, and the log evidence where there is one; "
+        "median (range)",
         _by_method(runs, models, draw_methods, _seconds),
         f"**Seconds to {ENOUGH:,} effective draws**: the first result, and the rest at the speed of further draws",
         _by_method(runs, models, draw_methods, _enough),
         f"**The same over that of OSDS**; geometric means (of how many) without {' and '.join(_NOT_SOLVED)}",
-        _ratios(runs, models, "seconds"),
-        "**The same in seconds of the processor**, which other jobs on the machine make longer, too, but less",
-        _ratios(runs, models, "cpu_seconds"),
-        "**Seconds to the first result of nutpie, and of these compiling**: where nothing is compiled, as in the "
-        "tables above; then in a second process of the same model, which finds on disk what the first one compiled",
+        _ratios(runs, models),
+        "**First results of nutpie**, and the share of the seconds that went into compiling: where nothing is "
+        "compiled, as in the tables above; then in a second process of the same model, which finds on disk what the "
+        "first one compiled",
         _compiling(runs, models),
-        "**Effective draws per second, once the first result is there**",
-        _by_method(runs, models, draw_methods, lambda part: _range(part, "further", "{:.0f}")),
+        "**Effective draws per second of the processor, once the first result is there**",
+        _by_method(runs, models, draw_methods, lambda part: _range(part, "further_cpu", "{:.0f}")),
         "**Evaluations of the log density**, in thousands, with or without gradient",
         _by_method(runs, models, draw_methods, lambda part: _range(part, "evaluations", "{:.0f}", 1e-3)),
         "**Largest error of a mean, in posterior sds**: against posteriordb's reference draws, or what is exact; from "
         f"the mean of OSDS for {_listed([name for name in models if not reference(name)])}",
         _by_method(runs, models, draw_methods, _error_of_means(runs)),
-        "**Log evidence**: error against the truth (stated standard error), nats; seconds",
+        "**Log evidence**: error against the truth (stated standard error), nats; seconds of the processor",
         _by_method(runs, models, EVIDENCE_METHODS, _evidence),
         f"**The fastest other method whose log evidence is within {_WITHIN} nats**: its seconds over those of OSDS; at "
         "least, where one was ended before another was done",
@@ -99,9 +99,9 @@ def _by_method(runs: Runs, models: list[str], methods: Iterable[str], cell: Call
 
 def _seconds(part: list[dict[str, Any]]) -> str:
     if part and all(_is_ended(record) for record in part):
-        return f"> {part[0]['limit']:.0f}"
+        return f"> {part[0]['cpu_limit']:.0f}"
 
-    return _range(part, "seconds", "{:.1f}")
+    return _range(part, "cpu_seconds", "{:.1f}")
 
 
 def _range(part: list[dict[str, Any]], key: str, text: str, scale: float = 1.0) -> str:
@@ -119,31 +119,26 @@ def _is_ended(record: dict[str, Any]) -> bool:
     return "limit" in record and "seconds" not in record
 
 
-def seconds_to_enough(record: dict[str, Any], clock: str = "seconds") -> tuple[float, bool]:
-    """Seconds until there are enough effective draws, and whether it takes longer.
+def seconds_to_enough(record: dict[str, Any]) -> tuple[float, bool]:
+    """Seconds of the processor until there are enough effective draws, and whether it takes longer.
 
     They are nan where there is no more than a first result. A run that was ended had at least the seconds till then,
     or, if it had a result without enough draws, those of this.
-
-    Arguments:
-        record: A line of the file.
-        clock: `seconds` or `cpu_seconds`.
     """
-    speed, limit = ("further", "limit") if clock == "seconds" else ("further_cpu", "cpu_limit")
     if _is_ended(record):
-        return record[limit], True
+        return record["cpu_limit"], True
     if record.get("effective") is None:
         return math.nan, False
     missing = ENOUGH - record["effective"]
     if missing <= 0.0 or "limit" in record:
-        return record[clock], missing > 0.0
+        return record["cpu_seconds"], missing > 0.0
 
-    return record[clock] + missing / record[speed], False
+    return record["cpu_seconds"] + missing / record["further_cpu"], False
 
 
-def _typical(part: list[dict[str, Any]], clock: str = "seconds") -> tuple[float, bool]:
+def _typical(part: list[dict[str, Any]]) -> tuple[float, bool]:
     """The median of seconds to enough draws, and whether it is only a lower bound."""
-    values = sorted(value for value in (seconds_to_enough(record, clock) for record in part) if math.isfinite(value[0]))
+    values = sorted(value for value in map(seconds_to_enough, part) if math.isfinite(value[0]))
 
     return values[len(values) // 2] if values else (math.nan, False)
 
@@ -154,7 +149,7 @@ def _enough(part: list[dict[str, Any]]) -> str:
     return "" if math.isnan(seconds) else f"{'> ' if bound else ''}{seconds:.1f}"
 
 
-def _ratios(runs: Runs, models: list[str], clock: str) -> str:
+def _ratios(runs: Runs, models: list[str]) -> str:
     """A column for each sampler of NUTS, and one for what it takes with functions that are compiled already."""
     columns = {}
     for method in _NUTS:
@@ -163,7 +158,7 @@ def _ratios(runs: Runs, models: list[str], clock: str) -> str:
         if any("again" in record for part in parts.values() for record in part):
             columns[f"{method}, compiled"] = {model: _with_kept(part) for model, part in parts.items()}
     columns = {name: parts for name, parts in columns.items() if any(parts.values())}
-    ratios = {name: _column(runs, parts, clock) for name, parts in columns.items()}
+    ratios = {name: _column(runs, parts) for name, parts in columns.items()}
     rows = [[model, *(_ratio(each.get(model)) for each in ratios.values())] for model in models]
     rows.append(["geometric mean", *(_mean_ratio(each) for each in ratios.values())])
 
@@ -175,11 +170,11 @@ def _with_kept(part: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**record, **record["again"]} for record in part if "again" in record]
 
 
-def _column(runs: Runs, parts: dict[str, list[dict[str, Any]]], clock: str) -> dict[str, tuple[float, bool]]:
+def _column(runs: Runs, parts: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[float, bool]]:
     """Seconds over those of OSDS by posterior, and whether they are only a lower bound."""
     ratios = {}
     for model, part in parts.items():
-        (theirs, bound), (ours, _) = _typical(part, clock), _typical(runs.get((model, "OSDS"), []), clock)
+        (theirs, bound), (ours, _) = _typical(part), _typical(runs.get((model, "OSDS"), []))
         if math.isfinite(theirs) and math.isfinite(ours):
             ratios[model] = theirs / ours, bound
 
@@ -209,8 +204,8 @@ def _compiling(runs: Runs, models: list[str]) -> str:
         row = [model]
         for name in methods:
             for part in (done[model, name], _with_kept(done[model, name])):
-                compiling = _range(part, "compiling", "{:.1f}")
-                row.append(f"{_range(part, 'seconds', '{:.1f}')}, {compiling}" if compiling else "")
+                shares = [100 * each["compiling"] / each["seconds"] for each in part if each.get("compiling")]
+                row.append(f"{_seconds(part)}, {median(shares):.0f} %" if shares else _seconds(part))
         rows.append(row)
 
     return table(header, rows, "l" + "r" * (len(header) - 1))
@@ -218,40 +213,33 @@ def _compiling(runs: Runs, models: list[str]) -> str:
 
 def _evidence_ratios(runs: Runs, models: list[str]) -> str:
     """A row for each posterior that another method was right on, or not done: the fastest, over OSDS."""
-    rows, means = [], []
-    for clock, limit in (("seconds", "limit"), ("cpu_seconds", "cpu_limit")):
-        found = {model: _fastest(runs, model, clock, limit) for model in models}
-        found = {model: ratio for model, ratio in found.items() if ratio}
-        rows.append(
-            {model: (f"{'' if method else '> '}{ratio:.1f}", method) for model, (ratio, method) in found.items()}
-        )
-        mean = math.exp(sum(math.log(ratio) for ratio, _ in found.values()) / len(found)) if found else math.nan
-        bound = "" if all(method for _, method in found.values()) else "> "
-        means.append(f"{bound}{mean:.1f} ({len(found)})" if found else "")
-    wall, cpu = rows
-    told = [[model, wall[model][1] or "none", wall[model][0], cpu[model][0]] for model in wall]
+    found = {model: _fastest(runs, model) for model in models}
+    found = {model: ratio for model, ratio in found.items() if ratio}
+    rows = [[model, method or "none", _ratio((ratio, not method))] for model, (ratio, method) in found.items()]
+    if found:
+        mean = math.exp(sum(math.log(ratio) for ratio, _ in found.values()) / len(found))
+        bound = not all(method for _, method in found.values())
+        rows.append(["geometric mean", "", f"{_ratio((mean, bound))} ({len(found)})"])
 
-    return table(
-        ["posterior", "fastest other", "seconds over OSDS", "of the processor"],
-        [*told, ["geometric mean", "", *means]],
-        "llrr",
-    )
+    return table(["posterior", "fastest other", "seconds over OSDS"], rows, "llr")
 
 
-def _fastest(runs: Runs, model: str, clock: str, limit: str) -> tuple[float, str] | None:
-    """Seconds over those of OSDS, and the method.
+def _fastest(runs: Runs, model: str) -> tuple[float, str] | None:
+    """Seconds of the processor over those of OSDS, and the method.
 
     That is empty where the ratio is a bound: what was ended before others were done might have been the fastest.
     """
     ours = runs.get((model, "OSDS"), [])
     others = [record for method in EVIDENCE_METHODS[1:] for record in runs.get((model, method), [])]
-    right = [(record[clock], record["method"]) for record in others if abs(record.get("error", math.nan)) <= _WITHIN]
-    ended = [(record[limit], "") for record in others if _is_ended(record)]
+    right = [
+        (record["cpu_seconds"], record["method"]) for record in others if abs(record.get("error", math.nan)) <= _WITHIN
+    ]
+    ended = [(record["cpu_limit"], "") for record in others if _is_ended(record)]
     if not ours or not (right or ended):
         return None
     seconds, method = min(right + ended)
 
-    return seconds / median(record[clock] for record in ours), method
+    return seconds / median(record["cpu_seconds"] for record in ours), method
 
 
 def reference(model: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -308,11 +296,11 @@ def _evidence(part: list[dict[str, Any]]) -> str:
     flagged = sum(record["reliable"] is False for record in done)
     verdict = f"; {flagged} of {len(done)} not reliable" if flagged else ""
 
-    return f"{middle['error']:+.4f}{error}; {median(record['seconds'] for record in done):.1f} s{verdict}"
+    return f"{middle['error']:+.4f}{error}; {median(record['cpu_seconds'] for record in done):.1f} s{verdict}"
 
 
 def _figure(runs: Runs, models: list[str]) -> None:
-    """Seconds to the first result against the error of the log evidence, a mark for each run."""
+    """Seconds of the processor to the first result against the error of the log evidence, a mark for each run."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     for method, marker in zip(EVIDENCE_METHODS, "osvD^", strict=True):
         done = [
@@ -321,14 +309,14 @@ def _figure(runs: Runs, models: list[str]) -> None:
         done = [record for record in done if math.isfinite(record["error"])]
         if done:
             axes.plot(
-                [record["seconds"] for record in done],
+                [record["cpu_seconds"] for record in done],
                 [max(abs(record["error"]), 1e-5) for record in done],
                 marker,
                 label=method,
                 alpha=0.7,
             )
     axes.axhline(0.05, color="0.6", linestyle="--", linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="seconds", ylabel="error of the log evidence (nats)")
+    axes.set(xscale="log", yscale="log", xlabel="seconds of the processor", ylabel="error of the log evidence (nats)")
     axes.legend()
     figure.savefig(FIGURES / "peers.png", dpi=150)
     plt.close(figure)
