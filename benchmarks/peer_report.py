@@ -139,8 +139,11 @@ def seconds_to_enough(record: dict[str, Any]) -> tuple[float, bool]:
 def _typical(part: list[dict[str, Any]]) -> tuple[float, bool]:
     """The median of seconds to enough draws, and whether it is only a lower bound."""
     values = sorted(value for value in map(seconds_to_enough, part) if math.isfinite(value[0]))
+    if not values:
+        return math.nan, False
+    middle = values[(len(values) - 1) // 2 : len(values) // 2 + 1]
 
-    return values[len(values) // 2] if values else (math.nan, False)
+    return sum(value for value, _ in middle) / len(middle), any(bound for _, bound in middle)
 
 
 def _enough(part: list[dict[str, Any]]) -> str:

@@ -191,6 +191,15 @@ def test_a_run_that_is_ended_after_its_first_result_has_that():
     assert peer_report._seconds([record("nutpie", 10.0, **ended)]) == "10.0"
 
 
+def test_the_typical_run_is_the_median_of_one_two_or_three():
+    runs = [record("OSDS", seconds, effective=4000.0) for seconds in (9.0, 1.0, 5.0)]
+    assert peer_report._typical(runs[:1]) == (9.0, False)
+    assert peer_report._typical(runs[:2]) == (5.0, False)
+    assert peer_report._typical(runs) == (5.0, False)
+    assert peer_report._typical([runs[0], {"limit": 9.0, "cpu_limit": 11.0}]) == (10.0, True)
+    assert math.isnan(peer_report._typical([])[0])
+
+
 def test_ratios_have_their_geometric_mean_and_say_what_is_only_a_bound():
     def enough(method, seconds, **more):
         return record(method, seconds, effective=4000.0, **more)
