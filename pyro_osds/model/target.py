@@ -35,7 +35,7 @@ from pyro_osds.model.discrete.enumeration import Enumerate
 from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.plan import joint_sum
 from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
-from pyro_osds.model.first_run import check_observations, check_parameters, first_trace
+from pyro_osds.model.first_run import check_all_values, check_observations, check_parameters, first_trace
 from pyro_osds.model.foreign.integration import integrations_used
 from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.foreign.state import State
@@ -130,7 +130,7 @@ class ModelTarget(SiteReadings, Target):
         continuous = [site for site in latents if not is_enumerable(site)]
         check_latents(trace, continuous, self.transforms)
         check_plates(trace, max_plate_nesting)
-        check_observations(trace, self._call)
+        doubtful = check_observations(trace, self._call)
         masked = check_parameters(trace, self._call, model, args, self.kwargs)
         self.discrete_sites = tuple(site["name"] for site in discrete)
         self.nesting = max_plate_nesting if max_plate_nesting is not None else plate_nesting(trace)
@@ -157,6 +157,7 @@ class ModelTarget(SiteReadings, Target):
         self._is_bounded = any(is_bounded(site) for site in discrete)
         if discrete:
             self._check_enumeration(trace)
+            check_all_values(doubtful, self._run, check_points(self.start)[:2], self._joint, self.nesting)
         with torch.no_grad(), vmappable_pyro(), VmapCompat(), integrations_used() as used, CostCounter() as cost:
             run = self._run(cost.watch(self.start.clone()))
         self._copies_values, self._closed_forms = run.changes_values, run.closed_forms
