@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
+from torch import Tensor
 
 from pyro_osds.model.checks.constraints import refuse_outside
 from pyro_osds.model.checks.determinism import TrainingLayerError, no_training_layers

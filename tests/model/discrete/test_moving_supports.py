@@ -35,9 +35,7 @@ def test_counts_of_animals_whatever_the_first_run_draws(seed):
 
 def test_a_count_that_hardly_any_draw_reaches():
     k = np.arange(41)
-    truth = sum(
-        logsumexp(stats.poisson.logpmf(k, 4.0) + stats.binom.logpmf(count, k, 0.5)) for count in (2.0, 30.0)
-    )
+    truth = sum(logsumexp(stats.poisson.logpmf(k, 4.0) + stats.binom.logpmf(count, k, 0.5)) for count in (2.0, 30.0))
     assert log_evidence(n_mixture, torch.tensor([2.0, 30.0])) == pytest.approx(truth, abs=1e-9)
 
 
