@@ -92,6 +92,28 @@ def refuse_edges(run: Any, nesting: int, densities: Sequence[Tensor]) -> None:
                 f"{end.value(_first(far, out)):.6g} for some values of the discrete latents ({names}), outside of its "
                 f"range, {end.words}: there is no density there. {_inside_for_all(end, run.discrete[0]['name'])}"
             )
+    _refuse_without_density(run, total, names)
+
+
+def _refuse_without_density(run: Any, total: Tensor, names: str) -> None:
+    """Refuse parameters that are no finite numbers where no density is one, and data that nothing makes possible."""
+    name = run.discrete[0]["name"]
+    for site in () if bool(total.isfinite().any()) else run.observed:
+        fn = unwrap(site["fn"])
+        for parameter in getattr(fn, "arg_constraints", {}):
+            value = fn.__dict__.get(parameter)
+            if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"The distribution of site {site['name']!r}, {type(fn).__name__}, has {parameter} = "
+                    f"{_first(value, ~value.isfinite()):.6g} for some values of the discrete latents ({names}), and no "
+                    f"density there. Keep it finite for each of them: torch.where({name} > 0, ..., 1.0) around what it "
+                    "is divided by, or has the logarithm taken of."
+                )
+    if not run.latents and bool((total == -torch.inf).all()):
+        raise ValueError(
+            f"The observations have probability zero together, whatever the discrete latents ({names}) are: each may "
+            "be possible for some of their values, and all of them are for none. Correct the data or the likelihood."
+        )
 
 
 def _inside_for_all(end: End, name: str) -> str:

@@ -100,11 +100,13 @@ class Impossible(NamedTuple):
     def always(self) -> str:
         """What is wrong for all values of discrete latents, in words."""
         low, high = self.reach(self.place())
-        if not self.why.startswith("outside") or math.inf in (-low, high):
+        if not self.why.startswith("outside") or math.isinf(low) and math.isinf(high):
             return self.why
         kind = "whole numbers" if _bare(self.site["fn"].support).is_discrete else "numbers"
+        start = "" if math.isinf(low) else f" from {low:g}"
+        end = "" if math.isinf(high) else f" to {high:g}"
 
-        return f"outside its support ({kind} from {low:g} to {high:g} at most)"
+        return f"outside its support ({kind}{start}{end} at most)"
 
 
 def impossible(sites: Mapping[str, Any]) -> dict[str, Impossible]:

@@ -191,3 +191,42 @@ def test_an_interval_that_continuous_latents_move_too_is_none_to_judge_by():
             truth.append(stats.halfnorm.logpdf(width) + np.log(width) + np.log(parts).sum())
     got = ModelTarget(model, (torch.tensor(y).float(),)).log_prob(z).tolist()
     assert got[0] == truth[0] == -math.inf and got[1] == pytest.approx(truth[1], abs=1e-6)
+
+
+def test_a_support_with_one_end_is_told_by_that():
+    def model(y):
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("y", dist.Pareto(1.0 + z, 2.0), obs=y)
+
+    y = np.array([1.5, 3.0])
+    truth = np.log(0.5 * stats.pareto.pdf(y, 2.0) + 0.5 * stats.pareto.pdf(y, 2.0, scale=2.0)).sum()
+    assert log_evidence(model, torch.tensor(y)) == pytest.approx(truth, abs=1e-6)
+    with pytest.raises(ValueError, match=r"value 0\.5 at index \(1,\).* support \(numbers from 1 at most\) for all"):
+        ModelTarget(model, (torch.tensor([1.5, 0.5]),))
+
+
+def test_a_hidden_chain_of_numbers_of_trials():
+    counts, steps = [1.0, 5.0, 2.0, 7.0], np.array([[0.7, 0.3], [0.2, 0.8]])
+
+    def model():
+        x = torch.tensor(0)
+        for t in pyro.markov(range(4)):
+            x = pyro.sample(f"x{t}", dist.Categorical(torch.tensor(steps).float()[x]))
+            trials = torch.tensor([3.0, 9.0])[x]
+            pyro.sample(f"count{t}", dist.Binomial(trials, 0.5), obs=torch.tensor(counts[t]))
+
+    forward = np.array([1.0, 0.0])
+    for count in counts:
+        forward = forward @ steps * stats.binom.pmf(count, [3, 9], 0.5)
+    assert log_evidence(model) == pytest.approx(math.log(forward.sum()), abs=1e-5)
+
+
+def test_data_that_no_value_makes_possible_together_are_refused():
+    def model():
+        k = pyro.sample("k", dist.Categorical(torch.ones(2) / 2))
+        pyro.sample("a", dist.Uniform(0.0, 1.0 + k), obs=torch.tensor(1.5))
+        pyro.sample("b", dist.Uniform(0.0 + k, 1.5 + k), obs=torch.tensor(0.5))
+
+    with pytest.raises(ValueError, match=r"probability zero together, whatever the discrete latents \('k'\) are"):
+        ModelTarget(model)

@@ -235,3 +235,10 @@ def test_a_mask_takes_what_has_no_density_out():
     parts = np.logaddexp(np.log(0.5) + stats.norm.logpdf(TIMES), np.log(0.5)).sum()
     truth = parts + 0.5 * math.log(2 / math.pi) - 0.5
     assert ModelTarget(model).log_prob(torch.zeros(1, 1)).item() == pytest.approx(truth, abs=1e-6)
+
+
+def test_an_infinite_parameter_is_named():
+    with pytest.raises(ValueError, match=r"GammaPoisson, has rate = inf for some values of the discrete latents"):
+        ModelTarget(inflated(lambda rate, z: dist.GammaPoisson(2.0, 2.0 / (rate * z)), COUNTS))
+    with pytest.raises(ValueError, match=r"Bernoulli, has logits = -inf for some values"):
+        ModelTarget(inflated(lambda rate, z: dist.Bernoulli(logits=(rate * z).log()), (0.0, 1.0)))
