@@ -36,7 +36,8 @@ from pyro_osds.model.discrete.enumeration import Enumerate
 from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.plan import joint_sum
 from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
-from pyro_osds.model.distributions.at_zero import GradientsAtZero
+from pyro_osds.model.distributions.at_zero import GradientsAtZero, is_sure, sure_densities
+from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.first_run import check_all_values, check_observations, check_parameters, first_trace
 from pyro_osds.model.foreign.integration import integrations_used
 from pyro_osds.model.foreign.moments import Copies, trace_of
@@ -120,7 +121,7 @@ class ModelTarget(SiteReadings, Target):
         self.init_strategy = init_strategy
         self.transforms = dict(transforms or {})
         self._constants = Constants()
-        self._copies_values = self._has_zeros = False
+        self._copies_values = self._has_zeros = self._is_sure = False
         self._state = State(model, args, self.kwargs)
         # What fails is told by the names that the user's function gives its arguments.
         watched = functools.wraps(model, updated=())(lambda *args, **kwargs: self._watched(*args, **kwargs))
@@ -160,6 +161,7 @@ class ModelTarget(SiteReadings, Target):
             check_all_values(doubtful, self._run, check_points(self.start)[:2], self._joint, self.nesting)
         with torch.no_grad(), vmappable_pyro(), VmapCompat(), integrations_used() as used, CostCounter() as cost:
             run = self._run(cost.watch(self.start.clone()))
+        self._is_sure = bool(discrete) and any(is_sure(unwrap(site["fn"])) for site in (*run.discrete, *run.observed))
         self._copies_values, self._closed_forms = run.changes_values, run.closed_forms
         self.num_terms = cost.terms(num_values := run.num_terms * (times := len(self._joint or (0,))), times)
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
@@ -324,7 +326,10 @@ class ModelTarget(SiteReadings, Target):
         to_value, copies = self.coordinates.to_value, self._copies_values
         run = ModelRun(split(self.sites, row), to_value, self._shapes, self.transforms, tied, copies)
         enumerate_all = Enumerate(self.nesting, given, widened) if self.discrete_sites else contextlib.nullcontext()
-        with run, enumerate_all, GradientsAtZero() if self._has_zeros else contextlib.nullcontext():
+        with contextlib.ExitStack() as around:
+            around.enter_context(sure_densities()) if self._is_sure else None
+            for each in (run, enumerate_all, *([GradientsAtZero()] if self._has_zeros else ())):
+                around.enter_context(each)
             self._call()
         run.check_complete()
 

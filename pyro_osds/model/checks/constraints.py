@@ -15,7 +15,16 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Binomial, Geometric, NegativeBinomial, Uniform
 
 from pyro_osds.model.checks.gradients import num_lost
-from pyro_osds.model.checks.ranges import ROUNDING, End, beyond, is_strict, range_words, ranges_of, where_counted
+from pyro_osds.model.checks.ranges import (
+    ROUNDING,
+    End,
+    beyond,
+    given_value,
+    is_strict,
+    range_words,
+    ranges_of,
+    where_counted,
+)
 from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.pyro_internals import Subsample, enumerated_dim
 from pyro_osds.model.run import is_computed, is_deterministic
@@ -101,7 +110,7 @@ def _refuse_without_density(run: Any, total: Tensor, names: str) -> None:
     for site in () if bool(total.isfinite().any()) else run.observed:
         fn = unwrap(site["fn"])
         for parameter in getattr(fn, "arg_constraints", {}):
-            value = fn.__dict__.get(parameter)
+            value = given_value(fn, parameter)
             if isinstance(value, Tensor) and not bool(value.isfinite().all()):
                 raise ValueError(
                     f"The distribution of site {site['name']!r}, {type(fn).__name__}, has {parameter} = "

@@ -13,12 +13,16 @@ for all rates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Bernoulli, Binomial, Categorical
 from torch.overrides import TorchFunctionMode
+
+from pyro_osds.model.distributions.stable import replaced
 
 
 def _constant_at_zero(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -84,3 +88,64 @@ class GradientsAtZero(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
         return answer(*args)
+
+
+# ---- probabilities of exactly zero ----
+
+
+def _bernoulli_never(fn: Any, value: Tensor) -> Tensor:
+    return ((fn.probs == 0) & (value == 1)) | ((fn.probs == 1) & (value == 0))
+
+
+def _binomial_never(fn: Any, value: Tensor) -> Tensor:
+    return ((fn.probs == 0) & (value > 0)) | ((fn.probs == 1) & (value < fn.total_count))
+
+
+def _categorical_never(fn: Any, value: Tensor) -> Tensor:
+    index, probs = torch.broadcast_tensors(value.long().unsqueeze(-1), fn.probs[..., :1])[0][..., :1], fn.probs
+
+    return probs.expand(*index.shape[:-1], probs.shape[-1]).gather(-1, index).squeeze(-1) == 0
+
+
+_NEVER: dict[type, Callable[[Any, Tensor], Tensor]] = {
+    Bernoulli: _bernoulli_never,
+    Binomial: _binomial_never,
+    Categorical: _categorical_never,
+}
+
+
+def is_sure(fn: Any) -> bool:
+    """Whether a distribution without wrappers has probabilities of exactly zero or one, which torch rounds away.
+
+    Example:
+        >>> is_sure(Bernoulli(torch.tensor([0.5, 0.0]))), is_sure(Bernoulli(torch.tensor(0.5)))
+        (True, False)
+    """
+    probs = fn.__dict__.get("probs") if isinstance(fn, tuple(_NEVER)) else None
+
+    return probs is not None and bool(((probs == 0) | (probs == 1)).any())
+
+
+@contextlib.contextmanager
+def sure_densities() -> Iterator[None]:
+    """Where a probability is exactly zero so is that of what it is of, until the distributions are put back.
+
+    Torch moves probabilities by the last place away from zero: 1e-7 or 2e-16, which is no zero where nothing else is
+    possible.
+
+    Example:
+        >>> with sure_densities():
+        ...     Bernoulli(torch.tensor([0.0, 0.5])).log_prob(torch.tensor(1.0))
+        tensor([   -inf, -0.6931])
+    """
+
+    def cut(log_prob: Callable[[Any, Tensor], Tensor], never: Callable[[Any, Tensor], Tensor]) -> Any:
+        def answer(self: Any, value: Tensor) -> Tensor:
+            if "probs" not in self.__dict__:
+                return log_prob(self, value)
+            return torch.where(never(self, value), -torch.inf, log_prob(self, value))
+
+        return answer
+
+    with replaced({kind: cut(kind.__dict__["log_prob"], never) for kind, never in _NEVER.items()}):
+        yield

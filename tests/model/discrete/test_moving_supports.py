@@ -230,3 +230,20 @@ def test_data_that_no_value_makes_possible_together_are_refused():
 
     with pytest.raises(ValueError, match=r"probability zero together, whatever the discrete latents \('k'\) are"):
         ModelTarget(model)
+
+
+def test_probabilities_of_zero_leave_nothing_of_data_that_contradict_each_other():
+    def coins(y):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Bernoulli(z), obs=y)
+
+    def labels(y):
+        z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Categorical(torch.tensor([[1.0, 0.0], [0.0, 1.0]])[z]), obs=y)
+
+    for model, kind in ((coins, torch.float32), (labels, torch.long)):
+        assert log_evidence(model, torch.tensor([1, 1]).to(kind)) == pytest.approx(math.log(0.5), abs=1e-5)
+        with pytest.raises(ValueError, match="probability zero together"):
+            ModelTarget(model, (torch.tensor([0, 1]).to(kind),))
