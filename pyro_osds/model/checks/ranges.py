@@ -111,7 +111,7 @@ def ranges_of(fn: Any) -> Iterator[tuple[str, Any, Tensor, float, float]]:
 
 
 def given_value(fn: Any, name: str) -> Any:
-    """The value that a parameter was given, also of a distribution that keeps it elsewhere; None where there is none."""
+    """The value that a parameter was given, also where a distribution keeps it elsewhere; None without one."""
     if name in fn.__dict__:
         return fn.__dict__[name]
     kept = getattr(type(fn), name, None)

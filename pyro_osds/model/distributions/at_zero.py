@@ -78,7 +78,7 @@ class GradientsAtZero(TorchFunctionMode):
         >>> with GradientsAtZero():
         ...     log_prob = torch.distributions.Poisson(rate * torch.tensor([0.0, 1.0])).log_prob(torch.tensor(0.0))
         >>> log_prob.tolist(), torch.autograd.grad(log_prob.sum(), rate)
-        ([-0.0, -2.0], (tensor(-1.),))
+        ([0.0, -2.0], (tensor(-1.),))
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
