@@ -453,7 +453,9 @@ class OSDS:
         if num_samples is not None:
             check_counts({"num_samples": num_samples})
 
-        return select_samples(self.fit.samples, num_samples, group_by_chain)
+        samples = self.fit.samples
+
+        return select_samples(samples, num_samples, group_by_chain) if samples else {}
 
     def diagnostics(self) -> dict[str, Any]:
         """``n_eff`` and ``r_hat`` of each site, acceptance rate and (no) divergences of each chain, as MCMC's."""
@@ -593,7 +595,7 @@ class OSDS:
         rows = torch.linspace(0, total - 1, count).long()
         samples = {name: value[rows] for name, value in self.get_samples().items()}
         progress = progress_bar(count, "Infer", self.settings.disable_progbar)
-        decoded = self._problem.infer_discrete(target, samples, temperature, progress.update)
+        decoded = self._problem.infer_discrete(target, samples, count, temperature, progress.update)
         progress.close()
 
         return samples | decoded
@@ -761,6 +763,8 @@ class OSDS:
         """
         check_counts({"max_draws": max_draws})
         draws, leap, target = self.fit.draws, self.fit.leap, self.fit.target
+        if not target.dim:
+            raise ValueError("check_against needs a model with continuous latents; this one has none.")
         if not is_bijective(leap):
             raise ValueError("check_against needs the density of the flow at given points: use network='coupling'.")
         every = by_draw(samples, target.unordered)

@@ -122,13 +122,14 @@ class Problem(ABC):
         return {}
 
     def infer_discrete(
-        self, target: Any, samples: Mapping[str, Tensor], temperature: int, update: Callable[[], Any]
+        self, target: Any, samples: Mapping[str, Tensor], count: int, temperature: int, update: Callable[[], Any]
     ) -> dict[str, Tensor]:
         """Discrete latents of some draws, drawn back, ``{site: (num_draws, *shape)}``.
 
         Arguments:
             target: The target of the draws.
-            samples: Continuous latents by site, ``(num_draws, *shape)``.
+            samples: Continuous latents by site, ``(num_draws, *shape)``; none where all latents are discrete.
+            count: How many draws.
             temperature: 1 for draws, 0 for the most probable values.
             update: Called after each draw.
 
@@ -200,14 +201,14 @@ class ModelProblem(Problem):
         return constant_arguments(target.model, target.args, target.kwargs, target.observed)
 
     def infer_discrete(
-        self, target: ModelTarget, samples: Mapping[str, Tensor], temperature: int, update: Callable[[], Any]
+        self, target: ModelTarget, samples: Mapping[str, Tensor], count: int, temperature: int, update: Any
     ) -> dict[str, Tensor]:
         """One run of the model for each draw."""
         if not target.discrete_sites:
-            return super().infer_discrete(target, samples, temperature, update)
+            return super().infer_discrete(target, samples, count, temperature, update)
         check_choices({"temperature": (temperature, TEMPERATURES)})
         decoded = []
-        for i in range(len(next(iter(samples.values()), ()))):
+        for i in range(count):
             decoded.append(target.infer_discrete({name: value[i] for name, value in samples.items()}, temperature))
             update()
 

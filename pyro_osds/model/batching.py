@@ -41,6 +41,7 @@ from pyro_osds.model.graph import (
 from pyro_osds.model.pointwise import Loop, OnePoint, Single, in_loop, or_nan, seconds_of
 from pyro_osds.model.pyro_internals import is_numerical
 from pyro_osds.model.vmap import PointsDisagree, VmapCompat
+from pyro_osds.runtime.chunks import repeated
 from pyro_osds.runtime.errors.lines import user_line
 from pyro_osds.runtime.errors.told import first_line
 from pyro_osds.runtime.precision import default_dtype, is_rounding, resembles
@@ -172,10 +173,6 @@ class Ladder:
 
     def densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log priors and log likelihoods, ``(B, D) -> (B,), (B,)``, differentiable."""
-        if z.shape[1] == 0 and len(z) > 1:
-            # Without coordinates all points are the same.
-            log_prior, log_likelihood = self.densities(z[:1])
-            return log_prior.expand(len(z)), log_likelihood.expand(len(z))
         scores = torch.is_grad_enabled() and z.requires_grad
         # Of many small operations a block takes hardly longer than a point, which takes thrice that by itself.
         has_graph = self._block_size > BLOCK_SIZE and (scores, self._block_size) in self._graphs
@@ -186,7 +183,7 @@ class Ladder:
             except RuntimeError as error:
                 if not is_numerical(error):
                     raise
-        if self.vectorized and self._block_size < BLOCK_SIZE and len(z) > self._block_size:
+        if self.vectorized and self._block_size < BLOCK_SIZE and z.shape[1] and len(z) > self._block_size:
             # Without a graph, what a large density leaves behind for its gradient would fill the memory.
             runs = partial(self.map, self.single)
             return self._by_graph(Graph(with_scores(runs) if scores else runs, self._block_size), z, scores)
@@ -287,6 +284,8 @@ class Ladder:
 
     def map(self, read: Callable[[Tensor], Any], z: Tensor) -> Any:
         """Any function of one point, over the rows of ``z``: tensors, tuples or mappings of them, stacked."""
+        if z.shape[1] == 0 and len(z) > 1:  # without coordinates all points are the same
+            return repeated(self.map(read, z[:1]), len(z))
         if not self.vectorized:
             return self._loop_of(read).at(z)
         with self._point(read).around():

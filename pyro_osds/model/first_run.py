@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
+from torch import Tensor
 
 from pyro_osds.model.checks.constraints import refuse_outside
 from pyro_osds.model.checks.determinism import TrainingLayerError, no_training_layers
 from pyro_osds.model.checks.failures import SiteCheck, failure
-from pyro_osds.model.checks.observations import impossible, refusal
+from pyro_osds.model.checks.observations import Impossible, impossible, observed_sites, refusal
 from pyro_osds.model.checks.parameters import NanParameter, lasting, nan_parameters, refuse_missing
 from pyro_osds.model.checks.shapes import check_densities, check_shapes, compute_log_prob, failed_site
+from pyro_osds.model.discrete.joint import Joint
+from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
 from pyro_osds.model.distributions.latents import UnsupportedSiteError
 from pyro_osds.model.foreign.moments import trace_of
 from pyro_osds.model.parameters import Constants
-from pyro_osds.model.pyro_internals import as_raised
+from pyro_osds.model.pyro_internals import as_raised, enumerated_dim
 from pyro_osds.model.trace import check_priors, init_anywhere, is_latent
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.errors.lines import is_refusal
 
 # Runs until one has a finite density, or an observation inside a support that moves with the latents.
 _TRIES = 20
+# Names of discrete latents that a sentence holds.
+_MAX_NAMES = 4
 
 
 def first_trace(
@@ -104,29 +109,99 @@ def _trace(
         raise explained from raised
 
 
-def check_observations(trace: Any, model: Callable[[], Any]) -> None:
-    """An observation outside its support under every one of several prior draws has probability zero.
+def check_observations(trace: Any, model: Callable[[], Any]) -> dict[str, Impossible]:
+    """Refuse an observation that has probability zero in every one of several prior draws.
 
     Arguments:
         trace: The first run.
         model: The model with its arguments.
 
+    Returns:
+        Sites whose observations may have it for other values of discrete latents only, to be looked at when it is known
+        how these are summed; none without any.
+
     Raises:
         ValueError: If there is one.
     """
-    found = impossible(trace)
+    found = impossible(observed_sites(trace))
+    is_doubtful = any(is_latent(site) and is_enumerable(site) for site in trace.nodes.values())
+    doubtful = {name: seen for name, seen in found.items() if is_doubtful and not seen.is_fixed}
+    found = {name: seen for name, seen in found.items() if name not in doubtful}
     tries = 0
     while found and tries < _TRIES:
         try:
-            still = impossible(_prior_trace(model))
+            still = impossible(observed_sites(_prior_trace(model)))
         except NotImplementedError:  # an improper prior cannot be sampled: the first run decides
             break
-        # A support that moves with the latents may yet reach the observation.
-        # The place and the reason tell whether it is the same; a missing value does not equal itself.
-        found = {name: seen for name, seen in found.items() if name in still and still[name][1:] == seen[1:]}
+        found = _lasting(found, still)
         tries += 1
     for name, seen in found.items():
-        raise ValueError(refusal(name, seen))
+        raise ValueError(refusal(name, seen.seen()))
+
+    return doubtful
+
+
+def check_all_values(
+    doubtful: Mapping[str, Impossible], run: Callable[..., Any], rows: Tensor, joint: Joint | None, nesting: int
+) -> None:
+    """Refuse an observation that has probability zero for every value of the discrete latents.
+
+    Arguments:
+        doubtful: What a plain run has seen.
+        run: Runs the model at a point, with a value for each of some discrete latents and all others enumerated, to
+            stated bounds or beyond.
+        rows: A few points ``(S, D)``: a support that continuous latents move is none to judge by.
+        joint: The joint values of those that are not enumerated.
+        nesting: How many dimensions from the right belong to plates.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if not doubtful:
+        return
+
+    def look(given: Mapping[str, Tensor], row: Tensor, widened: bool = False) -> tuple[dict[str, Impossible], Any]:
+        with torch.no_grad(), vmappable_pyro(), VmapCompat():
+            seen = run(row, given, widened)
+        return impossible({site["name"]: site for site in seen.observed if site["name"] in doubtful}), seen.discrete
+
+    found: dict[str, Impossible] = {}
+    assignments = iter([{}] if joint is None else (joint.at(index) for index in range(len(joint))))
+    for index, given in enumerate(assignments):
+        now, discrete = look(given, rows[0])
+        now = _lasting(now, look(given, rows[-1])[0]) if rows.shape[1] else now
+        if any(enumerated_dim(site) is not None for site in discrete):
+            now = {name: each.for_all_values(nesting) for name, each in now.items()}
+        # What another value makes of the bounds is that value's own.
+        found = _lasting(found, {name: each._replace(bounds=()) for name, each in now.items()}) if index else now
+        found = {name: each for name, each in found.items() if each.wrong.any()}
+        if not found:
+            return
+    wider = look({}, rows[0], widened=True)[0] if joint is None and any(map(is_bounded, discrete)) else {}
+    for name, each in found.items():
+        raise ValueError(refusal(name, each.seen(_always(each, discrete, joint is None, wider.get(name)))))
+
+
+def _lasting(found: Mapping[str, Impossible], other: Mapping[str, Impossible]) -> dict[str, Impossible]:
+    both = {name: seen.lasting(other[name]) for name, seen in found.items() if name in other}
+
+    return {name: seen for name, seen in both.items() if seen.wrong.any()}
+
+
+def _always(seen: Impossible, discrete: Sequence[Any], is_at_once: bool, wider: Impossible | None) -> str:
+    """What is wrong whatever discrete latents are, in words, with the bounds that can be raised."""
+    what = seen.always() if is_at_once else seen.why.split(" support")[0] + " support" * seen.why.startswith("outside")
+    bounded = [site["name"] for site in discrete if is_bounded(site)]
+    is_short = bounded and is_at_once and seen.is_short(wider)
+    more = f", up to the stated bound of {_names(bounded)}" if is_short else ""
+
+    return f"{what} for all values of the discrete latents ({_names([site['name'] for site in discrete])}){more}"
+
+
+def _names(names: Sequence[str]) -> str:
+    few = ", ".join(map(repr, names[:_MAX_NAMES]))
+
+    return few if len(names) <= _MAX_NAMES else f"{few} and {len(names) - _MAX_NAMES} more"
 
 
 def check_parameters(

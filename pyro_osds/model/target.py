@@ -21,10 +21,11 @@ from torch.distributions import Transform
 
 from pyro_osds.model.agreement import check_points
 from pyro_osds.model.batching import Ladder
+from pyro_osds.model.checks.constraints import refuse_edges
 from pyro_osds.model.checks.determinism import check_deterministic
 from pyro_osds.model.checks.failures import RUNNING, explained, midst_failure
-from pyro_osds.model.checks.gradients import check_gradients, lost_gradients, refuse_lost
-from pyro_osds.model.checks.impossible import why_impossible
+from pyro_osds.model.checks.gradients import check_gradients, lost_gradients, num_lost, refuse_lost
+from pyro_osds.model.checks.impossible import why_all
 from pyro_osds.model.checks.observations import observed_values
 from pyro_osds.model.checks.parameters import refuse_missing
 from pyro_osds.model.checks.reach import reached
@@ -35,7 +36,9 @@ from pyro_osds.model.discrete.enumeration import Enumerate
 from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.plan import joint_sum
 from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
-from pyro_osds.model.first_run import check_observations, check_parameters, first_trace
+from pyro_osds.model.distributions.at_zero import GradientsAtZero, is_sure, sure_densities
+from pyro_osds.model.distributions.wrappers import unwrap
+from pyro_osds.model.first_run import check_all_values, check_observations, check_parameters, first_trace
 from pyro_osds.model.foreign.integration import integrations_used
 from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.foreign.state import State
@@ -67,8 +70,6 @@ from pyro_osds.target import CostCounter, Target
 _NUM_LOOKED_AT = 4
 # Joint values at which it is asked: an indicator that is zero hides what it multiplies.
 _NUM_SPREAD = 8
-# Draws at which sums beyond stated bounds are evaluated at once, and how many terms they may have together.
-_MOST_TOGETHER, _MAX_TERMS = 64, 2**19
 _MIN_TOGETHER = 32  # fewer draws of the prior are not worth the runs that one run for all is checked by
 
 
@@ -120,7 +121,7 @@ class ModelTarget(SiteReadings, Target):
         self.init_strategy = init_strategy
         self.transforms = dict(transforms or {})
         self._constants = Constants()
-        self._copies_values = False
+        self._copies_values = self._has_zeros = self._is_sure = False
         self._state = State(model, args, self.kwargs)
         # What fails is told by the names that the user's function gives its arguments.
         watched = functools.wraps(model, updated=())(lambda *args, **kwargs: self._watched(*args, **kwargs))
@@ -130,7 +131,7 @@ class ModelTarget(SiteReadings, Target):
         continuous = [site for site in latents if not is_enumerable(site)]
         check_latents(trace, continuous, self.transforms)
         check_plates(trace, max_plate_nesting)
-        check_observations(trace, self._call)
+        doubtful = check_observations(trace, self._call)
         masked = check_parameters(trace, self._call, model, args, self.kwargs)
         self.discrete_sites = tuple(site["name"] for site in discrete)
         self.nesting = max_plate_nesting if max_plate_nesting is not None else plate_nesting(trace)
@@ -157,8 +158,10 @@ class ModelTarget(SiteReadings, Target):
         self._is_bounded = any(is_bounded(site) for site in discrete)
         if discrete:
             self._check_enumeration(trace)
+            check_all_values(doubtful, self._run, check_points(self.start)[:2], self._joint, self.nesting)
         with torch.no_grad(), vmappable_pyro(), VmapCompat(), integrations_used() as used, CostCounter() as cost:
             run = self._run(cost.watch(self.start.clone()))
+        self._is_sure = bool(discrete) and any(is_sure(unwrap(site["fn"])) for site in (*run.discrete, *run.observed))
         self._copies_values, self._closed_forms = run.changes_values, run.closed_forms
         self.num_terms = cost.terms(num_values := run.num_terms * (times := len(self._joint or (0,))), times)
         self._discrete_observations = tuple(n for n in self.observed if trace.nodes[n]["fn"].support.is_discrete)
@@ -168,6 +171,12 @@ class ModelTarget(SiteReadings, Target):
         self.has_tolerance = is_solved = used.num_single > 0
         self._ladder = ladder = Ladder(self._single, self.start, vectorize, capture, *sizes, is_solved=is_solved)
         self.vectorized, self.num_at_once = ladder.is_fast, ladder.num_at_once
+        if num_lost(ladder.seen):
+            self._has_zeros = True
+            other = ladder.of(self._single)
+            self._has_zeros = num_lost(other.seen) < num_lost(ladder.seen)
+            self._ladder = ladder = other if self._has_zeros else ladder
+        refuse_edges(run, self.nesting, ladder.seen)
         if (lost := lost_gradients(ladder.seen, self.sites)) and masked:
             refuse_missing(masked, model, args, self.kwargs)
         refuse_lost(lost)
@@ -182,28 +191,6 @@ class ModelTarget(SiteReadings, Target):
     def jointly_summed(self) -> tuple[str, ...]:
         """Discrete latents that are summed over all their joint values, because their elements interact."""
         return () if self._joint is None else tuple(self._joint.values)
-
-    def beyond_bounds(self, z: Tensor) -> Tensor | None:
-        """Nats that values beyond the stated bounds of counts would add to the log density, ``(S, D) -> (S,)``.
-
-        As many values again as were stated are added, or as many as can be summed. None where no bound was stated, or
-        none can be looked beyond.
-        """
-        joint = self._joint
-        if not self._is_bounded or (joint is not None and joint.widened is None):
-            return None
-
-        def read(row: Tensor) -> tuple[Tensor]:
-            if joint is None or joint.widened is None:
-                wide = self._run(row, widened=True).log_densities(row)
-            else:
-                wider = replace(joint, values=joint.widened)
-                wide = wider.densities(lambda given: self._run(row, given, widened=True), row)
-            return (sum(wide, row.new_zeros(())) - sum(self._single(row), row.new_zeros(())),)
-
-        with torch.no_grad():
-            size = max(1, min(_MOST_TOGETHER, _MAX_TERMS // self.num_terms))
-            return torch.cat([self._ladder.map(read, part.to(self.dtype))[0] for part in z.split(size)])
 
     # ---- densities ----
 
@@ -279,10 +266,8 @@ class ModelTarget(SiteReadings, Target):
             return "Start it elsewhere: pass initial_params at a point where the density is finite."
         with torch.no_grad(), vmappable_pyro(), self._precision(), VmapCompat():
             run = self._run(z.to(self.dtype))
-        sites = {site["name"]: site for site in (*run.latents, *run.discrete, *run.observed)}
-        told = [why_impossible(sites[name]) for name in names if name in sites]
 
-        return " ".join(dict.fromkeys(told)) or f"Not finite there: site {', '.join(map(repr, names))}."
+        return why_all((*run.latents, *run.discrete, *run.observed), names)
 
     def other_coordinates(self, z: Tensor) -> tuple[ModelTarget, Tensor, Tensor]:
         r"""The same posterior with its location-scale sites standardised, or no longer so.
@@ -341,7 +326,10 @@ class ModelTarget(SiteReadings, Target):
         to_value, copies = self.coordinates.to_value, self._copies_values
         run = ModelRun(split(self.sites, row), to_value, self._shapes, self.transforms, tied, copies)
         enumerate_all = Enumerate(self.nesting, given, widened) if self.discrete_sites else contextlib.nullcontext()
-        with run, enumerate_all:
+        with contextlib.ExitStack() as around:
+            around.enter_context(sure_densities()) if self._is_sure else None
+            for each in (run, enumerate_all, *([GradientsAtZero()] if self._has_zeros else ())):
+                around.enter_context(each)
             self._call()
         run.check_complete()
 

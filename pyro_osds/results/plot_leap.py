@@ -76,10 +76,10 @@ def plot_leap(
         raise TypeError(f"plot_leap needs a fitted OSDS object, whose flow it draws; got {short(osds)}.")
     posterior = _columns(osds.get_samples())
     fit = osds.fit
+    if not fit.target.dim:
+        raise ValueError("plot_leap follows base draws to continuous latents; this model has none.")
     if not is_bijective(fit.leap):
-        raise ValueError(
-            "plot_leap follows base draws through the flow: use network='coupling', and a continuous site."
-        )
+        raise ValueError("plot_leap follows base draws through the flow: use network='coupling'.")
     names = _chosen(coordinates, list(posterior))
     with torch.no_grad():
         leap = fit.leap.plain

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -46,3 +47,23 @@ def stack_chunks(chunks: Iterable[tuple[Tensor, ...]], total: int) -> tuple[Tens
         done += rows
 
     return tuple(columns)
+
+
+def repeated(values: Any, count: int) -> Any:
+    """Tensors of one row, in tuples or mappings, as if each were that of many rows.
+
+    Arguments:
+        values: Tensors ``(1, *shape)``, or tuples or mappings of them.
+        count: How many rows.
+
+    Example:
+        >>> import torch
+        >>> repeated({"x": torch.ones(1, 2)}, 3)["x"].shape
+        torch.Size([3, 2])
+    """
+    if isinstance(values, Mapping):
+        return {name: repeated(value, count) for name, value in values.items()}
+    if isinstance(values, Tensor):
+        return values.expand(count, *values.shape[1:])
+
+    return tuple(repeated(value, count) for value in values)

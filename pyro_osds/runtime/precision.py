@@ -304,6 +304,8 @@ def rounding_noise(log_prob_and_score: Callable[[Tensor], tuple[Tensor, Tensor]]
     """
     z = z[:_NUM_PROBES].detach()
     # Heavy tails have no standard deviation; half of the draws lie within 1.35 of a Gaussian's.
+    if not z.shape[1]:  # one point, at which nothing can be moved
+        return 0.0
     half = (z.quantile(0.75, 0) - z.quantile(0.25, 0)) / 1.35
     scale = torch.where(half > 0, half, 1.0) / max(z.shape[1], 1) ** 0.5
     left = [z.new_zeros(0)]

@@ -68,6 +68,19 @@ def check_gradients(
     return set(wrong)
 
 
+def num_lost(densities: Sequence[Tensor]) -> int:
+    """At how many of a few points the gradient is no number where the log density is one.
+
+    Arguments:
+        densities: As for :func:`lost_gradients`.
+    """
+    if len(densities) < 4:
+        return 0
+    log_prior, log_likelihood, *scores = densities
+
+    return int(((log_prior + log_likelihood).isfinite() & ~(scores[0] + scores[1]).isfinite().all(-1)).sum())
+
+
 def lost_gradients(densities: Sequence[Tensor], sites: Sequence[LatentSite]) -> list[str]:
     """Latents in whose direction the gradient is nan wherever the log density is a number; none if nothing tells.
 
@@ -105,7 +118,9 @@ def refuse_lost(names: Sequence[str]) -> None:
         raise ValueError(
             f"The gradient of the log density with respect to site {names[0]!r} is nan where the log density is a "
             "number. A nan is computed and then left out, as by torch.nansum(...) or torch.where(y.isnan(), 0, ...): "
-            "its value is gone, its gradient is not. Leave it out before, y[~y.isnan()], or put a number in its place."
+            "its value is gone, its gradient is not. Leave it out before, y[~y.isnan()], or put a number in its place. "
+            "Or something has an infinite slope, times zero, such as a division by zero that torch.where leaves out: "
+            "put a one where the zero is before it, x / torch.where(z == 0, 1.0, z)."
         )
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from pyro.distributions import Delta
 from torch import Tensor
+from torch.distributions import Poisson
 
 from pyro_osds.model.distributions.wrappers import unwrap
+
+
+def why_all(sites: Iterable[Mapping[str, Any]], names: Iterable[str]) -> str:
+    """The sentences for sites without a finite log density, each once.
+
+    Arguments:
+        sites: The sites of a run.
+        names: Those without one.
+    """
+    known = {site["name"]: site for site in sites}
+    told = [why_impossible(known[name]) for name in names if name in known]
+
+    return " ".join(dict.fromkeys(told)) or f"Not finite there: site {', '.join(map(repr, names))}."
 
 
 def why_impossible(site: Mapping[str, Any]) -> str:
@@ -41,6 +55,9 @@ def why_impossible(site: Mapping[str, Any]) -> str:
             f"Not finite there: site {name!r} observes a Delta, which only data that are met exactly have. Give it a "
             "width, such as Normal(x, 0.01), or write pyro.deterministic for a value that is computed."
         )
+    told = _counted_at_rate_zero(name, unwrap(fn), site["value"])
+    if told:
+        return told
     log_prob = site.get("log_prob")
     outside = log_prob is not None and bool((log_prob == -torch.inf).any())
     where = "whose values have no probability there" if outside else "which overflows there"
@@ -51,6 +68,22 @@ def why_impossible(site: Mapping[str, Any]) -> str:
     )
 
     return f"Not finite there: site {name!r}, {where}. {cure}."
+
+
+def _counted_at_rate_zero(name: str, fn: Any, value: Tensor) -> str:
+    """Where something is counted that has a rate of zero, in words; empty where nothing is."""
+    if not isinstance(fn, Poisson):
+        return ""
+    never = (fn.rate == 0) & (value > 0)
+    if not never.any():
+        return ""
+    place = tuple(never.nonzero()[0].tolist())
+    count = value.expand(never.shape)[place].item()
+
+    return (
+        f"Not finite there: site {name!r} counts {count:g}{f' at index {place}' if place else ''} where its rate is 0. "
+        "Correct the count, or what makes the rate zero, such as an exposure of 0."
+    )
 
 
 def _wrong_parameter(fn: Any) -> str:

@@ -6,8 +6,9 @@ without observations is a prior, and may be meant as one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,46 +35,130 @@ def observed_values(trace: Any) -> dict[str, Tensor]:
     return {name: site["value"] for name, site in observed_sites(trace).items()}
 
 
-def impossible(trace: Any) -> dict[str, tuple[Any, ...]]:
-    """Observed sites with a value of probability zero: ``{name: (value, place, how many, of how many, why)}``.
+class Impossible(NamedTuple):
+    """What is impossible about the observed values of a site, in one run.
 
     Arguments:
-        trace: A trace with log densities computed or not.
+        site: The site.
+        wrong: Which values cannot be, of the batch shape, to the left of which are the values of discrete latents.
+        why: Why they cannot, in words.
+        bounds: The bounds of the support that are tensors: those of another run may be others.
+        is_fixed: Whether no value of a latent can change it.
+    """
+
+    site: Any
+    wrong: Tensor
+    why: str
+    bounds: tuple[Tensor, ...]
+    is_fixed: bool
+
+    def lasting(self, other: Impossible) -> Impossible:
+        """What is wrong in another run, too, with the same bounds: a support that moves may reach further yet."""
+        wrong = self.wrong & other.wrong
+        for own, its in zip(self.bounds, other.bounds, strict=False):
+            wrong = wrong & _in_batch(own == its, wrong.dim(), self.site["fn"].event_dim)
+
+        return self._replace(wrong=wrong)
+
+    def for_all_values(self, nesting: int) -> Impossible:
+        """What is wrong for every value of discrete latents, which lie to the left of so many plates."""
+        enumerated = self.wrong.dim() - nesting
+        wrong = self.wrong.flatten(0, enumerated - 1).all(0) if enumerated > 0 else self.wrong
+
+        return self._replace(wrong=wrong)
+
+    def seen(self, why: str = "") -> tuple[Any, ...]:
+        """What :func:`refusal` tells: the first value, its place, how many, of how many, why, and what they are."""
+        fn, place = self.site["fn"], tuple(self.place())
+        shown = _shown(fn, torch.as_tensor(self.site["value"]), self.wrong).item()
+
+        return shown, place, int(self.wrong.sum()), self.wrong.numel(), why or self.why, *_whole(fn)
+
+    def place(self) -> list[int]:
+        """Where the first value is that cannot be."""
+        return self.wrong.nonzero()[0].tolist()
+
+    def reach(self, place: Sequence[int]) -> tuple[float, float]:
+        """How far the support reaches at one place of the batch shape; infinite without bounds."""
+        fn = self.site["fn"]
+        shape = (*self.wrong.shape, *(1,) * fn.event_dim)
+        at = (..., *place, *(slice(None),) * fn.event_dim)
+        support, ends = _bare(fn.support), []
+        for name, default in (("lower_bound", -math.inf), ("upper_bound", math.inf)):
+            bound = torch.as_tensor(getattr(support, name, default))
+            ends.append(bound.expand(torch.broadcast_shapes(bound.shape, shape))[at])
+
+        return ends[0].min().item(), ends[1].max().item()
+
+    def is_short(self, wider: Impossible | None) -> bool:
+        """Whether a value is a whole number above a support that a higher bound of a count would widen."""
+        place, value = self.place(), self.seen()[0]
+        high = self.reach(place)[1]
+
+        return value > high and value == int(value) and (wider is None or wider.reach(place)[1] > high)
+
+    def always(self) -> str:
+        """What is wrong for all values of discrete latents, in words."""
+        low, high = self.reach(self.place())
+        if not self.why.startswith("outside") or math.isinf(low) and math.isinf(high):
+            return self.why
+        kind = "whole numbers" if _bare(self.site["fn"].support).is_discrete else "numbers"
+        start = "" if math.isinf(low) else f" from {low:g}"
+        end = "" if math.isinf(high) else f" to {high:g}"
+
+        return f"outside its support ({kind}{start}{end} at most)"
+
+
+def impossible(sites: Mapping[str, Any]) -> dict[str, Impossible]:
+    """Observed sites with a value of probability zero, by name.
+
+    Arguments:
+        sites: Observed sites of a run, enumerated or not, by name.
     """
     found = {}
-    for name, site in observed_sites(trace).items():
+    for name, site in sites.items():
         # What is masked out, by any mask, or missing for its distribution, may be anything.
         value = torch.as_tensor(without_missing(site))
         if not value.numel():  # of a factor
             continue
-        wrong, why = _wrong(site["fn"], value)
+        wrong, why, is_fixed = _wrong(site["fn"], value)
         mask = site["mask"]
         if mask is not None:
             wrong = wrong & torch.as_tensor(mask, device=wrong.device)
         if wrong.any():
-            entries = torch.broadcast_to(value, (*wrong.shape, *value.shape[wrong.dim() :]))[wrong]
-            place = tuple(wrong.nonzero()[0].tolist())
-            found[name] = (
-                _shown(site["fn"], entries).item(),
-                place,
-                int(wrong.sum()),
-                wrong.numel(),
-                why,
-                *_whole(site["fn"]),
-            )
+            ends = (getattr(_bare(site["fn"].support), end, None) for end in ("lower_bound", "upper_bound"))
+            bounds = tuple(end for end in ends if isinstance(end, Tensor)) if why.startswith("outside") else ()
+            found[name] = Impossible(site, wrong, why, bounds, is_fixed and not bounds)
+
     return found
 
 
-def _shown(fn: Any, entries: Tensor) -> Tensor:
+def _bare(support: Any) -> Any:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+
+    return support
+
+
+def _in_batch(same: Tensor, rank: int, event_dim: int) -> Tensor:
+    """What holds for all of an event's entries, of a shape that broadcasts with the batch shape."""
+    for _ in range(min(event_dim, same.dim())):
+        same = same.all(-1)
+
+    return same
+
+
+def _shown(fn: Any, value: Tensor, wrong: Tensor) -> Tensor:
     """The number to show of events that cannot be: one that is not finite, or is outside, or the first."""
-    inner = fn.support
-    while hasattr(inner, "base_constraint"):
-        inner = inner.base_constraint
-    flat = entries.reshape(-1)
+    inner, every = _bare(fn.support), value.expand(wrong.shape + value.shape[value.dim() - fn.event_dim :])
+    flat = every[wrong].reshape(-1)
     bad = ~flat.isfinite()
     if not bad.any() and not inner.event_dim:
-        inside = inner.check(entries)
-        bad = ~inside.reshape(-1) if inside.shape == entries.shape else bad
+        outside = ~inner.check(value)
+        # To the left of the plates are the values of discrete latents, for all of which it is outside.
+        while outside.dim() > every.dim():
+            outside = outside.all(0)
+        bad = outside.expand(every.shape)[wrong].reshape(-1)
 
     return flat[bad.nonzero()[0, 0]] if bad.any() else flat[0]
 
@@ -87,8 +172,8 @@ def _whole(fn: Any) -> tuple[str, ...]:
     return ("independent",) if fn.event_shape else ()
 
 
-def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str]:
-    """Which values cannot be, in the batch shape, and why."""
+def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str, bool]:
+    """Which values cannot be, in the batch shape, why, and whether that is so whatever the parameters are."""
     support = fn.support
     inside = support.check(value)
     if value.is_floating_point():
@@ -96,28 +181,27 @@ def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str]:
         while missing.dim() > inside.dim():
             missing = missing.any(-1)
         if missing.any():
-            return missing, "a missing value has no density"
+            return missing, "a missing value has no density", True
         infinite = value.isinf()
         while infinite.dim() > inside.dim():
             infinite = infinite.any(-1)
         if infinite.any():
-            return infinite | ~inside, "no observation is infinite"
+            return infinite | ~inside, "no observation is infinite", True
     plain = fn
     while isinstance(plain, Independent):
         plain = plain.base_dist
     if isinstance(plain, Bernoulli) and "probs" in plain.__dict__:
         never = ((plain.probs == 0) & (value == 1)) | ((plain.probs == 1) & (value == 0))
         if never.any():
-            never = never.reshape(*never.shape[: inside.dim()], -1).any(-1) if never.dim() > inside.dim() else never
-            return never | ~inside, "its probability is exactly zero"
+            never = never.flatten(never.dim() - fn.event_dim).any(-1) if fn.event_dim else never
+            return never | ~inside, "its probability is exactly zero", False
 
     if inside.all():
-        return _on_bound(fn, value, inside.shape), "on a bound of its support, where its density is zero or infinite"
+        why = "on a bound of its support, where its density is zero or infinite"
+        return _on_bound(fn, value, torch.broadcast_shapes(inside.shape, fn.batch_shape)), why, False
+    bare = _bare(support)
 
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-
-    return ~inside, f"outside its support {support}{_coded_otherwise(support, value)}"
+    return ~inside, f"outside its support {bare}{_coded_otherwise(bare, value)}", True
 
 
 def _coded_otherwise(support: Any, value: Tensor) -> str:
@@ -132,16 +216,15 @@ def _coded_otherwise(support: Any, value: Tensor) -> str:
 
 def _on_bound(fn: Any, value: Tensor, shape: torch.Size) -> Tensor:
     """Which values lie on a bound of their support and have no finite density there, in the batch shape."""
-    support = fn.support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+    support = _bare(fn.support)
     # Counts have their probability on a bound as elsewhere.
     bounds = () if support.is_discrete else (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
     at_bound = [value == bound for bound in bounds if bound is not None]
     if not any(at.any() for at in at_bound):
         return torch.zeros(shape, dtype=torch.bool, device=value.device)
-    on_bound = torch.stack([torch.broadcast_to(at, value.shape) for at in at_bound]).any(0)
-    on_bound = on_bound.flatten(len(shape)).any(-1) if on_bound.dim() > len(shape) else on_bound
+    event = value.shape[value.dim() - fn.event_dim :]
+    on_bound = torch.stack([torch.broadcast_to(at, (*shape, *event)) for at in at_bound]).any(0)
+    on_bound = on_bound.flatten(len(shape)).any(-1) if event else on_bound
 
     return on_bound & ~torch.broadcast_to(fn.log_prob(value), shape).isfinite()
 
@@ -157,6 +240,8 @@ def refusal(name: str, seen: tuple[Any, ...]) -> str:
     cure = "Remove or transform that observation, or change the site's distribution."
     if "labels here" in why:
         cure = "Code them as 0 and 1, by what stands in the brackets."
+    if "up to the stated bound" in why:
+        cure = "Raise the bound, correct that observation, or change the site's distribution."
     if "missing" in why:
         cure = _cure_of_missing(name, whole)
     if "on a bound" in why:

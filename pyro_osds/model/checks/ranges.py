@@ -105,12 +105,13 @@ def ranges_of(fn: Any) -> Iterator[tuple[str, Any, Tensor, float, float]]:
             low = 0.0
         # Ends that are numbers, of values that are given: what is computed from logits is inside.
         is_open = not isinstance(low, (int, float)) and not isinstance(high, (int, float))
-        value = None if is_open else _given(fn, name)
+        value = None if is_open else given_value(fn, name)
         if isinstance(value, Tensor) and value.dtype != torch.bool and value.numel():
             yield name, constraint, value, _number(low, -math.inf), _number(high, math.inf)
 
 
-def _given(fn: Any, name: str) -> Any:
+def given_value(fn: Any, name: str) -> Any:
+    """The value that a parameter was given, also where a distribution keeps it elsewhere; None without one."""
     if name in fn.__dict__:
         return fn.__dict__[name]
     kept = getattr(type(fn), name, None)
@@ -186,7 +187,7 @@ def _disorder(fn: Any) -> dict[End, Tensor]:
     allowed = getattr(type(fn), "arg_constraints", None)
     found: dict[End, Tensor] = {}
     for name, constraint in allowed.items() if isinstance(allowed, dict) else ():
-        given = _given(fn, name) if isinstance(constraint, type(ordered_vector)) else None
+        given = given_value(fn, name) if isinstance(constraint, type(ordered_vector)) else None
         if isinstance(given, Tensor) and given.dim() and given.shape[-1] > 1:
             end = End(type(fn).__name__, _STEPS + name, 0.0, math.inf, True, True, False)
             found[end] = -given.diff(dim=-1).amin(-1)

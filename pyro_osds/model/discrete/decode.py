@@ -10,6 +10,7 @@ and what was eliminated given it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from pyro import poutine
 from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pyro_osds.choices import Temperature
 from pyro_osds.model.discrete.assignments import (
@@ -190,7 +192,7 @@ def _eliminated(
         enumerated, first_available_dim=-1 - nesting, temperature=temperature, strict_enumeration_warning=False
     )
     try:
-        with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
+        with poutine.block(), torch.no_grad(), pyro.validation_enabled(False), _OneType():
             nodes = trace_of(inferred).get_trace().nodes
     except ValueError as error:
         raise ValueError(
@@ -199,6 +201,20 @@ def _eliminated(
         ) from error
 
     return {name: nodes[name]["value"] for name in names if name in nodes}
+
+
+class _OneType(TorchFunctionMode):
+    """Products of tensors of several types, as where observations are in double precision, are made in the widest."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Torch's answer; to a product, with factors of one type."""
+        if func is not torch.einsum:
+            return func(*args, **(kwargs or {}))
+        equation, *operands = args
+        factors = operands[0] if len(operands) == 1 and not isinstance(operands[0], Tensor) else operands
+        dtype = functools.reduce(torch.promote_types, (factor.dtype for factor in factors))
+
+        return torch.einsum(equation, *(factor.to(dtype) for factor in factors))
 
 
 class _Listing(Messenger):

@@ -11,6 +11,7 @@ Source: Obermeyer et al. 2019 (1902.03210).
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -98,9 +99,12 @@ def packed(sites: Iterable[Any]) -> Any:
         ValueError: If a density has a dimension that belongs neither to a plate nor to a discrete latent.
     """
     trace: Any = poutine.Trace()
+    sites = tuple(sites)
+    # Observations in double precision have densities in it, and a product of tensors needs one type.
+    dtype = functools.reduce(torch.promote_types, (site["log_prob"].dtype for site in sites), torch.float32)
     for site in sites:
         # Packing marks tensors, so it gets fresh ones.
-        log_prob = site["log_prob"][...]
+        log_prob = site["log_prob"][...].to(dtype)
         infer = dict(site["infer"])
         trace.add_node(
             site["name"], **{**site, "infer": infer, "log_prob": log_prob, "unscaled_log_prob": log_prob[...]}
