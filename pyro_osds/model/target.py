@@ -30,7 +30,7 @@ from pyro_osds.model.checks.parameters import refuse_missing
 from pyro_osds.model.checks.reach import reached
 from pyro_osds.model.checks.suspicions import suspicions
 from pyro_osds.model.coordinates import Coordinates
-from pyro_osds.model.discrete.decode import decode
+from pyro_osds.model.discrete.elimination import Elimination
 from pyro_osds.model.discrete.enumeration import Enumerate
 from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.plan import joint_sum
@@ -45,6 +45,7 @@ from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.readings import SiteReadings
 from pyro_osds.model.run import ModelRun
 from pyro_osds.model.sites import LatentSite, check_support, checked_samples, flatten, split
+from pyro_osds.model.summed import DiscreteSums
 from pyro_osds.model.trace import (
     check_latents,
     check_plates,
@@ -67,13 +68,11 @@ from pyro_osds.target import CostCounter, Target
 _NUM_LOOKED_AT = 4
 # Joint values at which it is asked: an indicator that is zero hides what it multiplies.
 _NUM_SPREAD = 8
-# Draws at which sums beyond stated bounds are evaluated at once, and how many terms they may have together.
-_MOST_TOGETHER, _MAX_TERMS = 64, 2**19
 _MIN_TOGETHER = 32  # fewer draws of the prior are not worth the runs that one run for all is checked by
 
 
 @telling(midst_failure, *RUNNING)
-class ModelTarget(SiteReadings, Target):
+class ModelTarget(SiteReadings, DiscreteSums, Target):
     """The unconstrained posterior of a Pyro model, as a :class:`~pyro_osds.target.Target`.
 
     Discrete latents with finitely many values are summed out; continuous ones are the coordinates. A model without
@@ -154,6 +153,7 @@ class ModelTarget(SiteReadings, Target):
         self.can_sample_prior = not self.improper_sites and not scaled
         self.has_bounded_likelihood = has_bounded_likelihood(trace)
         self._joint: Joint | None = None
+        self._held: Elimination | None = None
         self._is_bounded = any(is_bounded(site) for site in discrete)
         if discrete:
             self._check_enumeration(trace)
@@ -178,33 +178,6 @@ class ModelTarget(SiteReadings, Target):
         """Whether densities are evaluated in double precision; not where the model insists on single."""
         return self._ladder.is_double
 
-    @property
-    def jointly_summed(self) -> tuple[str, ...]:
-        """Discrete latents that are summed over all their joint values, because their elements interact."""
-        return () if self._joint is None else tuple(self._joint.values)
-
-    def beyond_bounds(self, z: Tensor) -> Tensor | None:
-        """Nats that values beyond the stated bounds of counts would add to the log density, ``(S, D) -> (S,)``.
-
-        As many values again as were stated are added, or as many as can be summed. None where no bound was stated, or
-        none can be looked beyond.
-        """
-        joint = self._joint
-        if not self._is_bounded or (joint is not None and joint.widened is None):
-            return None
-
-        def read(row: Tensor) -> tuple[Tensor]:
-            if joint is None or joint.widened is None:
-                wide = self._run(row, widened=True).log_densities(row)
-            else:
-                wider = replace(joint, values=joint.widened)
-                wide = wider.densities(lambda given: self._run(row, given, widened=True), row)
-            return (sum(wide, row.new_zeros(())) - sum(self._single(row), row.new_zeros(())),)
-
-        with torch.no_grad():
-            size = max(1, min(_MOST_TOGETHER, _MAX_TERMS // self.num_terms))
-            return torch.cat([self._ladder.map(read, part.to(self.dtype))[0] for part in z.split(size)])
-
     # ---- densities ----
 
     @property
@@ -225,10 +198,6 @@ class ModelTarget(SiteReadings, Target):
     def split(self, row: Tensor) -> dict[str, Tensor]:
         """Coordinates by site of one point ``(D,)``, as ``coordinates`` takes them."""
         return split(self.sites, row)
-
-    def infer_discrete(self, values: Mapping[str, Tensor], temperature: int = 1) -> dict[str, Tensor]:
-        """Values of the discrete latents, given one value ``(*shape,)`` at every continuous latent site."""
-        return decode(self._call, values, self.discrete_sites, self.nesting, temperature, self.jointly_summed)
 
     def plain_coordinates(self, z: Tensor) -> Tensor:
         """The same points in the coordinates that Pyro gives its latents, ``(B, D) -> (B, D)``."""
@@ -371,7 +340,9 @@ class ModelTarget(SiteReadings, Target):
         def check_same(terms: Callable[[Tensor], Mapping[str, Tensor]]) -> None:
             check_deterministic(terms, points[:1])
 
-        self._joint = joint_sum(self._run, points, trace.nodes, self.discrete_sites, stray_dims(trace), check_same)
+        self._joint, self._held = joint_sum(
+            self._run, points, self._elsewhere, trace.nodes, self.discrete_sites, stray_dims(trace), check_same
+        )
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             run = self._run(self.start)
         shapes = {site["name"]: site["fn"].shape() for site in run.latents}

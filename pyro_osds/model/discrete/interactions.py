@@ -51,7 +51,11 @@ class Interaction:
 
 
 def interactions(
-    evaluate: Evaluate, sites: Sequence[Discrete], nodes: Mapping[str, Any], rounding: float
+    evaluate: Evaluate,
+    sites: Sequence[Discrete],
+    nodes: Mapping[str, Any],
+    rounding: float,
+    special: Mapping[str, Tensor] | None = None,
 ) -> list[Interaction]:
     """All that elimination would not see.
 
@@ -60,10 +64,9 @@ def interactions(
         sites: The discrete latents.
         nodes: All sites of a plain run, by name.
         rounding: By what share of their size, or of one, two equal densities may differ.
+        special: Joint values at which elimination was seen to be wrong, as indices of one.
     """
-    indices = some_indices(sites, _NUM_BASES + 1)
-    # The first and the last value of all are special where sites count or compare.
-    base = {name: rows[1:] for name, rows in indices.items()}
+    base = _bases(sites, special or {})
     before = evaluate(values_at(sites, base))
     found = []
     for site in sites:
@@ -71,6 +74,16 @@ def interactions(
         found += [seen for name in moved if (seen := _interaction(site, nodes, name, moved[name])) is not None]
 
     return found
+
+
+def _bases(sites: Sequence[Discrete], special: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Joint values at which elements are changed: the last of all, any, and those where something was seen."""
+    # The first and the last value of all are special where sites count or compare.
+    base = {name: rows[1:] for name, rows in some_indices(sites, _NUM_BASES + 1).items()}
+    for name in base.keys() & special.keys():
+        base[name][-1] = special[name]
+
+    return base
 
 
 def is_sum_over(evaluate: Evaluate, sites: Sequence[Discrete], site: Discrete, reader: str, rounding: float) -> bool:
