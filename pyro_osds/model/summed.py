@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_osds.model.agreement import check_points
 from pyro_osds.model.batching import Ladder
 from pyro_osds.model.coordinates import Coordinates
 from pyro_osds.model.discrete.decode import decode
-from pyro_osds.model.discrete.elimination import Elimination, Points
+from pyro_osds.model.discrete.elimination import BeyondReach, Elimination, Points
+from pyro_osds.model.discrete.interactions import interactions
 from pyro_osds.model.discrete.joint import Joint
+from pyro_osds.model.discrete.refusals import unseen
+from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.prior import sample_latents
 from pyro_osds.model.run import ModelRun
 from pyro_osds.model.sites import LatentSite
-from pyro_osds.model.vmap import VmapCompat
+from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
+from pyro_osds.runtime.precision import in_double
 
 # Draws at which sums beyond stated bounds are evaluated at once, and how many terms they may have together.
 _MOST_TOGETHER, _MAX_TERMS = 64, 2**19
 # Draws of the prior where each takes a run of its own.
 _NUM_SLOWLY = 8
+# Points of the posterior at which discrete latents are drawn back, by a few runs each.
+_NUM_DECODED = 4
 
 
 class DiscreteSums:
@@ -45,6 +53,7 @@ class DiscreteSums:
     _call: Callable[[], Any]
     _flatten: Callable[[Mapping[str, Any]], Tensor]
     _single: Callable[[Tensor], tuple[Tensor, Tensor]]
+    constrain: Callable[[Tensor], dict[str, Tensor]]
 
     @property
     def jointly_summed(self) -> tuple[str, ...]:
@@ -77,12 +86,69 @@ class DiscreteSums:
             size = max(1, min(_MOST_TOGETHER, _MAX_TERMS // self.num_terms))
             return torch.cat([self._ladder.map(read, part.to(self.dtype))[0] for part in z.split(size)])
 
+    def unseen_dependence(self, z: Tensor) -> str | None:
+        """What discrete latents do at points ``(S, D)`` that their sum does not see, and the cure, in sentences.
+
+        None where the sum is right at these points, and where no discrete latent is eliminated. The caller's random
+        numbers stay as they are.
+        """
+        names = [name for name in self.discrete_sites if name not in self.jointly_summed]
+        if self._held is None or not names or not len(z):
+            return None
+        held = replace(self._held, run=self._run, sites=dict(self._held.sites))
+        z = z[: held.num_points()].to(self.dtype)
+        with torch.no_grad(), vmappable_pyro():
+            values = self.constrain(z)
+            likely = self._decoded(values, _NUM_DECODED if held.vectorized else 1)
+            with in_double() if held.is_double else contextlib.nullcontext(), VmapCompat():
+                joint = self._joint
+                index = torch.arange(len(z)) % (1 if joint is None else len(joint))
+                given = {} if joint is None else {name: likely.get(name, v[index]) for name, v in joint.values.items()}
+                try:
+                    held.check_elsewhere(Points(z, likely), given)
+                except BeyondReach as found:
+                    if found.error is not found:
+                        raise found.error from None
+                    return self._told(held, names, values)
+
+        return None
+
+    def _told(self, held: Elimination, names: Sequence[str], values: Mapping[str, Tensor]) -> str:
+        """What was found to be wrong, in sentences."""
+        at = Copies({name: value[held.case] for name, value in values.items()})
+        with torch.random.fork_rng(devices=self._random_devices()):
+            nodes = trace_of(poutine.condition(self._call, data=at)).get_trace().nodes
+        found = interactions(held.plain, tuple(held.sites.values()), nodes, held.rounding, held.witness)
+        start = {name: value[held.case].tolist() for name, value in values.items()}
+        shown = ", ".join(f"{name!r}: torch.tensor({value})" for name, value in start.items())
+
+        return unseen([seen for seen in found if seen.discrete in names], names, f"{{{shown}}}")
+
+    def _decoded(self, values: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+        """Draws of the discrete latents given some values of the continuous ones, one after the other, ``(S, *shape)``.
+
+        Empty where they cannot be drawn back.
+        """
+        num_rows = max([1, *(len(value) for value in values.values())])
+        with torch.random.fork_rng(devices=self._random_devices()):
+            torch.manual_seed(1)
+            rows = []
+            for row in range(min(count, num_rows)):
+                try:
+                    rows.append(self.infer_discrete({name: value[row] for name, value in values.items()}))
+                except Exception:  # noqa: BLE001 - Pyro draws back scalars only; any joint values are looked at as well
+                    return {}
+        if any(set(row) != set(self.discrete_sites) for row in rows):
+            return {}
+
+        return {name: torch.stack([rows[i % len(rows)][name] for i in range(num_rows)]) for name in self.discrete_sites}
+
     def _elsewhere(self, count: int) -> Points:
         """Points other than the first run's, with joint values of the discrete latents that are likely there.
 
         They are the same for each seed, and the caller's random numbers stay as they are.
         """
-        near = check_points(self.start)[1:count] if len(self.start) else self.start[None]
+        near = check_points(self.start)[:count] if len(self.start) else self.start[None]
         names = [site.name for site in self.sites] + list(self.discrete_sites)
 
         def draw(at: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,7 +168,7 @@ class DiscreteSums:
 
     def _drawn(self, draw: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], count: int) -> Any:
         """Draws of the prior, from one run where vmap can make one; None where the prior cannot be drawn from."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=self._random_devices()):
             torch.manual_seed(0)
             marks = {"mark": torch.zeros(count, device=self.device)}
             try:
@@ -115,3 +181,6 @@ class DiscreteSums:
                 return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
             except Exception:  # noqa: BLE001 - an improper prior has no draws; there are other points
                 return None
+
+    def _random_devices(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []

@@ -90,19 +90,22 @@ class Elimination:
         sites: The discrete latents by name; supports grow where parents are seen to make them larger.
         is_double: Whether runs are in double precision.
         vectorized: Whether one run is made for many joint values; a run that fails so makes it False.
+        num_enumerated: Densities of single values that an enumerated run has.
+        num_plain: The same of a plain run.
     """
 
     run: Run
     sites: dict[str, Discrete]
     is_double: bool = True
     vectorized: bool = True
+    num_enumerated: int = 1
+    num_plain: int = 1
 
     def __post_init__(self) -> None:
         self.rounding = _ROUNDING if self.is_double else _SINGLE_ROUNDING
-        self.row = torch.empty(0)
+        self.row, self.case = torch.empty(0), 0
         # The joint values at which elimination was last seen to be wrong, as indices of one.
         self.witness: dict[str, Tensor] = {}
-        self._num_enumerated = self._num_plain = 1
 
     # ---- at the first run ----
 
@@ -133,8 +136,8 @@ class Elimination:
             if wrong is not None or (is_all and not same(eliminated, torch.logsumexp(total, 0), self.rounding)):
                 self._remember(indices, given, 0 if wrong is None else wrong)
                 raise BeyondReach
-            self._num_enumerated = sum(log_prob.numel() for log_prob in seen.log_probs.values())
-            self._num_plain = sum(log_prob[0].numel() for log_prob in plain.values())
+            self.num_enumerated = sum(log_prob.numel() for log_prob in seen.log_probs.values())
+            self.num_plain = sum(log_prob[0].numel() for log_prob in plain.values())
             if total.isfinite().any():
                 return
 
@@ -160,7 +163,7 @@ class Elimination:
         """How many points elsewhere are worth their runs."""
         most = _NUM_ELSEWHERE if self.vectorized else _NUM_ELSEWHERE_SLOWLY
 
-        return max(_NUM_ELSEWHERE_SLOWLY, min(most, _MAX_ENUMERATED // self._num_enumerated))
+        return max(_NUM_ELSEWHERE_SLOWLY, min(most, _MAX_ENUMERATED // self.num_enumerated))
 
     def check_elsewhere(self, points: Points, given: Mapping[str, Tensor]) -> None:
         """Look at other points, at joint values that are likely there, any, and those near the best of them.
@@ -177,7 +180,7 @@ class Elimination:
             return
         seen, above = self._enumerated(points.rows, given)
         count = len(points.rows)
-        pairs = max(_NUM_LOOKED_AT, min(_MAX_AT_ONCE, _MAX_PLAIN // self._num_plain))
+        pairs = max(_NUM_LOOKED_AT, min(_MAX_AT_ONCE, _MAX_PLAIN // self.num_plain))
         each = max(2, pairs // count) if self.vectorized else 2
         indices = self._some_of_each(discrete, points, each)
         plain = self._compare(points, seen, above, indices, given)
@@ -261,7 +264,7 @@ class Elimination:
         noise = {name: 10.0 * (nudged[name] - value).abs().nan_to_num(torch.inf) for name, value in plain.items()}
         wrong = self._wrong(seen, above, plain, flat, case, lenient=True, noise=noise)
         if wrong is not None:
-            self.row = rows[wrong]
+            self.row, self.case = rows[wrong], int(case[wrong])
             self._remember(flat, {name: value[case[wrong]] for name, value in given.items()}, wrong)
             raise BeyondReach
 

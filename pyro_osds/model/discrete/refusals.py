@@ -60,6 +60,24 @@ def refusal(
     return f"{_what(seen, jointly, error)} {_too_many(jointly, num_terms, vectorized)} {cure}"
 
 
+def unseen(found: Sequence[Interaction], names: Sequence[str], start: str) -> str:
+    """The sentences for discrete latents that were summed as if they did not interact, where they do.
+
+    Arguments:
+        found: What elimination does not see.
+        names: The discrete latents that were eliminated.
+        start: A point at which it is seen, as Python.
+    """
+    seen = worst(found)
+    what = f"The discrete latents {list(names)} interact." if seen is None else _told(seen)
+
+    return (
+        f"{what} That is so at draws of the posterior, and was not seen at the first run and draws of the prior: the "
+        "sum over discrete latents, and with it the log evidence and the draws, are wrong. Let the model be looked at "
+        f"where it shows: init_strategy=pyro.infer.autoguide.init_to_value(values={start})."
+    )
+
+
 def worst(found: Sequence[Interaction]) -> Interaction | None:
     """The one to tell: of those that another site is in, that which reads most."""
     between = [seen for seen in found if seen.kind != VECTOR]
@@ -71,6 +89,12 @@ def _what(seen: Interaction | None, jointly: Sequence[Discrete], error: Exceptio
     if seen is None:
         why = f" ({type(error).__name__}: {first_line(error)})" if error is not None and str(error) else ""
         return f"The discrete latents {[site.name for site in jointly]} cannot be summed out one after the other{why}."
+
+    return _told(seen)
+
+
+def _told(seen: Interaction) -> str:
+    """What one interaction is."""
     what = f"discrete latent {seen.discrete!r}"
 
     return {
