@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,20 +15,29 @@ from torch import Tensor
 from pyro_osds.model.agreement import check_points
 from pyro_osds.model.batching import Ladder
 from pyro_osds.model.coordinates import Coordinates
+from pyro_osds.model.discrete.assignments import all_indices, num_joint, values_at
 from pyro_osds.model.discrete.decode import decode
 from pyro_osds.model.discrete.elimination import BeyondReach, Elimination, Points
 from pyro_osds.model.discrete.interactions import interactions
 from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.refusals import unseen
+from pyro_osds.model.discrete.supports import Wider, mass_between, wider
 from pyro_osds.model.foreign.moments import Copies, trace_of
 from pyro_osds.model.prior import sample_latents
 from pyro_osds.model.run import ModelRun
 from pyro_osds.model.sites import LatentSite
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import in_double
+from pyro_osds.stats.thresholds import MAX_JOINT, MAX_JOINT_SLOWLY, MAX_JOINT_TERMS, MAX_PRIOR_BEYOND
 
 # Draws at which sums beyond stated bounds are evaluated at once, and how many terms they may have together.
 _MOST_TOGETHER, _MAX_TERMS = 64, 2**19
+# How many times as many joint values are summed at a few draws, to see what lies beyond a bound.
+_WIDER = 4
+# Values beyond a bound where it is more than doubled, if fewer were stated.
+_MIN_BEYOND = 128
+# Joint values at which it is asked how much of a prior lies beyond, and how many probabilities that may take.
+_NUM_SPREAD, _MAX_EVALUATED = 8, 2**24
 # Draws of the prior where each takes a run of its own.
 _NUM_SLOWLY = 8
 # Points of the posterior at which discrete latents are drawn back, by a few runs each.
@@ -48,7 +58,7 @@ class DiscreteSums:
     _ladder: Ladder
     _joint: Joint | None
     _held: Elimination | None
-    _is_bounded: bool
+    _bounded: tuple[str, ...]
     _run: Callable[..., ModelRun]
     _call: Callable[[], Any]
     _flatten: Callable[[Mapping[str, Any]], Tensor]
@@ -67,24 +77,105 @@ class DiscreteSums:
     def beyond_bounds(self, z: Tensor) -> Tensor | None:
         """Nats that values beyond the stated bounds of counts would add to the log density, ``(S, D) -> (S,)``.
 
-        As many values again as were stated are added, or as many as can be summed. None where no bound was stated, or
-        none can be looked beyond.
+        At least as many values again as were stated are added, and more while the prior has mass beyond, given some
+        values of other discrete latents; where there are many, some stand for their neighbours. None where no bound was
+        stated, or none can be looked beyond.
         """
-        joint = self._joint
-        if not self._is_bounded or (joint is not None and joint.widened is None):
+        if not self._bounded or self._held is None:
             return None
-
-        def read(row: Tensor) -> tuple[Tensor]:
-            if joint is None or joint.widened is None:
-                wide = self._run(row, widened=True).log_densities(row)
-            else:
-                wider = replace(joint, values=joint.widened)
-                wide = wider.densities(lambda given: self._run(row, given, widened=True), row)
-            return (sum(wide, row.new_zeros(())) - sum(self._single(row), row.new_zeros(())),)
-
         with torch.no_grad():
-            size = max(1, min(_MOST_TOGETHER, _MAX_TERMS // self.num_terms))
+            tops = self._tops(z)
+            joint, eliminated = self._wider_joint(tops), self._wider_sites(tops)
+            if joint is None and self._joint is not None:
+                return None
+
+            def read(row: Tensor) -> tuple[Tensor]:
+                if joint is None:
+                    wide = self._run(row, widened=eliminated).log_densities(row)
+                else:
+                    wide = joint.densities(lambda given: self._run(row, given, eliminated), row)
+                return (sum(wide, row.new_zeros(())) - sum(self._single(row), row.new_zeros(())),)
+
+            sites = self._held.sites
+            growth = math.prod(len(wide.values) / sites[name].num_values for name, wide in eliminated.items())
+            size = max(1, min(_MOST_TOGETHER, int(_MAX_TERMS / self.num_terms / growth)))
             return torch.cat([self._ladder.map(read, part.to(self.dtype))[0] for part in z.split(size)])
+
+    def _tops(self, z: Tensor) -> dict[str, int]:
+        """The largest value to look at of each bounded count: twice its bound, or where its prior has no mass left."""
+        assert self._held is not None
+        stated = {name: int(self._held.sites[name].values.max()) for name in self._bounded}
+        tops, spent = dict(stated), 0
+        below = dict.fromkeys(stated, -1)
+        covered: dict[str, Tensor] = {}
+        growing = list(stated)
+        while growing:
+            reached = {name: 2 * tops[name] + 1 for name in growing}
+            mass = self._mass(z, {name: (below[name] + 1, reached[name]) for name in growing})
+            for name in growing:
+                covered[name] = covered.get(name, 0.0) + mass[name]
+                spent += mass[name].numel() * (reached[name] - below[name])
+            tops, below = {**tops, **reached}, {**below, **reached}
+            growing = [name for name in growing if (1.0 - covered[name]).nan_to_num(0.0).max() > MAX_PRIOR_BEYOND]
+            if spent > _MAX_EVALUATED:
+                break
+
+        return tops
+
+    def _mass(self, z: Tensor, between: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+        """The prior's mass of some counts between two values at each point, ``{name: (S, *)}``.
+
+        It is that given each value of other discrete latents, or given some joint values of those summed jointly.
+        """
+
+        def read(row: Tensor) -> dict[str, Tensor]:
+            found: dict[str, list[Tensor]] = {name: [] for name in between}
+            for given in [{}] if self._joint is None else self._joint.spread(_NUM_SPREAD):
+                for site in self._run(row, given).discrete:
+                    if site["name"] in between:
+                        found[site["name"]].append(mass_between(site["fn"], *between[site["name"]]).reshape(-1))
+            return {name: torch.cat(parts) for name, parts in found.items()}
+
+        parts = [self._ladder.map(read, part.to(self.dtype)) for part in z.split(_MOST_TOGETHER)]
+
+        return {name: torch.cat([part[name] for part in parts]) for name in between}
+
+    def _wider_sites(self, tops: Mapping[str, int]) -> dict[str, Wider]:
+        """Values beyond the bounds of counts that are eliminated."""
+        assert self._held is not None
+        found = {}
+        for name in self._bounded:
+            stated = self._held.sites[name].values
+            if name not in self.jointly_summed:
+                is_twice = tops[name] == 2 * int(stated.max()) + 1
+                found[name] = wider(stated, tops[name], tops[name] if is_twice else max(len(stated), _MIN_BEYOND))
+
+        return found
+
+    def _wider_joint(self, tops: Mapping[str, int]) -> Joint | None:
+        """Joint values with as many beyond the bounds as can be summed now and then; None without any, or too many."""
+        joint, held = self._joint, self._held
+        if joint is None or held is None:
+            return None
+        bounded = [name for name in self._bounded if name in joint.values]
+        sites = {name: held.sites[name] for name in joint.values}
+        most = _WIDER * min(MAX_JOINT if joint.vectorized else MAX_JOINT_SLOWLY, MAX_JOINT_TERMS // held.num_plain)
+        count = max([1, *(tops[name] + 1 for name in bounded)])
+        while True:
+            wide = {name: wider(sites[name].values, tops[name], count) for name in bounded}
+            now = [replace(site, values=wide[name].values) if name in wide else site for name, site in sites.items()]
+            if num_joint(now) <= most or count == 1:
+                break
+            count = max(1, min(count - 1, int(0.9 * count)))
+        if num_joint(now) > most:
+            return None
+        indices = all_indices(now)
+        log_weight = torch.zeros(num_joint(now), dtype=self.dtype)
+        for name in bounded:
+            log_weight += wide[name].log_weight.to(log_weight)[indices[name]].reshape(len(log_weight), -1).sum(1)
+        values = {name: value.to(joint.values[name]) for name, value in values_at(now, indices).items()}
+
+        return replace(joint, values=values, log_weight=log_weight.to(self.device))
 
     def unseen_dependence(self, z: Tensor) -> str | None:
         """What discrete latents do at points ``(S, D)`` that their sum does not see, and the cure, in sentences.
@@ -104,23 +195,34 @@ class DiscreteSums:
                 joint = self._joint
                 index = torch.arange(len(z)) % (1 if joint is None else len(joint))
                 given = {} if joint is None else {name: likely.get(name, v[index]) for name, v in joint.values.items()}
-                try:
-                    held.check_elsewhere(Points(z, likely), given)
-                except BeyondReach as found:
-                    if found.error is not found:
-                        raise found.error from None
-                    return self._told(held, names, values)
+                if not _is_wrong(held, Points(z, likely), given):
+                    return None
+                return self._told(held, names, self._what_matters(held, z, given))
 
-        return None
+    def _what_matters(self, held: Elimination, z: Tensor, given: Mapping[str, Tensor]) -> list[str]:
+        """The continuous latents whose values are needed for what was seen at one of some points ``(S, D)``."""
+        row, at = z[held.case].clone(), {name: value[held.case][None] for name, value in given.items()}
+        likely = {site.name: site.at(held.witness[site.name])[None] for site in held.sites.values()}
+        needed = []
+        for site in self.sites:
+            other = row.clone()
+            other[site.start : site.stop] = self.start[site.start : site.stop]
+            if _is_wrong(replace(held, sites=dict(held.sites)), Points(other[None], likely), at):
+                row = other
+            else:
+                needed.append(site.name)
+        held.row = row
 
-    def _told(self, held: Elimination, names: Sequence[str], values: Mapping[str, Tensor]) -> str:
+        return needed
+
+    def _told(self, held: Elimination, names: Sequence[str], needed: Sequence[str]) -> str:
         """What was found to be wrong, in sentences."""
-        at = Copies({name: value[held.case] for name, value in values.items()})
+        values = {name: value[0] for name, value in self.constrain(held.row[None]).items()}
+        at = Copies(values)
         with torch.random.fork_rng(devices=self._random_devices()):
             nodes = trace_of(poutine.condition(self._call, data=at)).get_trace().nodes
         found = interactions(held.plain, tuple(held.sites.values()), nodes, held.rounding, held.witness)
-        start = {name: value[held.case].tolist() for name, value in values.items()}
-        shown = ", ".join(f"{name!r}: torch.tensor({value})" for name, value in start.items())
+        shown = ", ".join(f"{name!r}: torch.tensor({values[name].tolist()})" for name in needed)
 
         return unseen([seen for seen in found if seen.discrete in names], names, f"{{{shown}}}")
 
@@ -184,3 +286,16 @@ class DiscreteSums:
 
     def _random_devices(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
+
+
+def _is_wrong(held: Elimination, points: Points, given: Mapping[str, Tensor]) -> bool:
+    """Whether elimination is wrong at one of some points."""
+    try:
+        held.check_elsewhere(points, given)
+    except BeyondReach as found:
+        if found.error is not found:
+            # The model itself fails there.
+            raise found.error from None
+        return True
+
+    return False

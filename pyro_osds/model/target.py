@@ -34,7 +34,7 @@ from pyro_osds.model.discrete.elimination import Elimination
 from pyro_osds.model.discrete.enumeration import Enumerate
 from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.plan import joint_sum
-from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
+from pyro_osds.model.discrete.supports import Wider, is_bounded, is_enumerable
 from pyro_osds.model.first_run import check_observations, check_parameters, first_trace
 from pyro_osds.model.foreign.integration import integrations_used
 from pyro_osds.model.foreign.moments import Copies, trace_of
@@ -154,7 +154,7 @@ class ModelTarget(SiteReadings, DiscreteSums, Target):
         self.has_bounded_likelihood = has_bounded_likelihood(trace)
         self._joint: Joint | None = None
         self._held: Elimination | None = None
-        self._is_bounded = any(is_bounded(site) for site in discrete)
+        self._bounded = tuple(site["name"] for site in discrete if is_bounded(site))
         if discrete:
             self._check_enumeration(trace)
         with torch.no_grad(), vmappable_pyro(), VmapCompat(), integrations_used() as used, CostCounter() as cost:
@@ -301,7 +301,9 @@ class ModelTarget(SiteReadings, DiscreteSums, Target):
                 return self._joint.read(lambda given: self._run(row, given), ModelRun.terms)
             return self._run(row).terms()
 
-    def _run(self, row: Tensor, given: Mapping[str, Tensor] | None = None, widened: bool = False) -> ModelRun:
+    def _run(
+        self, row: Tensor, given: Mapping[str, Tensor] | None = None, widened: Mapping[str, Wider] | None = None
+    ) -> ModelRun:
         """One run, with all discrete latents enumerated, to stated bounds or beyond, but for those that are given."""
         joint = self._joint
         if given is None:

@@ -63,12 +63,11 @@ class Discrete:
         return distance.argmin(1).reshape(shape).cpu()
 
 
-def discrete_of(site: Mapping[str, Any], widened: bool = False) -> Discrete:
+def discrete_of(site: Mapping[str, Any]) -> Discrete:
     """A discrete latent, read off a plain run.
 
     Arguments:
         site: The site.
-        widened: Whether a bound is twice as high as it was stated.
 
     Example:
         >>> import pyro.distributions as dist
@@ -77,7 +76,7 @@ def discrete_of(site: Mapping[str, Any], widened: bool = False) -> Discrete:
         >>> site.elements, site.count
         (torch.Size([3]), 8)
     """
-    values = single_values(site, widened)
+    values = single_values(site)
     shape, event = site["fn"].shape(), values.dim() - 1
     elements = shape[: len(shape) - event]
 

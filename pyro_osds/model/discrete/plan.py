@@ -28,7 +28,6 @@ from pyro_osds.model.discrete.factors import same
 from pyro_osds.model.discrete.interactions import HISTORY, Interaction, interactions, is_sum_over
 from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.refusals import refusal, worst
-from pyro_osds.model.discrete.supports import is_bounded
 from pyro_osds.model.pyro_internals import longer_history
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
 from pyro_osds.runtime.precision import in_double
@@ -36,8 +35,6 @@ from pyro_osds.stats.thresholds import MAX_JOINT, MAX_JOINT_SLOWLY, MAX_JOINT_TE
 
 # Joint values of those that are summed jointly at which the elimination of the others is looked at.
 _NUM_GIVEN = 3
-# How many times as many joint values are summed at a few draws, to see what lies beyond a bound.
-_WIDER = 4
 # Steps of history that are tried to see whether they would do.
 _MAX_MORE_HISTORY = 3
 
@@ -93,7 +90,7 @@ class Plan:
         is_first = torch.equal(self.row, self.rows[0])
         rows = self.rows[:2] if is_first else torch.stack([self.row, self.rows[0]])
 
-        return replace(with_dependence(joint, self.run, rows, self.rounding), widened=self._widened(jointly))
+        return with_dependence(joint, self.run, rows, self.rounding)
 
     def can_run(self) -> bool:
         """Whether the model runs in this precision."""
@@ -214,29 +211,6 @@ class Plan:
 
         return Joint(values, False)
 
-    def _widened(self, jointly: Sequence[Discrete]) -> dict[str, Tensor] | None:
-        """Joint values with as many beyond the stated bounds as can be summed now and then; None without any."""
-        if not any(is_bounded(self.nodes[site.name]) for site in jointly):
-            return None
-        wider = [
-            replace(site, values=discrete_of(self.nodes[site.name], widened=True).values)
-            if is_bounded(self.nodes[site.name])
-            else site
-            for site in jointly
-        ]
-        num_terms = sum(log_prob.numel() for log_prob in self._terms(self.row).values())
-        most = _WIDER * min(MAX_JOINT if self.held.vectorized else MAX_JOINT_SLOWLY, MAX_JOINT_TERMS // num_terms)
-        while num_joint(wider) > most:
-            # One value less of all, until there is one more than was stated.
-            wider = [
-                replace(now, values=now.values[:-1]) if now.num_values > site.num_values + 1 else now
-                for now, site in zip(wider, jointly, strict=True)
-            ]
-            if all(now.num_values <= site.num_values + 1 for now, site in zip(wider, jointly, strict=True)):
-                break
-
-        return values_at(wider, all_indices(wider)) if num_joint(wider) <= most else None
-
     def _densities(self, joint: Joint) -> Any:
         return joint.read(lambda given: self.run(self.row, given), lambda seen: seen.log_terms(self.row))
 
@@ -275,9 +249,7 @@ def joint_sum(
         # In double precision they were double, too.
         return {name: value.to(nodes[name]["value"].dtype) for name, value in values.items()}
 
-    widened = None if joint.widened is None else as_drawn(joint.widened)
-
-    return replace(joint, values=as_drawn(joint.values), widened=widened), held
+    return replace(joint, values=as_drawn(joint.values)), held
 
 
 def _joint_in_double(run: Any, rows: Tensor, elsewhere: Any, *args: Any) -> tuple[Joint | None, Elimination]:
