@@ -223,8 +223,11 @@ class DiscreteSums:
             nodes = trace_of(poutine.condition(self._call, data=at)).get_trace().nodes
         found = interactions(held.plain, tuple(held.sites.values()), nodes, held.rounding, held.witness)
         shown = ", ".join(f"{name!r}: torch.tensor({values[name].tolist()})" for name in needed)
+        sizes = {site.name: site.num_values for site in held.sites.values()}
 
-        return unseen([seen for seen in found if seen.discrete in names], names, f"{{{shown}}}")
+        return unseen(
+            [seen for seen in found if seen.discrete in names], names, sizes, f"{{{shown}}}" if needed else ""
+        )
 
     def _decoded(self, values: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
         """Draws of the discrete latents given some values of the continuous ones, one after the other, ``(S, *shape)``.
@@ -265,8 +268,20 @@ class DiscreteSums:
         # Near the first run, what is likely anywhere.
         order = [i % len(rows) for i in range(len(near))] + list(range(len(rows)))
         likely = {name[1:]: value[usable][order] for name, value in drawn.items()}
+        for name, value in self._likely_at_start().items():
+            likely[name][0] = value
 
         return Points(torch.cat([near, rows.to(near)]), likely)
+
+    def _likely_at_start(self) -> dict[str, Tensor]:
+        """The discrete latents drawn back at the first run's point; nothing where that is impossible."""
+        try:
+            values = self._run(self.start).values
+        except Exception:  # noqa: BLE001 - a model that elimination cannot run is found to be one elsewhere
+            return {}
+        drawn = self._decoded({name: value[None] for name, value in values.items()}, 1)
+
+        return {name: value[0] for name, value in drawn.items()}
 
     def _drawn(self, draw: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], count: int) -> Any:
         """Draws of the prior, from one run where vmap can make one; None where the prior cannot be drawn from."""

@@ -7,7 +7,7 @@ The model runs once with everything enumerated and once, for a few joint values 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,8 @@ from pyro_osds.stats.thresholds import MAX_JOINT, MAX_JOINT_SLOWLY, MAX_JOINT_TE
 
 # Joint values of those that are summed jointly at which the elimination of the others is looked at.
 _NUM_GIVEN = 3
+# Joint values of a kind at which interactions are looked for, where they have not shown elsewhere.
+_MAX_SPECIAL = 16
 # Steps of history that are tried to see whether they would do.
 _MAX_MORE_HISTORY = 3
 
@@ -83,6 +85,11 @@ class Plan:
         sites = tuple(self.sites.values())
         self.row, witness = self.held.row, dict(self.held.witness)
         found = interactions(self.held.plain, sites, self.nodes, self.rounding, witness)
+        for special in () if found else self._specials(sites):
+            found = interactions(self.held.plain, sites, self.nodes, self.rounding, special)
+            if found:
+                self.held.witness = special
+                break
         jointly = self._which(found, witness)
         self._check_affordable(jointly, found, error)
         joint = self._made(jointly)
@@ -91,6 +98,14 @@ class Plan:
         rows = self.rows[:2] if is_first else torch.stack([self.row, self.rows[0]])
 
         return with_dependence(joint, self.run, rows, self.rounding)
+
+    def _specials(self, sites: Sequence[Discrete]) -> Iterator[dict[str, Tensor]]:
+        """Joint values at which rare combinations may show, as indices: all elements alike, and draws of the prior."""
+        for value in range(1, min(max(site.num_values for site in sites), _MAX_SPECIAL)):
+            yield {s.name: torch.full(s.elements, min(value, s.num_values - 1), dtype=torch.long) for s in sites}
+        likely = self._elsewhere().likely
+        for row in range(min(_MAX_SPECIAL, len(self._elsewhere().rows)) if likely else 0):
+            yield {site.name: site.index_of(likely[site.name][row][None])[0] for site in sites}
 
     def can_run(self) -> bool:
         """Whether the model runs in this precision."""
@@ -175,7 +190,9 @@ class Plan:
         seen = worst(found)
         if seen is not None and seen.num_read > 1 and seen.discrete != seen.reader:
             sites = tuple(self.sites.values())
-            is_sum = is_sum_over(self.held.plain, sites, self.sites[seen.discrete], seen.reader, self.rounding)
+            is_sum = is_sum_over(
+                self.held.plain, sites, self.sites[seen.discrete], seen.reader, self.rounding, self.held.witness
+            )
             found = [replace(seen, is_sum=is_sum)]
         raise ValueError(refusal(jointly, found, num_terms, self.held.vectorized, error, self._history(found)))
 
