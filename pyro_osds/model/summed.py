@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions.transforms import identity_transform
 
 from pyro_osds.model.agreement import check_points
 from pyro_osds.model.batching import Ladder
@@ -256,8 +257,11 @@ class DiscreteSums:
         near = check_points(self.start)[:count] if len(self.start) else self.start[None]
         names = [site.name for site in self.sites] + list(self.discrete_sites)
 
+        def to_value(site: Mapping[str, Any]) -> Any:
+            return identity_transform if site["name"] in self.discrete_sites else self.coordinates.to_support(site)
+
         def draw(at: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            nodes = sample_latents(self._call, names, to_value=self.coordinates.to_support)
+            nodes = sample_latents(self._call, names, to_value=to_value)
             return {"row": self._flatten(nodes)} | {"=" + n: nodes[n]["value"] for n in self.discrete_sites}
 
         drawn = self._drawn(draw, max(count - len(near), _NUM_SLOWLY))

@@ -126,6 +126,41 @@ def test_a_gate_that_is_shut_at_first(name, seed):
         torch.testing.assert_close(got, log_probs.logsumexp(0), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", [*GATES, "combination", "beta and gamma"])
+def test_points_are_draws_of_the_prior(name):
+    def edges():
+        shape = pyro.sample("shape", dist.Gamma(0.02, 1.0))
+        rate = pyro.sample("rate", dist.Beta(0.05, 0.05 + shape))
+        with pyro.plate("n", 3):
+            z = pyro.sample("z", dist.Bernoulli(rate))
+            k = pyro.sample("k", dist.Binomial(4, 0.3))
+            pyro.sample("y", dist.Normal(z + k, 1.0), obs=Y[:3].double())
+
+    model = {**GATES, "combination": combination(3, 4), "beta and gamma": edges}[name]
+    target = ModelTarget(model, vectorize="loop")
+    points = target._elsewhere(64)
+    assert len(points.rows) >= 60 and set(points.likely) == set(target.discrete_sites)
+    assert all(len(value) == len(points.rows) for value in points.likely.values())
+    if name == "relu":
+        # Eight of them are near the first run.
+        assert_close = torch.testing.assert_close
+        assert_close(points.rows[8:].mean(0), torch.tensor([1.0]), atol=0.5, rtol=0.0)
+        assert_close(points.likely["z"][8:].double().mean(), torch.tensor(0.4), atol=0.15, rtol=0.0)
+
+
+def test_two_gates():
+    # A quarter of the prior, which the first run and its neighbours may all miss.
+    def model():
+        a, b = pyro.sample("a", dist.Normal(0.0, 1.0)), pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("n", 4):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            pyro.sample("y", dist.Normal(z + torch.relu(a) * torch.relu(b) * z.flip(-1), 0.7), obs=Y.double())
+
+    for seed in range(3):
+        pyro.set_rng_seed(seed)
+        assert ModelTarget(model).jointly_summed == ("z",)
+
+
 def combination(size, steps, history=1):
     """A chain in which three states in a row count where all of them are the last one."""
     rate = torch.full((size,), 0.5 / (size - 1))
