@@ -261,7 +261,9 @@ class DiscreteSums:
             return identity_transform if site["name"] in self.discrete_sites else self.coordinates.to_support(site)
 
         def draw(at: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            nodes = sample_latents(self._call, names, to_value=to_value)
+            # Draws in place have to be made of a tensor that belongs to the batch.
+            with VmapCompat(at.get("mark")):
+                nodes = sample_latents(self._call, names, to_value=to_value)
             return {"row": self._flatten(nodes)} | {"=" + n: nodes[n]["value"] for n in self.discrete_sites}
 
         drawn = self._drawn(draw, max(count - len(near), _NUM_SLOWLY))
@@ -293,8 +295,7 @@ class DiscreteSums:
             torch.manual_seed(0)
             marks = {"mark": torch.zeros(count, device=self.device)}
             try:
-                with VmapCompat():
-                    return torch.func.vmap(draw, randomness="different")(marks)
+                return torch.func.vmap(draw, randomness="different")(marks)
             except Exception:  # noqa: BLE001 - whatever vmap cannot run, a loop can
                 pass
             try:
