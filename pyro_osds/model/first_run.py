@@ -17,7 +17,7 @@ from pyro_osds.model.checks.parameters import NanParameter, lasting, nan_paramet
 from pyro_osds.model.checks.shapes import check_densities, check_shapes, compute_log_prob, failed_site
 from pyro_osds.model.distributions.latents import UnsupportedSiteError
 from pyro_osds.model.foreign.moments import trace_of
-from pyro_osds.model.parameters import Constants
+from pyro_osds.model.foreign.parameters import Constants
 from pyro_osds.model.pyro_internals import as_raised
 from pyro_osds.model.trace import check_priors, init_anywhere, is_latent
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro

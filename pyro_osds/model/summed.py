@@ -42,7 +42,7 @@ _NUM_SPREAD, _MAX_EVALUATED = 8, 2**24
 # Draws of the prior where each takes a run of its own.
 _NUM_SLOWLY = 8
 # Points of the posterior at which discrete latents are drawn back, by a few runs each.
-_NUM_DECODED = 4
+_NUM_DECODED = 2
 
 
 class DiscreteSums:
@@ -274,20 +274,8 @@ class DiscreteSums:
         # Near the first run, what is likely anywhere.
         order = [i % len(rows) for i in range(len(near))] + list(range(len(rows)))
         likely = {name[1:]: value[usable][order] for name, value in drawn.items()}
-        for name, value in self._likely_at_start().items():
-            likely[name][0] = value
 
         return Points(torch.cat([near, rows.to(near)]), likely)
-
-    def _likely_at_start(self) -> dict[str, Tensor]:
-        """The discrete latents drawn back at the first run's point; nothing where that is impossible."""
-        try:
-            values = self._run(self.start).values
-        except Exception:  # noqa: BLE001 - a model that elimination cannot run is found to be one elsewhere
-            return {}
-        drawn = self._decoded({name: value[None] for name, value in values.items()}, 1)
-
-        return {name: value[0] for name, value in drawn.items()}
 
     def _drawn(self, draw: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], count: int) -> Any:
         """Draws of the prior, from one run where vmap can make one; None where the prior cannot be drawn from."""

@@ -38,9 +38,9 @@ from pyro_osds.model.discrete.supports import Wider, is_bounded, is_enumerable
 from pyro_osds.model.first_run import check_observations, check_parameters, first_trace
 from pyro_osds.model.foreign.integration import integrations_used
 from pyro_osds.model.foreign.moments import Copies, trace_of
+from pyro_osds.model.foreign.parameters import Constants
 from pyro_osds.model.foreign.state import State
 from pyro_osds.model.graph import block_sizes, with_scores
-from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.readings import SiteReadings
 from pyro_osds.model.run import ModelRun
