@@ -17,10 +17,10 @@ from pyro_osds.model.checks.observations import Impossible, impossible, observed
 from pyro_osds.model.checks.parameters import NanParameter, lasting, nan_parameters, refuse_missing
 from pyro_osds.model.checks.shapes import check_densities, check_shapes, compute_log_prob, failed_site
 from pyro_osds.model.discrete.joint import Joint
-from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
+from pyro_osds.model.discrete.supports import Wider, is_bounded, is_enumerable, single_values, wider
 from pyro_osds.model.distributions.latents import UnsupportedSiteError
 from pyro_osds.model.foreign.moments import trace_of
-from pyro_osds.model.parameters import Constants
+from pyro_osds.model.foreign.parameters import Constants
 from pyro_osds.model.pyro_internals import as_raised, enumerated_dim
 from pyro_osds.model.trace import check_priors, init_anywhere, is_latent
 from pyro_osds.model.vmap import VmapCompat, vmappable_pyro
@@ -160,7 +160,9 @@ def check_all_values(
     if not doubtful:
         return
 
-    def look(given: Mapping[str, Tensor], row: Tensor, widened: bool = False) -> tuple[dict[str, Impossible], Any]:
+    def look(
+        given: Mapping[str, Tensor], row: Tensor, widened: Mapping[str, Wider] | None = None
+    ) -> tuple[dict[str, Impossible], Any]:
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             seen = run(row, given, widened)
         return impossible({site["name"]: site for site in seen.observed if site["name"] in doubtful}), seen.discrete
@@ -177,9 +179,17 @@ def check_all_values(
         found = {name: each for name, each in found.items() if each.wrong.any()}
         if not found:
             return
-    wider = look({}, rows[0], widened=True)[0] if joint is None and any(map(is_bounded, discrete)) else {}
+    twice = {site["name"]: _twice(single_values(site)) for site in discrete if is_bounded(site)}
+    beyond = look({}, rows[0], twice)[0] if joint is None and twice else {}
     for name, each in found.items():
-        raise ValueError(refusal(name, each.seen(_always(each, discrete, joint is None, wider.get(name)))))
+        raise ValueError(refusal(name, each.seen(_always(each, discrete, joint is None, beyond.get(name)))))
+
+
+def _twice(stated: Tensor) -> Wider:
+    """All values up to twice a stated bound."""
+    last = int(stated.max())
+
+    return wider(stated, 2 * last + 1, last + 1)
 
 
 def _lasting(found: Mapping[str, Impossible], other: Mapping[str, Impossible]) -> dict[str, Impossible]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +19,6 @@ from pyro_osds.model.values import values_at
 
 # Terms of log densities that are held at once where parameters are looked at.
 _MAX_TERMS = 2**20
-# Draws at which sums beyond stated bounds are evaluated at once, and how many terms they may have together.
-_MOST_TOGETHER, _MAX_TERMS_BEYOND = 64, 2**19
 
 
 class SiteReadings:
@@ -38,7 +35,6 @@ class SiteReadings:
     _discrete_observations: tuple[str, ...]
     num_terms: int
     _joint: Joint | None
-    _is_bounded: bool
     _single: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     def has_closed_form(self, name: str) -> bool:
@@ -59,28 +55,6 @@ class SiteReadings:
     def has_latents_below_discrete(self) -> bool:
         """Whether the prior of a continuous latent depends on a discrete one."""
         return bool(self.coordinates.below_discrete)
-
-    def beyond_bounds(self, z: Tensor) -> Tensor | None:
-        """Nats that values beyond the stated bounds of counts would add to the log density, ``(S, D) -> (S,)``.
-
-        As many values again as were stated are added, or as many as can be summed. None where no bound was stated, or
-        none can be looked beyond.
-        """
-        joint = self._joint
-        if not self._is_bounded or (joint is not None and joint.widened is None):
-            return None
-
-        def read(row: Tensor) -> tuple[Tensor]:
-            if joint is None or joint.widened is None:
-                wide = self._run(row, widened=True).log_densities(row)
-            else:
-                wider = replace(joint, values=joint.widened)
-                wide = wider.densities(lambda given: self._run(row, given, widened=True), row)
-            return (sum(wide, row.new_zeros(())) - sum(self._single(row), row.new_zeros(())),)
-
-        with torch.no_grad():
-            size = max(1, min(_MOST_TOGETHER, _MAX_TERMS_BEYOND // self.num_terms))
-            return torch.cat([self._ladder.map(read, part.to(self.dtype))[0] for part in z.split(size)])
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Draws at every continuous latent site, ``(B, D)`` to ``{name: (B, *shape)}``."""

@@ -31,23 +31,24 @@ from pyro_osds.model.checks.parameters import refuse_missing
 from pyro_osds.model.checks.reach import reached
 from pyro_osds.model.checks.suspicions import suspicions
 from pyro_osds.model.coordinates import Coordinates
-from pyro_osds.model.discrete.decode import decode
+from pyro_osds.model.discrete.elimination import Elimination
 from pyro_osds.model.discrete.enumeration import Enumerate
 from pyro_osds.model.discrete.joint import Joint
 from pyro_osds.model.discrete.plan import joint_sum
-from pyro_osds.model.discrete.supports import is_bounded, is_enumerable
+from pyro_osds.model.discrete.supports import Wider, is_bounded, is_enumerable
 from pyro_osds.model.distributions.at_zero import GradientsAtZero, is_sure, sure_densities
 from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.first_run import check_all_values, check_observations, check_parameters, first_trace
 from pyro_osds.model.foreign.integration import integrations_used
 from pyro_osds.model.foreign.moments import Copies, trace_of
+from pyro_osds.model.foreign.parameters import Constants
 from pyro_osds.model.foreign.state import State
 from pyro_osds.model.graph import block_sizes, with_scores
-from pyro_osds.model.parameters import Constants
 from pyro_osds.model.prior import sample_latents, sample_together
 from pyro_osds.model.readings import SiteReadings
 from pyro_osds.model.run import ModelRun
 from pyro_osds.model.sites import LatentSite, check_support, checked_samples, flatten, split
+from pyro_osds.model.summed import DiscreteSums
 from pyro_osds.model.trace import (
     check_latents,
     check_plates,
@@ -74,7 +75,7 @@ _MIN_TOGETHER = 32  # fewer draws of the prior are not worth the runs that one r
 
 
 @telling(midst_failure, *RUNNING)
-class ModelTarget(SiteReadings, Target):
+class ModelTarget(SiteReadings, DiscreteSums, Target):
     """The unconstrained posterior of a Pyro model, as a :class:`~pyro_osds.target.Target`.
 
     Discrete latents with finitely many values are summed out; continuous ones are the coordinates. A model without
@@ -155,7 +156,8 @@ class ModelTarget(SiteReadings, Target):
         self.can_sample_prior = not self.improper_sites and not scaled
         self.has_bounded_likelihood = has_bounded_likelihood(trace)
         self._joint: Joint | None = None
-        self._is_bounded = any(is_bounded(site) for site in discrete)
+        self._held: Elimination | None = None
+        self._bounded = tuple(site["name"] for site in discrete if is_bounded(site))
         if discrete:
             self._check_enumeration(trace)
             check_all_values(doubtful, self._run, check_points(self.start)[:2], self._joint, self.nesting)
@@ -187,11 +189,6 @@ class ModelTarget(SiteReadings, Target):
         """Whether densities are evaluated in double precision; not where the model insists on single."""
         return self._ladder.is_double
 
-    @property
-    def jointly_summed(self) -> tuple[str, ...]:
-        """Discrete latents that are summed over all their joint values, because their elements interact."""
-        return () if self._joint is None else tuple(self._joint.values)
-
     # ---- densities ----
 
     @property
@@ -212,10 +209,6 @@ class ModelTarget(SiteReadings, Target):
     def split(self, row: Tensor) -> dict[str, Tensor]:
         """Coordinates by site of one point ``(D,)``, as ``coordinates`` takes them."""
         return split(self.sites, row)
-
-    def infer_discrete(self, values: Mapping[str, Tensor], temperature: int = 1) -> dict[str, Tensor]:
-        """Values of the discrete latents, given one value ``(*shape,)`` at every continuous latent site."""
-        return decode(self._call, values, self.discrete_sites, self.nesting, temperature, self.jointly_summed)
 
     def plain_coordinates(self, z: Tensor) -> Tensor:
         """The same points in the coordinates that Pyro gives its latents, ``(B, D) -> (B, D)``."""
@@ -317,7 +310,9 @@ class ModelTarget(SiteReadings, Target):
                 return self._joint.read(lambda given: self._run(row, given), ModelRun.terms)
             return self._run(row).terms()
 
-    def _run(self, row: Tensor, given: Mapping[str, Tensor] | None = None, widened: bool = False) -> ModelRun:
+    def _run(
+        self, row: Tensor, given: Mapping[str, Tensor] | None = None, widened: Mapping[str, Wider] | None = None
+    ) -> ModelRun:
         """One run, with all discrete latents enumerated, to stated bounds or beyond, but for those that are given."""
         joint = self._joint
         if given is None:
@@ -359,7 +354,9 @@ class ModelTarget(SiteReadings, Target):
         def check_same(terms: Callable[[Tensor], Mapping[str, Tensor]]) -> None:
             check_deterministic(terms, points[:1])
 
-        self._joint = joint_sum(self._run, points, trace.nodes, self.discrete_sites, stray_dims(trace), check_same)
+        self._joint, self._held = joint_sum(
+            self._run, points, self._elsewhere, trace.nodes, self.discrete_sites, stray_dims(trace), check_same
+        )
         with torch.no_grad(), vmappable_pyro(), VmapCompat():
             run = self._run(self.start)
         shapes = {site["name"]: site["fn"].shape() for site in run.latents}

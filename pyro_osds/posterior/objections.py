@@ -12,7 +12,7 @@ from pyro_osds.explore.survey import Survey
 from pyro_osds.explore.symmetry.declared import difference
 from pyro_osds.explore.symmetry.resolved import resolved
 from pyro_osds.posterior.evidence import Reason
-from pyro_osds.posterior.plausibility import model_reasons, out_of_range, truncated, undefined_reasons
+from pyro_osds.posterior.plausibility import model_reasons, out_of_range, truncated, undefined_reasons, wrong_sums
 from pyro_osds.runtime.clock import now
 from pyro_osds.stats.weights import weigh
 from pyro_osds.symmetries import Symmetry
@@ -152,7 +152,9 @@ def _point_objections(given: Target) -> tuple[Reason, ...]:
     with torch.no_grad():
         outside = out_of_range(given, point, weight)
 
-    return (*outside, *truncated(given, point, weight))
+        wrong = wrong_sums(given, point, weight)
+
+    return (*outside, *wrong, *truncated(given, point, weight))
 
 
 def _stopped(found: Survey | None) -> tuple[Reason, ...]:

@@ -27,6 +27,8 @@ _BEFORE = {30.0: (27.0, 30.0), 700.0: (600.0, 660.0)}
 
 # Draws at which the ranges of parameters are looked at, by a run each.
 _NUM_RANGED = 256
+# Posterior draws at which the sum over discrete latents is looked at.
+_NUM_SUMMED = 32
 # Draws at which sums with more values are evaluated: a run each.
 _NUM_BEYOND = 256
 
@@ -45,7 +47,7 @@ def model_reasons(target: Any, z: Tensor, log_weight: Tensor) -> list[Reason]:
         outside = out_of_range(target, z, weight)
         # A probability above one is what comes of a parameter that is out of range, and no rounding.
         found = [*outside, *([] if outside else _above_zero(target, z, weight))]
-        found += [*_saturated(target, z, weight), *truncated(target, z, weight)]
+        found += [*wrong_sums(target, z, weight), *_saturated(target, z, weight), *truncated(target, z, weight)]
 
     return [*mistakes, *found]
 
@@ -177,6 +179,23 @@ def truncated(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
             mendable=False,
         )
     ]
+
+
+def wrong_sums(target: Any, z: Tensor, weight: Tensor) -> list[Reason]:
+    """Discrete latents that interact where the posterior is, and were summed as if they did not.
+
+    Arguments:
+        target: The model's posterior, in the coordinates of its sites.
+        z: Draws in these coordinates, ``(S, D)``.
+        weight: Their weights, ``(S,)``.
+    """
+    if not target.discrete_sites or not weight.sum() > 0:
+        return []
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.multinomial(weight.cpu(), _NUM_SUMMED, replacement=True, generator=generator)
+    text = target.unseen_dependence(z[chosen.unique().to(z.device)])
+
+    return [] if text is None else [Reason(text, mendable=False, is_final=True)]
 
 
 def _change(target: Any, name: str, z: Tensor, weight: Tensor) -> float:

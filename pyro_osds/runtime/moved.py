@@ -83,6 +83,7 @@ _MOVED: dict[str, str | tuple[str, ...]] = {
     "model.enumeration": "model.discrete.enumeration",
     "model.decode": "model.discrete.decode",
     "model.ladder": "model.batching",
+    "model.parameters": "model.foreign.parameters",
     "model.capture": "model.graph",
     "model.compat": "model.vmap",
     "model.model_target": "model.target",

@@ -138,6 +138,10 @@ operation whose result is kept for gradients."""
 MAX_TRUNCATED = 0.01
 """Nats of log evidence that values beyond a stated bound may add without a word: a tenth of :data:`MAX_STD_ERROR`."""
 
+MAX_PRIOR_BEYOND = 1e-6
+"""Prior mass of a count that may lie beyond the values that are looked at, given other discrete latents: it counts for
+0.01 nats only if observations are ten thousand times as probable there as where the rest of the mass lies."""
+
 # ---- two estimates of one log evidence ----
 
 MAX_SIGMAS = 3.0

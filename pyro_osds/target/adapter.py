@@ -81,6 +81,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "unconstrain": _METHOD,
     "saturated_sites": _METHOD,
     "beyond_bounds": _METHOD,
+    "unseen_dependence": _METHOD,
     "out_of_range": _METHOD,
     "has_closed_form": _METHOD,
     "not_finite_sites": _METHOD,

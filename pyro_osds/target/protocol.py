@@ -154,6 +154,10 @@ class Target(Protocol):
         """Nats that values beyond stated bounds would add, ``(S, D) -> (S,)``. Default: None, nothing is bounded."""
         return None
 
+    def unseen_dependence(self, z: Tensor) -> str | None:
+        """What a sum over discrete latents does not see at points ``(S, D)``, in sentences. Default: None, nothing."""
+        return None
+
     def out_of_range(self, z: Tensor) -> tuple[str, Tensor] | None:
         """A sentence on parameters of distributions that are out of range, and log ratios of the density without that.
 

@@ -156,6 +156,10 @@ class MovedTarget(TargetWrapper):
         """Nats that values beyond stated bounds would add, ``(S,)``."""
         return self.target.beyond_bounds(self.inside(z))
 
+    def unseen_dependence(self, z: Tensor) -> str | None:
+        """What a sum over discrete latents does not see at some points, in sentences."""
+        return self.target.unseen_dependence(self.inside(z))
+
     def out_of_range(self, z: Tensor) -> tuple[str, Tensor] | None:
         """What is said of parameters that are out of range, and log ratios of the density without that, ``(S,)``."""
         return self.target.out_of_range(self.inside(z))

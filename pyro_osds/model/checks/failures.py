@@ -41,6 +41,7 @@ RUNNING = (
     "other_coordinates",
     "infer_discrete",
     "beyond_bounds",
+    "unseen_dependence",
     "not_finite_sites",
     "why_not_finite",
     "constrain",

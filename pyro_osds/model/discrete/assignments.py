@@ -47,13 +47,27 @@ class Discrete:
         """Values for indices ``(*, *elements)``."""
         return self.values[index]
 
+    def index_of(self, value: Tensor) -> Tensor:
+        """Indices ``(*, *elements)`` of values ``(*, *shape)``; of what is none of them, that of the nearest.
 
-def discrete_of(site: Mapping[str, Any], widened: bool = False) -> Discrete:
+        Example:
+            >>> Discrete("n", torch.arange(3.0), torch.Size([2]), 1).index_of(torch.tensor([1.0, 7.0]))
+            tensor([1, 2])
+        """
+        event = self.values.dim() - 1
+        values = self.values.to(value.device).double().reshape(len(self.values), -1)
+        shape = value.shape[: value.dim() - event]
+        given = value.double().reshape(-1, values.shape[1])
+        distance = (given[:, None] - values).abs().sum(-1)
+
+        return distance.argmin(1).reshape(shape).cpu()
+
+
+def discrete_of(site: Mapping[str, Any]) -> Discrete:
     """A discrete latent, read off a plain run.
 
     Arguments:
         site: The site.
-        widened: Whether a bound is twice as high as it was stated.
 
     Example:
         >>> import pyro.distributions as dist
@@ -62,7 +76,7 @@ def discrete_of(site: Mapping[str, Any], widened: bool = False) -> Discrete:
         >>> site.elements, site.count
         (torch.Size([3]), 8)
     """
-    values = single_values(site, widened)
+    values = single_values(site)
     shape, event = site["fn"].shape(), values.dim() - 1
     elements = shape[: len(shape) - event]
 
@@ -110,6 +124,37 @@ def some_indices(sites: Iterable[Discrete], count: int) -> dict[str, Tensor]:
         indices[site.name] = drawn
 
     return indices
+
+
+def moved_indices(sites: Iterable[Discrete], indices: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Joint values that differ from each of some in one element, as indices ``(C, count, *elements)``.
+
+    The random numbers of the caller stay as they are.
+
+    Arguments:
+        sites: The discrete latents.
+        indices: The joint values that are changed, ``(C, *elements)``.
+        count: How many of each.
+    """
+    sites = tuple(sites)
+    generator = torch.Generator().manual_seed(2)
+    moved = {site.name: indices[site.name][:, None].repeat(1, count, *(1,) * len(site.elements)) for site in sites}
+    movable = [site for site in sites if site.num_values > 1 and site.elements.numel()]
+    if not movable:
+        return moved
+    num_rows = len(next(iter(indices.values()))) * count
+    sizes = torch.tensor([site.elements.numel() for site in movable])
+    # Each element of each site alike.
+    chosen = torch.randint(int(sizes.sum()), (num_rows,), generator=generator)
+    start = 0
+    for site, size in zip(movable, sizes.tolist(), strict=True):
+        row = ((chosen >= start) & (chosen < start + size)).nonzero()[:, 0]
+        flat = moved[site.name].reshape(num_rows, size)
+        step = 1 + torch.randint(site.num_values - 1, (len(row),), generator=generator)
+        flat[row, chosen[row] - start] = (flat[row, chosen[row] - start] + step) % site.num_values
+        start += size
+
+    return moved
 
 
 def values_at(sites: Iterable[Discrete], indices: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_osds.model.discrete.elimination import log_probs
 from pyro_osds.model.discrete.enumeration import is_changed
 from pyro_osds.model.discrete.factors import same
 from pyro_osds.model.discrete.joint import Joint
@@ -53,11 +54,6 @@ def with_dependence(joint: Joint, run_at: RunAt, points: Tensor, rounding: float
         has_plain_prior &= not (tied & latents) and not any(map(is_changed, run.discrete))
 
     return replace(joint, tied=frozenset(tied), has_plain_prior=has_plain_prior)
-
-
-def log_probs(run: Any) -> dict[str, Tensor]:
-    """Log densities of all sites of one run."""
-    return {site["name"]: site["log_prob"] for site in (*run.latents, *run.discrete, *run.observed)}
 
 
 def _everything(run: Any) -> dict[tuple[str, str], Tensor]:

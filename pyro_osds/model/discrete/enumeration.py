@@ -24,7 +24,7 @@ from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
-from pyro_osds.model.discrete.supports import is_enumerable, listed
+from pyro_osds.model.discrete.supports import Wider, is_enumerable, listed
 from pyro_osds.model.pyro_internals import allotted_dims, enumerated_dim, restore_allotted_dims
 
 
@@ -34,11 +34,14 @@ class Enumerate(EnumMessenger):
     Arguments:
         max_plate_nesting: How many dimensions from the right belong to plates.
         given: One value for each of some discrete latents, which have that one only.
-        widened: Whether bounds of counts are twice as high as they were stated.
+        widened: Values beyond stated bounds, by site.
     """
 
     def __init__(
-        self, max_plate_nesting: int, given: Mapping[str, Tensor] | None = None, widened: bool = False
+        self,
+        max_plate_nesting: int,
+        given: Mapping[str, Tensor] | None = None,
+        widened: Mapping[str, Wider] | None = None,
     ) -> None:
         super().__init__(first_available_dim=-1 - max_plate_nesting)
         self._given = given or {}

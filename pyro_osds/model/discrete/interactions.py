@@ -17,7 +17,7 @@ from pyro_osds.model.discrete.factors import aligned, plates, same
 from pyro_osds.model.pyro_internals import is_in_markov_scope
 
 # Joint values at which elements are changed, and elements of a site that are.
-_NUM_BASES, _MAX_ELEMENTS = 4, 64
+_NUM_BASES, _MAX_ELEMENTS = 5, 64
 # Elements that are held against one of them, to see whether both are read together.
 _MAX_OTHERS = 32
 
@@ -40,6 +40,9 @@ class Interaction:
         num_read: On how many of its elements one element of the reader depends at most.
         num_elements: How many elements it has.
         is_sum: Whether the reader's log density is a sum over the elements, as that of an event of independent ones is.
+        in_plates: Whether all elements lie in plates.
+        num_rows: How many elements the reader has.
+        num_together: How many elements a sum has to go over together, where each is a site of its own.
     """
 
     discrete: str
@@ -48,10 +51,17 @@ class Interaction:
     num_read: int
     num_elements: int
     is_sum: bool = False
+    in_plates: bool = True
+    num_rows: int = 1
+    num_together: int = 1
 
 
 def interactions(
-    evaluate: Evaluate, sites: Sequence[Discrete], nodes: Mapping[str, Any], rounding: float
+    evaluate: Evaluate,
+    sites: Sequence[Discrete],
+    nodes: Mapping[str, Any],
+    rounding: float,
+    special: Mapping[str, Tensor] | None = None,
 ) -> list[Interaction]:
     """All that elimination would not see.
 
@@ -60,10 +70,9 @@ def interactions(
         sites: The discrete latents.
         nodes: All sites of a plain run, by name.
         rounding: By what share of their size, or of one, two equal densities may differ.
+        special: Joint values at which elimination was seen to be wrong, as indices of one.
     """
-    indices = some_indices(sites, _NUM_BASES + 1)
-    # The first and the last value of all are special where sites count or compare.
-    base = {name: rows[1:] for name, rows in indices.items()}
+    base = _bases(sites, special or {})
     before = evaluate(values_at(sites, base))
     found = []
     for site in sites:
@@ -73,7 +82,26 @@ def interactions(
     return found
 
 
-def is_sum_over(evaluate: Evaluate, sites: Sequence[Discrete], site: Discrete, reader: str, rounding: float) -> bool:
+def _bases(sites: Sequence[Discrete], special: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Joint values at which elements are changed: the first of all, the last, any, and those where something was seen.
+
+    The first and the last value of all are special where sites count or compare.
+    """
+    base = some_indices(sites, _NUM_BASES)
+    for name in base.keys() & special.keys():
+        base[name][-1] = special[name]
+
+    return base
+
+
+def is_sum_over(
+    evaluate: Evaluate,
+    sites: Sequence[Discrete],
+    site: Discrete,
+    reader: str,
+    rounding: float,
+    special: Mapping[str, Tensor] | None = None,
+) -> bool:
     r"""Whether a log density depends on the elements of a discrete latent one by one, as a sum would.
 
     .. math:: f(x_i', x_j') - f(x_i', x_j) - f(x_i, x_j') + f(x_i, x_j) = 0
@@ -84,23 +112,31 @@ def is_sum_over(evaluate: Evaluate, sites: Sequence[Discrete], site: Discrete, r
         site: The one in question.
         reader: The site whose log density it is.
         rounding: By what share of their size, or of one, two equal densities may differ.
+        special: Joint values at which elimination was seen to be wrong, as indices of one.
     """
     total = site.elements.numel()
     if total < 2 or site.num_values < 2:
         return False
-    others = torch.linspace(1, total - 1, min(total - 1, _MAX_OTHERS)).round().long()
-    base = {name: rows[2:] for name, rows in some_indices(sites, 3).items()}
-    # The base, with the first element changed, with each of the others, and with both.
-    changed = {name: rows.repeat_interleave(2 + 2 * len(others), 0) for name, rows in base.items()}
-    flat = changed[site.name].reshape(-1, total)
-    flat[1] = _next(flat[1], 0, site)
-    for row, other in enumerate(others.tolist()):
-        flat[2 + row] = _next(flat[0], other, site)
-        flat[2 + len(others) + row] = _next(flat[1], other, site)
+    others = torch.linspace(1, total - 1, min(total - 1, _MAX_OTHERS)).round().long().tolist()
+    bases = _bases(sites, special or {})
+    # The bases, with the first element changed, with each of the others, and with both.
+    each = 2 + 2 * len(others)
+    changed = {name: rows.repeat_interleave(each, 0) for name, rows in bases.items()}
+    flat = changed[site.name].reshape(_NUM_BASES, each, total)
+    for base in flat:
+        base[1] = _next(base[1], 0, site)
+        for row, other in enumerate(others):
+            base[2 + row] = _next(base[0], other, site)
+            base[2 + len(others) + row] = _next(base[1], other, site)
     density = evaluate(values_at(sites, changed))[reader]
-    before, first, rest = density[:1], density[1:2], density[2:].reshape(2, len(others), *density.shape[1:])
+    density = density.reshape(_NUM_BASES, each, *density.shape[1:])
+    before, first = density[:, :1], density[:, 1:2]
+    rest = density[:, 2:].reshape(_NUM_BASES, 2, len(others), *density.shape[2:])
+    # Where nothing changes, nothing is told.
+    is_told = not same(first.expand_as(density), density, rounding).all()
+    size = rounding * (1.0 + density.nan_to_num(0.0, 0.0, 0.0).abs().max().item())
 
-    return bool(same(rest[1] - first, rest[0] - before, rounding * (1.0 + density.abs().max().item())).all())
+    return is_told and bool(same(rest[:, 1] - first, rest[:, 0] - before, size).all())
 
 
 def _next(row: Tensor, element: int, site: Discrete) -> Tensor:
@@ -161,7 +197,27 @@ def _interaction(site: Discrete, nodes: Mapping[str, Any], name: str, moved: Ten
     else:
         kind = ELEMENTS if _is_mixed(site, moved) else None
 
-    return None if kind is None else Interaction(site.name, name, kind, num_read, total)
+    if kind is None:
+        return None
+    in_plates, num_rows = not _has_no_plate(site, node), moved[:1].numel()
+
+    return Interaction(
+        site.name, name, kind, num_read, total, False, in_plates, num_rows, max(num_read, _num_together(moved))
+    )
+
+
+def _num_together(moved: Tensor) -> int:
+    """How many elements a sum over one after the other has to go over together, the most convenient ones first."""
+    columns = moved.reshape(len(moved), -1).T.unique(dim=0)
+    groups = [set(column.nonzero()[:, 0].tolist()) for column in columns]
+    most = 0
+    while any(groups):
+        neighbours = {i: set().union(*(group for group in groups if i in group)) for i in set().union(*groups)}
+        next_ = min(neighbours, key=lambda i: len(neighbours[i]))
+        most = max(most, len(neighbours[next_]))
+        groups = [group for group in groups if next_ not in group] + [neighbours[next_] - {next_}]
+
+    return most
 
 
 def _has_no_plate(site: Discrete, node: Mapping[str, Any]) -> bool:

@@ -31,7 +31,7 @@ class Joint:
         batched_factories: Whether new tensors of a run belong to the batch from the start.
         tied: Sites whose density depends on these discrete latents, and deterministic ones whose value does.
         has_plain_prior: Whether the prior of the continuous latents depends on no discrete one.
-        widened: The joint values with some that lie beyond stated bounds; None where there are none, or too many.
+        log_weight: The log of how many joint values each stands for, ``(A,)``; None for one each.
     """
 
     values: Mapping[str, Tensor]
@@ -39,7 +39,7 @@ class Joint:
     batched_factories: bool = False
     tied: frozenset[str] = frozenset()
     has_plain_prior: bool = False
-    widened: Mapping[str, Tensor] | None = None
+    log_weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
@@ -80,6 +80,8 @@ class Joint:
             like: A tensor of the type and on the device of the densities.
         """
         latents, prior, joint = self.read(run, lambda seen: seen.log_terms(like))
+        if self.log_weight is not None:
+            prior, joint = prior + self.log_weight, joint + self.log_weight
         log_prior = latents[0] if self.has_plain_prior else torch.logsumexp(prior, 0)
 
         return log_prior, torch.logsumexp(joint, 0) - log_prior

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pyro_osds.model.discrete.assignments import Discrete, num_joint
@@ -13,6 +14,8 @@ from pyro_osds.stats.thresholds import MAX_JOINT, MAX_JOINT_SLOWLY, MAX_JOINT_TE
 _MAX_STEPS = 50
 
 
+# What Pyro says of a dimension that it does not know.
+_PACKING = re.compile(r"Error while packing tensors at site ('[^']*')")
 _MANY_TERMS = "Take fewer elements or fewer rows, or a statistic of the rows that is sufficient."
 _FEWER = "fewer elements, fewer values, or continuous latents in their place, such as RelaxedBernoulli"
 
@@ -60,6 +63,30 @@ def refusal(
     return f"{_what(seen, jointly, error)} {_too_many(jointly, num_terms, vectorized)} {cure}"
 
 
+def unseen(found: Sequence[Interaction], names: Sequence[str], sizes: dict[str, int], start: str) -> str:
+    """The sentences for discrete latents that were summed as if they did not interact, where they do.
+
+    Arguments:
+        found: What elimination does not see.
+        names: The discrete latents that were eliminated.
+        sizes: How many values one element of each has.
+        start: A point at which it is seen, as Python; empty where that is no matter of the point.
+    """
+    seen = worst(found)
+    what = f"The discrete latents {list(names)} interact." if seen is None else _told(seen)
+    cure = _cure(seen, sizes, True, None)
+    if start:
+        cure = (
+            "Let the model be looked at where it shows: "
+            f"init_strategy=pyro.infer.autoguide.init_to_value(values={start})."
+        )
+
+    return (
+        f"{what} That is so at draws of the posterior, and was not seen at the first run and draws of the prior: the "
+        f"sum over discrete latents, and with it the log evidence and the draws, are wrong. {cure}"
+    )
+
+
 def worst(found: Sequence[Interaction]) -> Interaction | None:
     """The one to tell: of those that another site is in, that which reads most."""
     between = [seen for seen in found if seen.kind != VECTOR]
@@ -70,7 +97,15 @@ def worst(found: Sequence[Interaction]) -> Interaction | None:
 def _what(seen: Interaction | None, jointly: Sequence[Discrete], error: Exception | None) -> str:
     if seen is None:
         why = f" ({type(error).__name__}: {first_line(error)})" if error is not None and str(error) else ""
+        if why and (packing := _PACKING.match(str(error))):
+            why = f": the log density of site {packing[1]} has a dimension of neither a plate nor a discrete latent"
         return f"The discrete latents {[site.name for site in jointly]} cannot be summed out one after the other{why}."
+
+    return _told(seen)
+
+
+def _told(seen: Interaction) -> str:
+    """What one interaction is."""
     what = f"discrete latent {seen.discrete!r}"
 
     return {
@@ -120,32 +155,51 @@ def _cure(seen: Interaction | None, sizes: dict[str, int], vectorized: bool, his
     if seen.kind == VECTOR:
         return "Declare them by pyro.plate, without .to_event()."
     if seen.is_sum:
-        return (
-            f"Its log density is a sum over these elements: declare them by pyro.plate, without .to_event(), and put "
-            f"{seen.reader!r} into that plate, with an element for each of theirs."
-        )
+        return _cure_of_sum(seen)
 
     return _cure_of_elements(seen, sizes.get(seen.discrete, 2))
+
+
+def _cure_of_sum(seen: Interaction) -> str:
+    """What helps where a log density is a sum over elements: each of its terms beside the element that it reads."""
+    what = "Its log density is a sum over these elements: "
+    if not seen.in_plates:
+        return (
+            f"{what}declare them by pyro.plate, without .to_event(), and put {seen.reader!r} into that plate, with an "
+            "element for each of theirs."
+        )
+    if seen.kind == PLATE:
+        return f"{what}put {seen.reader!r} into their plate, with an element for each of theirs."
+
+    return f"{what}write each of its terms beside the element that it reads, as an element of a site in that plate."
 
 
 def _cure_of_elements(seen: Interaction, num_values: int) -> str:
     """What helps where elements of a plate are read from elsewhere."""
     is_sequential = seen.num_elements <= _MAX_STEPS
+    loop = f"Write {'the plate' if seen.in_plates else 'them'} as a loop, `for i in pyro.plate(...)`"
     if seen.num_read <= 1:
         inside = f"Put {seen.reader!r} into the plate of {seen.discrete!r}, what belongs to an element beside it"
-        loop = (
+        or_loop = (
             f", or write the plate as a loop, `for i in pyro.plate(...)`, with a site like {seen.reader!r} for each i"
         )
-        return f"{inside}{loop if is_sequential else ''}."
-    if num_values**seen.num_read > MAX_JOINT:
-        return f"They are read all together, which no way of writing plates changes: take {_FEWER}."
-    if is_sequential:
+        return f"{inside}{or_loop if is_sequential else ''}."
+    is_one_by_one = seen.kind == ELEMENTS and seen.num_read < seen.num_elements
+    if is_sequential and is_one_by_one and num_values**seen.num_together <= MAX_JOINT_TERMS:
         return (
-            "Write the plate as a loop, `for i in pyro.plate(...)`, with a site of its own for each element of "
-            f"{seen.reader!r}: sums then go over those that are read together."
+            f"{loop}, with a site of its own for each element of {seen.reader!r}: sums then go over those that are "
+            "read together."
+        )
+    if is_sequential and num_values**seen.num_read * seen.num_rows <= MAX_JOINT_TERMS:
+        return (
+            f"{loop}, and compute what {seen.reader!r} reads step by step, with tensors that broadcast "
+            "(total = total + w[i] * z_i; none = none * (1 - z_i)) and without torch.stack: "
+            f"{num_values**seen.num_read:,} values are few enough for that."
+        )
+    if seen.num_read < seen.num_elements and num_values**seen.num_read <= MAX_JOINT:
+        return (
+            f"Where neighbours are read together, write a chain by pyro.markov(..., history={seen.num_read - 1}); "
+            f"otherwise take {_FEWER}."
         )
 
-    return (
-        f"Where neighbours are read together, write a chain by pyro.markov(..., history={seen.num_read - 1}); "
-        f"otherwise take {_FEWER}."
-    )
+    return f"They are read all together, which no way of writing plates changes: take {_FEWER}."

@@ -11,7 +11,7 @@ comes nearer to that of all values as the bound grows, from below.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -79,12 +79,43 @@ def lowest(fn: Any) -> int:
     return int(bound.min()) if isinstance(bound, Tensor) else int(bound)
 
 
-def single_values(site: Mapping[str, Any], widened: bool = False) -> Tensor:
+class Wider(NamedTuple):
+    """Values within a stated bound and beyond it; where there are many beyond, some of them stand for their neighbours.
+
+    Arguments:
+        values: The values, ``(K,)``.
+        log_weight: The log of how many values each stands for, ``(K,)``.
+    """
+
+    values: Tensor
+    log_weight: Tensor
+
+
+def wider(stated: Tensor, top: int, count: int) -> Wider:
+    """Values up to a larger bound.
+
+    Arguments:
+        stated: The values that were stated, ``(K,)``; what they leave out between them, they mean to leave out.
+        top: The largest value, above all of them.
+        count: How many values beyond the stated ones there may be.
+
+    Example:
+        >>> wider(torch.tensor([0.0, 1.0]), 7, 3).values.tolist()
+        [0.0, 1.0, 2.0, 4.0, 6.0]
+    """
+    last = int(stated.max())
+    edges = torch.linspace(last, top, min(count, top - last) + 1, dtype=torch.double).round().long()
+    low, high = edges[:-1] + 1, edges[1:]
+    size = torch.cat([torch.ones(len(stated)), (high - low + 1).to(stated.device)])
+
+    return Wider(torch.cat([stated, ((low + high) // 2).to(stated)]), size.to(stated).log())
+
+
+def single_values(site: Mapping[str, Any]) -> Tensor:
     """What one element of a discrete latent can be.
 
     Arguments:
         site: The site, in a plain run or in an enumerated one.
-        widened: Whether a bound is twice as high as it was stated, to see what lies beyond.
 
     Returns:
         ``(K, *event_shape)``; event dimensions that ``.to_event()`` declares hold elements, and are none of these.
@@ -93,10 +124,6 @@ def single_values(site: Mapping[str, Any], widened: bool = False) -> Tensor:
     if is_bounded(site):
         given = site["infer"][SUPPORT]
         stated = given if isinstance(given, Tensor) else torch.arange(lowest(fn), given + 1)
-        if widened:
-            # What a list leaves out between its values, it means to leave out.
-            top = int(stated.max())
-            stated = torch.cat([stated, torch.arange(top + 1, 2 * top + 2).to(stated)])
         given = [part for part in vars(fn).values() if isinstance(part, Tensor) and part.is_floating_point()]
         return stated.to(given[0] if given else torch.zeros(()))
     try:
@@ -127,8 +154,8 @@ class Bounded(TorchDistribution):
     arg_constraints: dict[str, Any] = {}
     has_enumerate_support = True
 
-    def __init__(self, fn: Any, values: Tensor) -> None:
-        self.fn, self.values = fn, values
+    def __init__(self, fn: Any, values: Tensor, log_weight: Tensor | None = None) -> None:
+        self.fn, self.values, self.log_weight = fn, values, log_weight
         Distribution.__init__(self, fn.batch_shape, fn.event_shape, validate_args=False)
 
     @property
@@ -142,11 +169,15 @@ class Bounded(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, not normalised anew."""
-        return self.fn.log_prob(value)
+        log_prob = self.fn.log_prob(value)
+        if self.log_weight is None:
+            return log_prob
+
+        return log_prob + torch.where(value.unsqueeze(-1) == self.values, self.log_weight, 0.0).sum(-1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Bounded:
         """The same in a larger batch."""
-        return Bounded(self.fn.expand(batch_shape), self.values)
+        return Bounded(self.fn.expand(batch_shape), self.values, self.log_weight)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """The values, ``(K, *batch_shape)`` or ``(K, 1, ..., 1)``."""
@@ -155,9 +186,38 @@ class Bounded(TorchDistribution):
         return values.expand(-1, *self.batch_shape) if expand else values
 
 
-def listed(site: Mapping[str, Any], widened: bool = False) -> Any:
-    """A site's distribution in a form that Pyro can enumerate."""
+def mass_between(fn: Any, low: int, high: int) -> Tensor:
+    """The probability that a count lies between two values, both included, ``(*batch_shape,)``.
+
+    Arguments:
+        fn: The distribution of the count, as it stands at its site.
+        low: The lower one.
+        high: The upper one.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> mass_between(dist.Geometric(torch.tensor([0.5, 0.1])), 0, 1)
+        tensor([0.7500, 0.1900])
+    """
+    plain = unwrap(fn.fn if isinstance(fn, Bounded) else fn)
+    values = torch.arange(low, high + 1).reshape(-1, *(1,) * len(plain.batch_shape))
+    given = [part for part in vars(plain).values() if isinstance(part, Tensor) and part.is_floating_point()]
+    like = given[0] if given else torch.zeros(())
+
+    return plain.log_prob(values.to(device=like.device, dtype=like.dtype)).exp().sum(0)
+
+
+def listed(site: Mapping[str, Any], widened: Mapping[str, Wider] | None = None) -> Any:
+    """A site's distribution in a form that Pyro can enumerate.
+
+    Arguments:
+        site: The site.
+        widened: Values beyond stated bounds, by site.
+    """
     fn = site["fn"]
+    if widened and site["name"] in widened:
+        values = widened[site["name"]].values.to(single_values(site))
+        return Bounded(fn, values, widened[site["name"]].log_weight)
     plain = unwrap(fn)
     is_listed = is_bounded(site)
     if not is_listed and hasattr(plain, "total_count") and not fn.event_shape:
@@ -166,4 +226,4 @@ def listed(site: Mapping[str, Any], widened: bool = False) -> Any:
         except NotImplementedError:
             is_listed = True
 
-    return Bounded(fn, single_values(site, widened)) if is_listed else fn
+    return Bounded(fn, single_values(site)) if is_listed else fn
