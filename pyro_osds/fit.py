@@ -220,8 +220,18 @@ class Fit(FitDraws):
     def run(self) -> None:
         """Train, draw, judge, and climb further stages while the verdict is bad; what was cut short goes on.
 
-        Where exploration was stopped and training ended early, the rest of the time goes back to exploration.
+        Where exploration was stopped and training ended early, the rest of the time goes back to exploration. A second
+        Ctrl-C waits for nothing: what there is has not been judged, and can be gone on with all the same.
         """
+        try:
+            self._run_in_time()
+        except KeyboardInterrupt:
+            self.is_interrupted, self._deadline, self._per_draw = True, math.inf, 0.0
+            self.trainer, self.leap = self.recipe.trainer, self.recipe.trainer.leap
+            raise
+
+    def _run_in_time(self) -> None:
+        """Train and judge, and explore for as long as training leaves time for it."""
         deadline, start = self._deadline, now()
         self._run_once()
         while self.stopped is not None and not self.recipe.is_paused and deadline - now() > now() - start:

@@ -266,6 +266,35 @@ def test_resume_after_ctrl_c(uninterrupted, monkeypatch, tmp_path, number):
     assert all(torch.equal(ours, theirs) for ours, theirs in weights)
 
 
+def test_a_second_ctrl_c_can_be_gone_on_from(uninterrupted, monkeypatch, tmp_path):
+    # It waits for nothing, not even for the look that says which weights are the better ones.
+    def interrupted(self, *arguments):
+        torch.rand(3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 7)
+        step = Trainer.step
+
+        def step_and_break(self):
+            try:
+                return step(self)
+            except KeyboardInterrupt:
+                patch.setattr(Trainer, "_validate", interrupted)
+                raise
+
+        patch.setattr(Trainer, "step", step_and_break)
+        pyro.set_rng_seed(0)
+        osds = heavy_tails()
+        with pytest.raises(KeyboardInterrupt):
+            osds.run()
+    assert osds.is_interrupted and len(osds.trainer.history.loss) == 6 and not osds.fit.is_judged
+    osds.save(tmp_path / "fit.pt")
+    for each in (osds, OSDS.load(tmp_path / "fit.pt", heavy)):
+        gone_on(each)
+        assert not each.is_interrupted and each.evidence == uninterrupted.evidence
+
+
 def test_resume_on_a_stage(uninterrupted, monkeypatch):
     # Ctrl-C on the refinement: the flow's verdict stands, until the refinement is walked after all.
     walk, calls = fit_stages.refined_posterior, []

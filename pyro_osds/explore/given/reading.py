@@ -43,7 +43,7 @@ def reference_draws(samples: Any, what: str = "samples") -> dict[str, Tensor]:
     elif isinstance(samples, Mapping):
         given = {str(name): value for name, value in samples.items()}
     elif hasattr(samples, "get_samples"):
-        given = dict(samples.get_samples(group_by_chain=True))
+        given = _of_sampler(samples, what)
     else:
         raise TypeError(
             f"{what} must be a mapping of draws by site, or InferenceData with a group posterior; got "
@@ -51,6 +51,22 @@ def reference_draws(samples: Any, what: str = "samples") -> dict[str, Tensor]:
         )
 
     return {name: _tensor(name, value, what) for name, value in given.items()}
+
+
+def _of_sampler(sampler: Any, what: str) -> dict[str, Any]:
+    """The draws that a sampler has made.
+
+    Raises:
+        ValueError: If it has made none.
+    """
+    try:
+        return dict(sampler.get_samples(group_by_chain=True))
+    except (AttributeError, TypeError) as error:
+        # What NumPyro's and Pyro's MCMC say then is that None is no mapping.
+        if "None" not in str(error):
+            raise
+        name = type(sampler).__name__
+        raise ValueError(f"{what} holds no draws: this {name} has not been run. Call its run(...) first.") from error
 
 
 def _tensor(name: str, value: Any, what: str) -> Tensor:
@@ -301,8 +317,8 @@ def _check_numbers(name: str, value: Tensor, what: str) -> None:
         got = value[bad].reshape(-1)[0].item()
         raise ValueError(
             f"{what}[{name!r}] holds {got} in {int(rows.sum())} of {len(rows)} draws, first in draw "
-            f"{int(rows.nonzero()[0])}. Leave those draws out, or run the sampler again: a chain that gave nan has "
-            f"failed."
+            f"{int(rows.nonzero()[0])}. Leave those draws out, or run the sampler again: a chain that gave nan or "
+            "inf has failed."
         )
 
 
@@ -336,6 +352,6 @@ def _check_round_trip(values: Mapping[str, Tensor], z: Tensor, target: Target, w
 
 
 def _listed(names: Any) -> str:
-    names = [repr(name) for name in names]
+    names = [repr(name) for name in names] or ["none"]
 
     return ", ".join(names[:_NUM_NAMED]) + (f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else "")

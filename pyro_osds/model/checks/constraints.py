@@ -171,7 +171,7 @@ def _outside(trace: Any) -> dict[tuple[str, str], str]:
                     f"The distribution of site {name!r}, {type(fn).__name__}, has {parameter} = "
                     f"{_first(value, where):.6g} in every run, outside of its range, "
                     f"{range_words(low, high, _first(value, where) == low)}. Look for a wrong sign, or "
-                    "arguments in the wrong order. " + cures.get(parameter, "")
+                    + " ".join(filter(None, ("arguments in the wrong order.", cures.get(parameter))))
                 )
 
     return found

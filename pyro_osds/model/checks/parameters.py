@@ -100,8 +100,19 @@ def refuse_missing(
             raise ValueError(_sentence(parameter, sources))
 
 
-def nan_arguments(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-    """Names of the model's arguments that hold a nan.
+def nan_arguments(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    is_bad: Callable[[Tensor], Tensor] = torch.isnan,
+) -> list[str]:
+    """Names of the model's arguments that hold a nan, or what else is asked for.
+
+    Arguments:
+        model: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        is_bad: What is looked for, ``(*) -> (*)``.
 
     Example:
         >>> nan_arguments(lambda x, y: None, (torch.tensor([0.0, torch.nan]), torch.zeros(2)), {})
@@ -112,18 +123,16 @@ def nan_arguments(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapp
     except (TypeError, ValueError):
         bound = {**{f"number {place}": value for place, value in enumerate(args)}, **kwargs}
 
-    return [name for name, value in bound.items() if _holds_nan(value)]
+    def holds(value: Any) -> bool:
+        if isinstance(value, Mapping):
+            return any(map(holds, value.values()))
+        if isinstance(value, (list, tuple)):
+            return any(map(holds, value))
+        value = torch.tensor(value) if isinstance(value, float) else value
 
+        return isinstance(value, Tensor) and value.is_floating_point() and bool(is_bad(value).any())
 
-def _holds_nan(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_holds_nan, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(_holds_nan, value))
-    if isinstance(value, float):
-        return value != value
-
-    return isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any())
+    return [name for name, value in bound.items() if holds(value)]
 
 
 def _parameters(fn: Any) -> Iterator[tuple[str, Tensor, int]]:

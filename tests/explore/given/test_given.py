@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from pyro.infer import MCMC, NUTS
 
 from pyro_osds import OSDS, ModelWarning, evidence_from_samples
 from pyro_osds.explore.given.reading import given_draws
@@ -153,6 +154,11 @@ def test_what_holds_no_draws_is_refused():
         given_draws({**draws(), "sd": draws()["sd"] + 0j}, target_of())
     with pytest.raises(TypeError, match="no array of draws"):
         given_draws({**draws(), "sd": ["a", "b"]}, target_of())
+
+
+def test_a_sampler_that_was_not_run_is_told_as_that():
+    with pytest.raises(ValueError, match=r"holds no draws: this MCMC has not been run. Call its run\(...\) first."):
+        given_draws(MCMC(NUTS(lambda: None), num_samples=10), target_of())
 
 
 NORMAL = FunctionTarget(lambda z: -0.5 * z.square().sum(-1), dim=3)

@@ -344,6 +344,17 @@ def test_a_missing_covariate_is_named():
         ModelTarget(covariate, (Y,))
 
 
+def test_an_infinite_covariate_is_named():
+    # There is no point at which the observations are possible, so none is asked for.
+    def model(x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=torch.ones(len(x)))
+
+    with pytest.raises(ValueError, match=r"site 'y'. Argument 'x' holds inf: leave such rows out, or mend the data."):
+        OSDS(model, disable_progbar=True).run(tensor([1.0, math.inf]))
+
+
 @pytest.mark.parametrize("part", ["loc", "scale"])
 def test_a_missing_covariate_under_a_mask_has_no_gradient(part):
     mask = ~Y.isnan()
