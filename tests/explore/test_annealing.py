@@ -313,6 +313,7 @@ def cluster(z):
     return -2.0 * (inverse.square() - 2.0 * inverse).sum(-1) - 0.5 * z.square().sum(-1)
 
 
+@pytest.mark.long
 def test_moves_become_longer_where_they_leave_particles_behind(float64):
     # By three long runs the log evidence is 59.88(1), the mean log density 43.07.
     wide = MultivariateNormal(torch.zeros(36), 9.0 * torch.eye(36))

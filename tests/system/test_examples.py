@@ -18,6 +18,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# Run before a release, and for the pages.
+LONG = {"galaxies", "hidden_markov", "nile", "radon"}
 RUNNER = ROOT / "docs" / "run_example.py"
 # Data too long to stand in a notebook: the file beside it, as somebody has it who downloaded both.
 FILES = {"german_credit": "german_credit.csv", "exoplanet": "eprv3/rvs_1.txt", "radon": "radon.csv"}
@@ -55,7 +57,11 @@ def printed_by(example, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(each, marks=[pytest.mark.long] if each.stem in LONG else []) for each in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_example(example, tmp_path):
     # Away from the repository. It ends, something was printed, and every figure has a label.
     if example.stem in FILES:

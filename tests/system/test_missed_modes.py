@@ -575,13 +575,10 @@ QUICK = {
     "density_1d_apart_10",
     "normal_1d_apart_30",
     "density_2d_apart_30",
-    "normal_2d_share_0.05",
     "spike_1d_0.01_at_5",
-    "density_spike_1d_0.01_at_5",
     "wide_and_narrow",
     "surprise_1d",
     "two_means_apart",
-    "two_means_overlapping",
 }
 assert CASES.keys() >= QUICK
 _PARAMS = [

@@ -60,7 +60,7 @@ def test_a_density_of_any_cost_ends_in_time(clock, seconds, max_time):
 
 
 @pytest.mark.parametrize("seconds", [1e-3, 1e-2])
-@pytest.mark.parametrize("max_time", [20.0, 60.0])
+@pytest.mark.parametrize("max_time", [20.0, pytest.param(60.0, marks=pytest.mark.long)])
 def test_a_model_that_runs_point_by_point_ends_in_time(clock, seconds, max_time):
     clock.seconds = seconds
     osds = OSDS(clock.model, max_time=max_time, **QUICK)

@@ -47,7 +47,7 @@ _FAR, _MAX_COMPARED = 1.5, 4096
 # and a way from some of them says no more. Then those count that more than this share of the points came to; all of
 # them are taken in only where the reference costs next to nothing, in products of numbers at each point: in 22
 # dimensions a way takes some twenty seconds.
-_MAX_LOST, _LARGE_SHARE, _CHEAP_PRODUCTS = 128, 0.05, 2**16
+_MOST_LOST, _LARGE_SHARE, _CHEAP_PRODUCTS = 128, 0.05, 2**16
 
 
 def lost_modes(target: Target, start: Tensor, z: Tensor, log_prob: Tensor) -> MixtureSameFamily | None:
@@ -97,7 +97,7 @@ def _countable(labels: Tensor, lost: Tensor, alone: Tensor, dim: int) -> Tensor:
         dim: The number of dimensions.
     """
     _, mode, count = labels[lost].unique(return_inverse=True, return_counts=True)
-    if len(labels[lost & ~alone].unique()) <= _MAX_LOST or _MAX_LOST * dim**2 <= _CHEAP_PRODUCTS:
+    if len(labels[lost & ~alone].unique()) <= _MOST_LOST or _MOST_LOST * dim**2 <= _CHEAP_PRODUCTS:
         return lost
     kept = lost.clone()
     kept[lost] = alone[lost] | (count[mode] > _LARGE_SHARE * len(mode))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, constraints
@@ -86,7 +87,7 @@ class Impossible(NamedTuple):
         support, ends = _bare(fn.support), []
         for name, default in (("lower_bound", -math.inf), ("upper_bound", math.inf)):
             bound = torch.as_tensor(getattr(support, name, default))
-            ends.append(bound.expand(torch.broadcast_shapes(bound.shape, shape))[at])
+            ends.append(bound.expand(np.broadcast_shapes(bound.shape, shape))[at])
 
         return ends[0].min().item(), ends[1].max().item()
 
@@ -198,7 +199,7 @@ def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str, bool]:
 
     if inside.all():
         why = "on a bound of its support, where its density is zero or infinite"
-        return _on_bound(fn, value, torch.broadcast_shapes(inside.shape, fn.batch_shape)), why, False
+        return _on_bound(fn, value, torch.Size(np.broadcast_shapes(inside.shape, fn.batch_shape))), why, False
     bare = _bare(support)
 
     return ~inside, f"outside its support {bare}{_coded_otherwise(bare, value)}", True

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro.distributions import DiscreteHMM, MaskedMixture
 from pyro.distributions.constraints import ordered_vector
@@ -258,7 +259,7 @@ def _folded(far: Tensor, inner: torch.Size, outer: torch.Size) -> Tensor:
     num_taken = len(inner) - len(outer)
     if num_taken <= 0:
         return far
-    far = far.expand(torch.broadcast_shapes(far.shape, inner))
+    far = far.expand(np.broadcast_shapes(far.shape, inner))
 
     return far.flatten(far.dim() - num_taken).amax(-1)
 

@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import NanMaskedMultivariateNormal, NanMaskedNormal
 from pyro.distributions.torch_distribution import MaskedDistribution
@@ -200,7 +201,7 @@ def _nan_masked_multivariate_normal(self: Any, value: Tensor) -> Tensor:
     if ok.all():
         return MultivariateNormal.log_prob(self, value)
     factor, loc = unexpanded_factor(self), self.loc
-    shape = torch.broadcast_shapes(value.shape, loc.shape)
+    shape = np.broadcast_shapes(value.shape, loc.shape)
     # Which entries there are is the same at all points, and no part of a record.
     with without_function_modes(), without_dispatch_modes(), torch.no_grad():
         plan = _Plan(ok.expand(shape), factor.shape[:-2])

@@ -523,7 +523,7 @@ def dirichlet_log_evidence():
     [
         (beta_bernoulli, lambda: betaln(6.05, 0.05) - betaln(0.05, 0.05)),
         (dirichlet_words, dirichlet_log_evidence),
-        (gamma_zeros, lambda: -0.02 * math.log(9)),
+        pytest.param(gamma_zeros, lambda: -0.02 * math.log(9), marks=pytest.mark.long),
         (lambda: von_mises(0.8), lambda: von_mises_log_evidence(0.8)),
     ],
     ids=["beta", "dirichlet", "gamma", "von_mises"],
