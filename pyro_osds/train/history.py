@@ -51,7 +51,7 @@ class History:
             return (
                 f"In {blank} of {number} training steps no draw had a positive posterior density, and nothing was "
                 "learnt: the support ends where the posterior is densest, as that of b does where observations are "
-                "Uniform(0, b). Weights leave out what lies beyond, so results are right; fewer draws are effective."
+                "Uniform(0, b). Weights leave out what lies beyond, and fewer draws are effective: see the verdict."
             )
 
         return (

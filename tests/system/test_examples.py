@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-# Run before a release, and for the pages.
+# Those that run longest: left to `make test-long`.
 LONG = {"galaxies", "hidden_markov", "nile", "radon"}
 RUNNER = ROOT / "docs" / "run_example.py"
 # Data too long to stand in a notebook: the file beside it, as somebody has it who downloaded both.
