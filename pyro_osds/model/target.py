@@ -27,7 +27,7 @@ from pyro_osds.model.checks.failures import RUNNING, explained, midst_failure
 from pyro_osds.model.checks.gradients import check_gradients, lost_gradients, num_lost, refuse_lost
 from pyro_osds.model.checks.impossible import why_all
 from pyro_osds.model.checks.observations import observed_values
-from pyro_osds.model.checks.parameters import nan_arguments, refuse_missing
+from pyro_osds.model.checks.parameters import arguments_holding, refuse_missing
 from pyro_osds.model.checks.reach import reached
 from pyro_osds.model.checks.suspicions import suspicions
 from pyro_osds.model.coordinates import Coordinates
@@ -257,7 +257,7 @@ class ModelTarget(SiteReadings, DiscreteSums, Target):
         names = self.not_finite_sites(z)
         if not names:
             return "Start it elsewhere: pass initial_params at a point where the density is finite."
-        if infinite := nan_arguments(self.model, self.args, self.kwargs, torch.isinf):
+        if infinite := arguments_holding(torch.isinf, self.model, self.args, self.kwargs):
             at, names = ", ".join(map(repr, names)), " and ".join(map(repr, infinite))
             return f"Not finite there: site {at}. Argument {names} holds inf: leave such rows out, or mend the data."
         with torch.no_grad(), vmappable_pyro(), self._precision(), VmapCompat():

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, constraints
 
 from pyro_osds.model.distributions.missing import without_missing
+from pyro_osds.model.distributions.supports import bare
 from pyro_osds.model.distributions.wrappers import unwrap
 from pyro_osds.model.run import is_deterministic
 from pyro_osds.model.trace import is_latent, is_value
@@ -57,7 +58,7 @@ class Impossible(NamedTuple):
         """What is wrong in another run, too, with the same bounds: a support that moves may reach further yet."""
         wrong = self.wrong & other.wrong
         for own, its in zip(self.bounds, other.bounds, strict=False):
-            wrong = wrong & _in_batch(own == its, wrong.dim(), self.site["fn"].event_dim)
+            wrong = wrong & _in_batch(own == its, self.site["fn"].event_dim)
 
         return self._replace(wrong=wrong)
 
@@ -84,7 +85,7 @@ class Impossible(NamedTuple):
         fn = self.site["fn"]
         shape = (*self.wrong.shape, *(1,) * fn.event_dim)
         at = (..., *place, *(slice(None),) * fn.event_dim)
-        support, ends = _bare(fn.support), []
+        support, ends = bare(fn.support), []
         for name, default in (("lower_bound", -math.inf), ("upper_bound", math.inf)):
             bound = torch.as_tensor(getattr(support, name, default))
             ends.append(bound.expand(np.broadcast_shapes(bound.shape, shape))[at])
@@ -103,7 +104,7 @@ class Impossible(NamedTuple):
         low, high = self.reach(self.place())
         if not self.why.startswith("outside") or math.isinf(low) and math.isinf(high):
             return self.why
-        kind = "whole numbers" if _bare(self.site["fn"].support).is_discrete else "numbers"
+        kind = "whole numbers" if bare(self.site["fn"].support).is_discrete else "numbers"
         start = "" if math.isinf(low) else f" from {low:g}"
         end = "" if math.isinf(high) else f" to {high:g}"
 
@@ -127,21 +128,14 @@ def impossible(sites: Mapping[str, Any]) -> dict[str, Impossible]:
         if mask is not None:
             wrong = wrong & torch.as_tensor(mask, device=wrong.device)
         if wrong.any():
-            ends = (getattr(_bare(site["fn"].support), end, None) for end in ("lower_bound", "upper_bound"))
+            ends = (getattr(bare(site["fn"].support), end, None) for end in ("lower_bound", "upper_bound"))
             bounds = tuple(end for end in ends if isinstance(end, Tensor)) if why.startswith("outside") else ()
             found[name] = Impossible(site, wrong, why, bounds, is_fixed and not bounds)
 
     return found
 
 
-def _bare(support: Any) -> Any:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-
-    return support
-
-
-def _in_batch(same: Tensor, rank: int, event_dim: int) -> Tensor:
+def _in_batch(same: Tensor, event_dim: int) -> Tensor:
     """What holds for all of an event's entries, of a shape that broadcasts with the batch shape."""
     for _ in range(min(event_dim, same.dim())):
         same = same.all(-1)
@@ -151,7 +145,7 @@ def _in_batch(same: Tensor, rank: int, event_dim: int) -> Tensor:
 
 def _shown(fn: Any, value: Tensor, wrong: Tensor) -> Tensor:
     """The number to show of events that cannot be: one that is not finite, or is outside, or the first."""
-    inner, every = _bare(fn.support), value.expand(wrong.shape + value.shape[value.dim() - fn.event_dim :])
+    inner, every = bare(fn.support), value.expand(wrong.shape + value.shape[value.dim() - fn.event_dim :])
     flat = every[wrong].reshape(-1)
     bad = ~flat.isfinite()
     if not bad.any() and not inner.event_dim:
@@ -200,9 +194,9 @@ def _wrong(fn: Any, value: Tensor) -> tuple[Tensor, str, bool]:
     if inside.all():
         why = "on a bound of its support, where its density is zero or infinite"
         return _on_bound(fn, value, torch.Size(np.broadcast_shapes(inside.shape, fn.batch_shape))), why, False
-    bare = _bare(support)
+    plain_support = bare(support)
 
-    return ~inside, f"outside its support {bare}{_coded_otherwise(bare, value)}", True
+    return ~inside, f"outside its support {plain_support}{_coded_otherwise(plain_support, value)}", True
 
 
 def _coded_otherwise(support: Any, value: Tensor) -> str:
@@ -217,7 +211,7 @@ def _coded_otherwise(support: Any, value: Tensor) -> str:
 
 def _on_bound(fn: Any, value: Tensor, shape: torch.Size) -> Tensor:
     """Which values lie on a bound of their support and have no finite density there, in the batch shape."""
-    support = _bare(fn.support)
+    support = bare(fn.support)
     # Counts have their probability on a bound as elsewhere.
     bounds = () if support.is_discrete else (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
     at_bound = [value == bound for bound in bounds if bound is not None]

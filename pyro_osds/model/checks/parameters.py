@@ -94,28 +94,25 @@ def refuse_missing(
     Raises:
         ValueError: If there is one.
     """
-    sources = nan_arguments(model, args, kwargs)
+    sources = arguments_holding(torch.isnan, model, args, kwargs)
     for parameter in parameters:
         if sources or not parameter.where.all():
             raise ValueError(_sentence(parameter, sources))
 
 
-def nan_arguments(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    is_bad: Callable[[Tensor], Tensor] = torch.isnan,
+def arguments_holding(
+    is_bad: Callable[[Tensor], Tensor], model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[str]:
-    """Names of the model's arguments that hold a nan, or what else is asked for.
+    """Names of the model's arguments that hold a number of some kind, such as nan.
 
     Arguments:
+        is_bad: Which numbers are of that kind, ``(*) -> (*)``.
         model: The model.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        is_bad: What is looked for, ``(*) -> (*)``.
 
     Example:
-        >>> nan_arguments(lambda x, y: None, (torch.tensor([0.0, torch.nan]), torch.zeros(2)), {})
+        >>> arguments_holding(torch.isnan, lambda x, y: None, (torch.tensor([0.0, torch.nan]), torch.zeros(2)), {})
         ['x']
     """
     try:
